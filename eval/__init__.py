@@ -1,0 +1,1 @@
+"""Evaluation: data sets, CHAIR and POPE, the runner, statistics and reports."""

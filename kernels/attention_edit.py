@@ -1,0 +1,134 @@
+"""What may be changed inside one attention call: scores, weights and outputs.
+
+For query row i of query head h and key j, with s = scaling * q_i.k_j (after the model's own softcap and position
+bias) and segment g(j) of the key, an edit changes, in this order,
+
+    score edit    s'_ij = s_ij + bias[h, j] + gain[h, j] * |s_ij|
+    weight edit   a_i = softmax(s'_i);  m[g] = sum of a_ij over segment g;  a'_ij = a_ij * policy(m)[g(j)]
+    output edit   o_i = head_scale[h] * ((1 - self_mix[h]) * sum_j a'_ij v_j + self_mix[h] * v_i)
+
+Masked keys take no part. Shapes use B batch, H query heads, G key-value heads, R edited rows, K keys, P described
+keys (P <= K: keys from P on are ordinary text with bias 0 and gain 0), D head dimension.
+"""
+
+from dataclasses import dataclass, fields
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from vlm_guard.kernels.policies import SegmentPolicy
+
+TEXT, TEXT_SINK, VISUAL_SINK, VISUAL_CONTENT = 0, 1, 2, 3
+SEGMENT_NAMES = ("text", "text sink", "visual sink", "visual content")
+SEGMENT_COUNT = len(SEGMENT_NAMES)
+
+
+class Segments:
+    """The segment of every described key, with the one-hot form the torch backend multiplies by.
+
+    Args:
+        ids: [B or 1, P] uint8, values from `SEGMENT_NAMES`.
+    """
+
+    def __init__(self, ids: Tensor) -> None:
+        if ids.dim() != 2 or ids.dtype != torch.uint8:
+            raise TypeError(f"segment ids must be uint8 [B, P], given {ids.dtype} {list(ids.shape)}")
+        self.ids = ids
+
+    @classmethod
+    def build(cls, visual_mask: Tensor, sink_mask: Tensor | None = None) -> "Segments":
+        """Segments from a visual mask and an optional sink mask, both bool [B, P]."""
+        ids = visual_mask.to(torch.uint8) * VISUAL_CONTENT
+        if sink_mask is not None:
+            sink_ids = torch.where(visual_mask, VISUAL_SINK, TEXT_SINK).to(torch.uint8)
+            ids = torch.where(sink_mask, sink_ids, ids)
+        return cls(ids)
+
+    @cached_property
+    def one_hot(self) -> Tensor:
+        """[B or 1, P, 4] float32, one where key j belongs to segment g."""
+        return torch.nn.functional.one_hot(self.ids.long(), SEGMENT_COUNT).to(torch.float32)
+
+    def from_key(self, first_key: int) -> "Segments":
+        """The segments seen by a sliding layer whose cache starts at absolute position `first_key`."""
+        return self if first_key <= 0 else Segments(self.ids[:, first_key:])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AttentionEdit:
+    """One edit of one attention call. Every field is optional; the empty edit is the identity.
+
+    Attributes:
+        bias: [B or 1, H or 1, R or 1, P] float32, added to the scores.
+        gain: [B or 1, H or 1, R or 1, P] float32, factor of |score| that is added to the score.
+        segments: the segment of each key; needed by `policy`.
+        policy: turns the four segment masses of a row and head into four segment weights.
+        policy_rows: [B or 1, R] bool, the rows whose weights the policy may change; None means all rows.
+        head_scale: [B or 1, H] float32, factor of a head's output.
+        self_mix: [B or 1, H] float32 in [0, 1], share of the output that is replaced by the row's own value.
+    """
+
+    bias: Tensor | None = None
+    gain: Tensor | None = None
+    segments: Segments | None = None
+    policy: SegmentPolicy | None = None
+    policy_rows: Tensor | None = None
+    head_scale: Tensor | None = None
+    self_mix: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("bias", "gain"):
+            tensor = getattr(self, name)
+            if tensor is not None and tensor.dim() != 4:
+                raise ValueError(f"{name} must be [B or 1, H or 1, R or 1, P], given {list(tensor.shape)}")
+        for name in ("head_scale", "self_mix"):
+            tensor = getattr(self, name)
+            if tensor is not None and tensor.dim() != 2:
+                raise ValueError(f"{name} must be [B or 1, H], given {list(tensor.shape)}")
+        if self.policy is not None and self.segments is None:
+            raise ValueError("a segment policy needs the segments it redistributes between")
+
+    @property
+    def changes_weights(self) -> bool:
+        """Whether the softmax itself has to be recomputed (otherwise only outputs are scaled or mixed)."""
+        return self.bias is not None or self.gain is not None or self.policy is not None
+
+    def merge(self, later: "AttentionEdit") -> "AttentionEdit":
+        """Both edits in one: score edits add, head scales multiply; only one weight policy is possible.
+
+        Raises:
+            ValueError: both edits carry a weight policy, or both mix the row's own value in.
+        """
+        if self.policy is not None and later.policy is not None:
+            raise ValueError("two methods redistribute attention weights in the same layer; use one of them")
+        if self.self_mix is not None and later.self_mix is not None:
+            raise ValueError("two methods mix the row's own value in the same layer; use one of them")
+        weight_edit = self if self.policy is not None else later
+        return AttentionEdit(
+            bias=_add_padded(self.bias, later.bias),
+            gain=_add_padded(self.gain, later.gain),
+            segments=weight_edit.segments,
+            policy=weight_edit.policy,
+            policy_rows=weight_edit.policy_rows,
+            head_scale=_product(self.head_scale, later.head_scale),
+            self_mix=self.self_mix if self.self_mix is not None else later.self_mix,
+        )
+
+    def is_empty(self) -> bool:
+        """Whether no field is set."""
+        return all(getattr(self, field.name) is None for field in fields(self))
+
+
+def _add_padded(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    if first is None or second is None:
+        return second if first is None else first
+    longest = max(first.shape[-1], second.shape[-1])
+    pad = torch.nn.functional.pad
+    return pad(first, (0, longest - first.shape[-1])) + pad(second, (0, longest - second.shape[-1]))
+
+
+def _product(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    if first is None or second is None:
+        return second if first is None else first
+    return first * second

@@ -1,0 +1,126 @@
+"""The attention operation of the project: exact attention for chosen query rows, with an edit inside.
+
+`edited_attention` is what the rest of the project calls. It picks a backend (`triton` on a GPU that supports it,
+`torch` elsewhere) or takes the one asked for; a backend that was asked for never falls back silently.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+
+import torch
+from torch import Tensor
+
+from vlm_guard.kernels.attention_edit import AttentionEdit
+
+BACKENDS = ("reference", "torch", "triton")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AttentionProblem:
+    """One call: queries of the edited rows, all keys and values, and how they may be combined.
+
+    Attributes:
+        query: [B, H, R, D], only the rows to compute.
+        key: [B, G, K, D], not repeated for grouped queries (H is a multiple of G).
+        value: [B, G, K, Dv].
+        edit: what to change.
+        scaling: factor of q.k.
+        mask: [B or 1, 1 or H, R, K], bool (True = attend) or float (added to the scores); None masks nothing.
+        row_positions: [B or 1, R] long, key index of each row; the row attends to keys up to it. None: no causality.
+        softcap: tanh soft cap of the scores, as in Gemma 2.
+        sink_logits: [H] learned logits that join the softmax without a value, as in gpt-oss.
+        position_bias: [B or 1, H, R, K], added to the scores.
+        own_value: [B, G, R, Dv] values of the rows themselves; needed by `edit.self_mix`.
+        return_weights: also return the edited weights [B, H, R, K].
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    edit: AttentionEdit
+    scaling: float
+    mask: Tensor | None = None
+    row_positions: Tensor | None = None
+    softcap: float | None = None
+    sink_logits: Tensor | None = None
+    position_bias: Tensor | None = None
+    own_value: Tensor | None = None
+    return_weights: bool = False
+
+    def __post_init__(self) -> None:
+        heads, groups = self.query.shape[1], self.key.shape[1]
+        if heads % groups:
+            raise ValueError(f"{heads} query heads cannot share {groups} key-value heads: not a multiple")
+        if self.query.shape[-1] != self.key.shape[-1]:
+            raise ValueError(
+                f"query has head dim {self.query.shape[-1]}, key {self.key.shape[-1]}: must be equal"
+            )
+        if self.edit.self_mix is not None and self.own_value is None:
+            raise ValueError("self_mix needs own_value, the values of the edited rows")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EditedAttention:
+    """What a backend returns.
+
+    Attributes:
+        output: [B, R, H, Dv] in the query's dtype, laid out as transformers' attention functions return it.
+        masses: [B, H, R, 4] segment masses before the weight edit, at least float32; None without segments.
+        weights: [B, H, R, K] edited weights when they were asked for.
+        logsumexp: [B, H, R] of the edited scores, at least float32.
+    """
+
+    output: Tensor
+    masses: Tensor | None = None
+    weights: Tensor | None = None
+    logsumexp: Tensor | None = None
+
+
+_LOADED: dict[str, Callable[[AttentionProblem], EditedAttention]] = {}
+
+
+def load_backend(name: str) -> Callable[[AttentionProblem], EditedAttention]:
+    """The function of a backend.
+
+    Raises:
+        ValueError: unknown name.
+        ImportError: the backend's library is not installed.
+    """
+    if name not in _LOADED:
+        if name not in BACKENDS:
+            raise ValueError(f"unknown attention backend {name!r}; available: {', '.join(BACKENDS)}")
+        module = "reference" if name == "reference" else f"{name}_backend"
+        _LOADED[name] = getattr(import_module(f"vlm_guard.kernels.{module}"), f"{name}_attention")
+    return _LOADED[name]
+
+
+def default_backend(device: torch.device) -> str:
+    """`triton` on a CUDA device when Triton is installed, `torch` elsewhere."""
+    if device.type == "cuda":
+        try:
+            import_module("triton")
+        except ImportError:
+            return "torch"
+        return "triton"
+    return "torch"
+
+
+def edited_attention(problem: AttentionProblem, impl: str | None = None) -> EditedAttention:
+    """Exact attention of `problem` by the named backend, or by the default one of its device.
+
+    Args:
+        problem: queries, keys, values and the edit.
+        impl: one of `BACKENDS`; asked for explicitly it is used or raises, never replaced.
+
+    Raises:
+        ValueError: unknown backend, or a problem outside the limits the asked backend declares.
+    """
+    if impl is not None:
+        return load_backend(impl)(problem)
+    name = default_backend(problem.query.device)
+    if name == "triton":
+        unsupported = import_module("vlm_guard.kernels.triton_backend").unsupported_reason(problem)
+        if unsupported is not None:
+            name = "torch"
+    return load_backend(name)(problem)

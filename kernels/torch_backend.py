@@ -1,0 +1,130 @@
+"""The torch backend: vectorised, any device, no key is repeated and no more than a fixed block of rows is held."""
+
+import torch
+from torch import Tensor
+
+from vlm_guard.kernels.edited_attention import AttentionProblem, EditedAttention
+from vlm_guard.kernels.reference import allowed_keys
+
+# Rows are processed in blocks so that the scores of one block stay within this many elements (64 MiB in float32):
+# memory then grows with K, never with R x K.
+BLOCK_ELEMENTS = 16 * 1024 * 1024
+
+
+def torch_attention(problem: AttentionProblem) -> EditedAttention:
+    """Edited attention with plain torch operations; see `AttentionProblem` for shapes."""
+    batch, heads, rows, _ = problem.query.shape
+    block = max(1, BLOCK_ELEMENTS // (batch * heads * problem.key.shape[2]))
+    if rows <= block or problem.return_weights:
+        return _attend(problem, slice(0, rows))
+    parts = [_attend(problem, slice(start, min(start + block, rows))) for start in range(0, rows, block)]
+    masses = [part.masses for part in parts]
+    return EditedAttention(
+        output=torch.cat([part.output for part in parts], 1),
+        masses=None if masses[0] is None else torch.cat(masses, 2),
+        logsumexp=torch.cat([part.logsumexp for part in parts], 2),
+    )
+
+
+def _attend(problem: AttentionProblem, rows: slice) -> EditedAttention:
+    edit, key, value = problem.edit, problem.key, problem.value
+    query = problem.query[:, :, rows]
+    batch, heads, count, head_dim = query.shape
+    groups, keys = key.shape[1], key.shape[2]
+    per_group = heads // groups
+    wide = torch.promote_types(query.dtype, torch.float32)
+
+    # The heads of one key-value group share its keys, so their rows are stacked instead of repeating the keys.
+    stacked = query.reshape(batch, groups, per_group * count, head_dim)
+    scores = (stacked @ key.transpose(-1, -2)).view(batch, heads, count, keys).to(wide) * problem.scaling
+    if problem.softcap is not None:
+        scores = torch.tanh(scores / problem.softcap) * problem.softcap
+    if problem.position_bias is not None:
+        scores = scores + _rows(problem.position_bias, rows, 2)
+    if edit.gain is not None:
+        gain = _rows(edit.gain, rows, 2).to(wide)
+        described = scores[..., : gain.shape[-1]]
+        increase = described.abs() * gain
+        if edit.bias is not None:
+            scores = _add_described(scores, _rows(edit.bias, rows, 2).to(wide))
+        scores = _add_described(scores, increase)
+    elif edit.bias is not None:
+        scores = _add_described(scores, _rows(edit.bias, rows, 2).to(wide))
+    scores = _apply_mask(scores, problem, rows)
+
+    if problem.sink_logits is None and problem.mask is None and problem.row_positions is None:
+        logsumexp = scores.logsumexp(-1)
+        weights = scores.softmax(-1)
+    else:
+        weights, logsumexp = _softmax_with_sinks(scores, problem.sink_logits)
+
+    masses = None
+    if edit.segments is not None:
+        one_hot = edit.segments.one_hot.to(wide)
+        described = one_hot.shape[1]
+        masses = weights[..., :described] @ one_hot[:, None]
+        if described < keys:
+            masses = masses.clone()
+            masses[..., 0] += weights[..., described:].sum(-1)
+        if edit.policy is not None:
+            factors = edit.policy.weights(masses)
+            if edit.policy_rows is not None:
+                active = _rows(edit.policy_rows, rows, 1)
+                factors = torch.where(active[:, None, :, None], factors, torch.ones_like(factors))
+            key_factors = factors @ one_hot.transpose(-1, -2)[:, None]
+            if described < keys:
+                tail = factors[..., :1].expand(*factors.shape[:3], keys - described)
+                key_factors = torch.cat((key_factors, tail), -1)
+            weights = weights * key_factors
+
+    stacked_weights = weights.to(value.dtype).reshape(batch, groups, per_group * count, keys)
+    output = (stacked_weights @ value).view(batch, heads, count, value.shape[-1])
+    output = _edit_output(output, problem, rows, per_group)
+    return EditedAttention(
+        output=output.transpose(1, 2).contiguous(),
+        masses=masses,
+        weights=weights if problem.return_weights else None,
+        logsumexp=logsumexp,
+    )
+
+
+def _rows(tensor: Tensor, rows: slice, dim: int) -> Tensor:
+    """The block's rows of a tensor whose row dimension may be 1."""
+    if tensor.shape[dim] == 1:
+        return tensor
+    return tensor.narrow(dim, rows.start, rows.stop - rows.start)
+
+
+def _add_described(scores: Tensor, change: Tensor) -> Tensor:
+    missing = scores.shape[-1] - change.shape[-1]
+    return scores + (torch.nn.functional.pad(change, (0, missing)) if missing else change)
+
+
+def _apply_mask(scores: Tensor, problem: AttentionProblem, rows: slice) -> Tensor:
+    mask = problem.mask
+    if mask is not None and mask.dtype != torch.bool:
+        scores = scores + _rows(mask, rows, 2)
+    if problem.row_positions is None and (mask is None or mask.dtype != torch.bool):
+        return scores
+    allowed = allowed_keys(problem)
+    return scores.masked_fill(~_rows(allowed, rows, 2), float("-inf"))
+
+
+def _softmax_with_sinks(scores: Tensor, sink_logits: Tensor | None) -> tuple[Tensor, Tensor]:
+    logsumexp = scores.logsumexp(-1)
+    if sink_logits is not None:
+        logsumexp = torch.logaddexp(logsumexp, sink_logits.to(scores.dtype).reshape(1, -1, 1))
+    # A fully masked row has logsumexp -inf: subtracting 0 instead gives weights of zero, not NaN.
+    safe = torch.where(logsumexp == float("-inf"), torch.zeros_like(logsumexp), logsumexp)
+    return (scores - safe[..., None]).exp(), logsumexp
+
+
+def _edit_output(output: Tensor, problem: AttentionProblem, rows: slice, per_group: int) -> Tensor:
+    edit = problem.edit
+    if edit.self_mix is not None:
+        own = problem.own_value[:, :, rows].repeat_interleave(per_group, 1)
+        mix = edit.self_mix[:, :, None, None].to(output.dtype)
+        output = (1 - mix) * output + mix * own
+    if edit.head_scale is not None:
+        output = output * edit.head_scale[:, :, None, None].to(output.dtype)
+    return output
