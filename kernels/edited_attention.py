@@ -53,9 +53,7 @@ class AttentionProblem:
         if heads % groups:
             raise ValueError(f"{heads} query heads cannot share {groups} key-value heads: not a multiple")
         if self.query.shape[-1] != self.key.shape[-1]:
-            raise ValueError(
-                f"query has head dim {self.query.shape[-1]}, key {self.key.shape[-1]}: must be equal"
-            )
+            raise ValueError(f"query has head dim {self.query.shape[-1]}, key {self.key.shape[-1]}: must be equal")
         if self.edit.self_mix is not None and self.own_value is None:
             raise ValueError("self_mix needs own_value, the values of the edited rows")
 

@@ -54,9 +54,7 @@ class MoveSinksToContent:
         moved = self.move_fraction * (text_sink + visual_sink)
         one = torch.ones_like(text)
         sink_factor = torch.where(selected, 1 - self.move_fraction, one)
-        content_factor = torch.where(
-            selected, 1 + moved / content.clamp_min(torch.finfo(content.dtype).tiny), one
-        )
+        content_factor = torch.where(selected, 1 + moved / content.clamp_min(torch.finfo(content.dtype).tiny), one)
         return torch.stack((one, sink_factor, sink_factor, content_factor), -1)
 
 

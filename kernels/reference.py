@@ -87,9 +87,7 @@ def _add_to_described(scores: Tensor, change: Tensor) -> Tensor:
 def _softmax(scores: Tensor, sink_logits: Tensor | None) -> tuple[Tensor, Tensor]:
     """Softmax over keys (and the learned sink logits, whose weight is dropped); fully masked rows give zeros."""
     if sink_logits is not None:
-        sinks = (
-            sink_logits.to(scores.dtype).reshape(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1)
-        )
+        sinks = sink_logits.to(scores.dtype).reshape(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1)
         logsumexp = torch.cat((scores, sinks), -1).logsumexp(-1)
     else:
         logsumexp = scores.logsumexp(-1)
