@@ -1,0 +1,50 @@
+"""Fixtures of the zoo of tiny models (tests/zoo): ``zoo_model``, ``zoo_processor``, ``prompts``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+from zoo import Prompt, ZooModel, build, is_pristine, tiny_processor
+
+
+@pytest.fixture(scope="session")
+def _zoo_cache() -> Iterator[dict[tuple[str, torch.dtype], ZooModel]]:
+    cache: dict[tuple[str, torch.dtype], ZooModel] = {}
+    yield cache
+    cache.clear()
+
+
+@pytest.fixture
+def zoo_model(_zoo_cache: dict[tuple[str, torch.dtype], ZooModel]) -> Callable[..., ZooModel]:
+    """``zoo_model(family, dtype=torch.float32)``: a model nobody has changed, built at most once unless one did.
+
+    A model that an earlier test left changed is thrown away and built anew.
+    """
+
+    def get(family: str, dtype: torch.dtype = torch.float32) -> ZooModel:
+        key = (family, dtype)
+        if key not in _zoo_cache or not is_pristine(_zoo_cache[key].model):
+            _zoo_cache[key] = build(family, dtype=dtype)
+        return _zoo_cache[key]
+
+    return get
+
+
+@pytest.fixture
+def zoo_processor() -> Callable[..., object]:
+    """``zoo_processor(family="llava")``: a new real processor with a 200-word tokenizer."""
+    return tiny_processor
+
+
+@pytest.fixture
+def prompts() -> list[Prompt]:
+    """Four rows of unequal length with 1, 2, 0 and 1 images; ``content`` is set, so each can also run alone."""
+    return [
+        Prompt(text_before=3, images=1, text_after=4, content=0),
+        Prompt(text_before=9, images=2, text_after=6, between=3, content=1),
+        Prompt(text_before=5, images=0, text_after=12, content=2),
+        Prompt(text_before=2, images=1, text_after=7, content=3),
+    ]

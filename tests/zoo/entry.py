@@ -1,0 +1,149 @@
+"""What a family of the zoo is, and what building one gives."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+
+from zoo import pristine
+from zoo.prompts import BOS, IMAGE, PAD, SPECIAL_IDS, Image, Prompt, generator, pad, row_ids, row_images
+from zoo.weights import randomise
+
+Inputs = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """How to build one architecture and its inputs.
+
+    ``image_run(variant)`` gives the ids that stand for one image, image tokens and their markers alike;
+    ``image_inputs(rows)`` gives the model's image arguments for the images of each row (never called without an
+    image in the batch); ``token_inputs(input_ids, attention_mask)`` gives arguments derived from the ids.
+    """
+
+    name: str
+    model: Callable[[], tuple[type[PreTrainedModel], PreTrainedConfig]]
+    image_run: Callable[[int], list[int]]
+    image_inputs: Callable[[list[list[Image]]], Inputs]
+    token_inputs: Callable[[torch.Tensor, torch.Tensor], Inputs] | None = None
+    image_token_id: int | None = IMAGE
+    attention: str | None = None
+    """Attention implementation to build with; None is transformers' own choice."""
+    dispatches: bool = True
+    """False where the text decoder does not go through transformers' attention interface."""
+    batch_invariant: bool = True
+    """False where the stock model gives a padded row other logits than the row alone; ``facts`` says how much."""
+    facts: str = ""
+
+
+FAMILIES: dict[str, Family] = {}
+_MODULES = ("llava_like", "qwen_like", "gemma_like", "idefics_like", "tiled", "unusual")
+
+
+def register(family: Family) -> Family:
+    FAMILIES[family.name] = family
+    return family
+
+
+def families() -> list[str]:
+    """Names of all families, in the order in which they are registered."""
+    for module in _MODULES:
+        importlib.import_module(f"zoo.{module}")
+    return list(FAMILIES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZooModel:
+    """A tiny model with what a test needs around it."""
+
+    family: Family
+    model: PreTrainedModel
+    seed: int
+    config: PreTrainedConfig = field(repr=False)
+
+    @property
+    def image_token_id(self) -> int | None:
+        return self.family.image_token_id
+
+    def make_inputs(self, prompts: list[Prompt], padding_side: str = "left") -> Inputs:
+        """Everything ``model(**inputs)`` and ``model.generate(**inputs)`` need for this batch."""
+        images = [row_images(prompt, row, self.seed) for row, prompt in enumerate(prompts)]
+        rows = [
+            row_ids(prompt, row, self.seed, [self.family.image_run(image.variant) for image in images[row]])
+            for row, prompt in enumerate(prompts)
+        ]
+        input_ids, attention_mask = pad(rows, padding_side)
+        inputs: Inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if any(images):
+            inputs |= self.family.image_inputs(images)
+        if self.family.token_inputs is not None:
+            inputs |= self.family.token_inputs(input_ids, attention_mask)
+        return {name: self._cast(value) for name, value in inputs.items()}
+
+    def _cast(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            return value.to(self.model.dtype)
+        return value
+
+    def expected_visual_mask(self, inputs: Inputs) -> torch.Tensor:
+        """[B, S] bool, True on visual tokens: the model's own placeholder mask where it makes one.
+
+        The model's ``get_placeholder_mask`` is observed during one forward; a family without that method gives
+        ``input_ids == image_token_id``.  Raises ValueError for a family that has neither.
+        """
+        owners = [module for module in self.model.modules() if hasattr(module, "get_placeholder_mask")]
+        seen: list[torch.Tensor] = []
+        for owner in owners:
+            owner.get_placeholder_mask = _observed(owner.get_placeholder_mask, seen)
+        try:
+            with torch.no_grad():
+                self.model(**inputs)
+        finally:
+            for owner in owners:
+                del owner.get_placeholder_mask
+        if seen:
+            return seen[0]
+        if self.image_token_id is None:
+            raise ValueError(f"{self.family.name} marks no visual tokens in input_ids")
+        return inputs["input_ids"] == self.image_token_id
+
+
+def _observed(method: Callable[..., Any], seen: list[torch.Tensor]) -> Callable[..., Any]:
+    def observe(*args: Any, **kwargs: Any) -> Any:
+        result = method(*args, **kwargs)
+        mask = result[0] if isinstance(result, tuple) else result
+        seen.append(mask.any(-1) if mask.dim() == 3 else mask)
+        return result
+
+    return observe
+
+
+def generation_config() -> GenerationConfig:
+    """Greedy, no end token (generate runs to ``max_new_tokens``), special ids never generated."""
+    return GenerationConfig(
+        do_sample=False, bos_token_id=BOS, eos_token_id=None, pad_token_id=PAD, suppress_tokens=list(SPECIAL_IDS)
+    )
+
+
+def build(family: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> ZooModel:
+    """A new tiny model of ``family``; the same weights for the same seed (rounded to ``dtype``).
+
+    Raises ValueError for an unknown family.
+    """
+    if family not in families():
+        raise ValueError(f"unknown zoo family {family!r}; known: {', '.join(FAMILIES)}")
+    entry = FAMILIES[family]
+    model_class, config = entry.model()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(family, seed).initial_seed())
+        model = model_class._from_config(config, dtype=dtype, attn_implementation=entry.attention)
+    model.eval()
+    randomise(model, (family, seed))
+    model.generation_config = generation_config()
+    pristine.record(model)
+    return ZooModel(family=entry, model=model, seed=seed, config=model.config)

@@ -1,0 +1,47 @@
+"""Models with a Gemma text decoder: image blocks are attended in both directions through the mask."""
+
+from __future__ import annotations
+
+import torch
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration, SiglipVisionConfig
+
+from zoo.entry import Family, Inputs, register
+from zoo.llava_like import flat
+from zoo.prompts import IMAGE, IMAGE_END, IMAGE_START, Image
+from zoo.shapes import HEAD_DIM, text_shape, vision_shape
+
+SIDE = 24  # pixels; 6 x 6 patches, pooled to 3 x 3 in Gemma 3
+SLIDING_WINDOW = 16  # shorter than the prompts
+
+
+def pixels(rows: list[list[Image]]) -> Inputs:
+    return {"pixel_values": torch.stack([image.pixels(3, SIDE, SIDE) for image in flat(rows)])}
+
+
+def gemma3() -> Gemma3Config:
+    return Gemma3Config(
+        text_config=text_shape(
+            num_hidden_layers=4,
+            head_dim=HEAD_DIM,
+            query_pre_attn_scalar=HEAD_DIM,
+            sliding_window=SLIDING_WINDOW,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+        ),
+        vision_config=SiglipVisionConfig(**vision_shape(vision_use_head=False)),
+        mm_tokens_per_image=9,
+        image_token_index=IMAGE,
+        boi_token_index=IMAGE_START,
+        eoi_token_index=IMAGE_END,
+        tie_word_embeddings=False,
+    )
+
+
+register(
+    Family(
+        name="gemma3",
+        model=lambda: (Gemma3ForConditionalGeneration, gemma3()),
+        image_run=lambda variant: [IMAGE_START, *[IMAGE] * 9, IMAGE_END],
+        image_inputs=pixels,
+        token_inputs=lambda input_ids, attention_mask: {"token_type_ids": (input_ids == IMAGE).long()},
+    )
+)

@@ -1,0 +1,169 @@
+"""Every zoo model is a working model: its batches, its image tokens, its determinism."""
+
+import copy
+
+import pytest
+import torch
+from PIL import Image as PILImage
+
+from zoo import FAMILIES, Prompt, assert_pristine, build, families, is_pristine, tiny_processor
+from zoo.prompts import SPECIAL_IDS
+
+NEW_TOKENS = 6
+
+
+@torch.no_grad()
+def logits(zoo, inputs):
+    return zoo.model(**inputs).logits
+
+
+def generated(zoo, inputs):
+    return zoo.model.generate(**inputs, max_new_tokens=NEW_TOKENS)[:, -NEW_TOKENS:]
+
+
+@pytest.mark.parametrize("family", families())
+def test_batch_of_unequal_rows_runs_and_generates(family, zoo_model, prompts):
+    zoo = zoo_model(family)
+    inputs = zoo.make_inputs(prompts)
+    assert not inputs["attention_mask"].all()
+    values = logits(zoo, inputs)
+    assert values.isfinite().all()
+    last = values[:, -1]
+    assert 0.3 < last.std() < 30
+    assert (torch.cdist(last, last) + torch.eye(len(last)) * 9 > 0.5).all(), "rows do not differ clearly"
+    new = generated(zoo, inputs)
+    assert new.shape == (len(prompts), NEW_TOKENS)
+    assert not torch.isin(new, torch.tensor(SPECIAL_IDS)).any()
+    assert_pristine(zoo.model)
+
+
+@pytest.mark.parametrize("family", families())
+def test_padded_row_equals_the_row_alone(family, zoo_model, prompts):
+    zoo = zoo_model(family)
+    together = logits(zoo, zoo.make_inputs(prompts))
+    worst = 0.0
+    for row, prompt in enumerate(prompts):
+        alone = logits(zoo, zoo.make_inputs([prompt]))[0]
+        worst = max(worst, float((together[row, -len(alone) :] - alone).abs().max()))
+    if FAMILIES[family].batch_invariant:
+        assert worst < 1e-3
+    else:
+        assert worst > 1e-3, f"{family} has become batch invariant: update its entry"
+        assert FAMILIES[family].facts
+
+
+@pytest.mark.parametrize("family", families())
+def test_visual_mask_is_the_models_own_and_counts_the_image_tokens(family, zoo_model, prompts):
+    zoo = zoo_model(family)
+    if zoo.image_token_id is None:
+        pytest.skip("the family marks no visual tokens in input_ids")
+    inputs = zoo.make_inputs(prompts)
+    mask = zoo.expected_visual_mask(inputs)
+    assert mask.shape == inputs["input_ids"].shape
+    assert torch.equal(mask, inputs["input_ids"] == zoo.image_token_id)
+    runs = [FAMILIES[family].image_run(variant).count(zoo.image_token_id) for variant in (0, 1)]
+    assert mask.sum(1).tolist() == [runs[0], runs[1] + runs[0], 0, runs[1]]
+    assert_pristine(zoo.model)
+
+
+@pytest.mark.parametrize("family", families())
+def test_the_image_matters(family, zoo_model, prompts):
+    zoo = zoo_model(family)
+    one = prompts[0]
+    inputs = zoo.make_inputs([one])
+    before = logits(zoo, inputs)[0, -1]
+    inputs["pixel_values"] = torch.flip(inputs["pixel_values"], dims=[-1])
+    assert (logits(zoo, inputs)[0, -1] - before).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("family", families())
+def test_text_only_and_bfloat16(family, zoo_model, prompts):
+    zoo = zoo_model(family, torch.bfloat16)
+    assert generated(zoo, zoo.make_inputs(prompts)).shape == (len(prompts), NEW_TOKENS)
+    assert generated(zoo, zoo.make_inputs([Prompt(images=0, text_after=9)])).shape == (1, NEW_TOKENS)
+
+
+def test_same_seed_same_model_other_seed_other_model(prompts):
+    first, again, other = build("llava"), build("llava"), build("llava", seed=1)
+    inputs = first.make_inputs(prompts)
+    assert torch.equal(logits(first, inputs), logits(again, inputs))
+    assert not torch.allclose(logits(first, inputs), logits(other, inputs))
+
+
+def test_right_padding_puts_the_row_first(zoo_model, prompts):
+    zoo = zoo_model("llava")
+    left, right = zoo.make_inputs(prompts), zoo.make_inputs(prompts, padding_side="right")
+    for row in range(len(prompts)):
+        count = int(left["attention_mask"][row].sum())
+        assert torch.equal(left["input_ids"][row, -count:], right["input_ids"][row, :count])
+        assert right["attention_mask"][row, :count].all() and not right["attention_mask"][row, count:].any()
+
+
+def test_unknown_family_and_bad_prompt_say_what_is_allowed():
+    with pytest.raises(ValueError, match="unknown zoo family 'lava'; known: llava"):
+        build("lava")
+    with pytest.raises(ValueError, match=r"images 0\.\.4"):
+        Prompt(images=7)
+
+
+def _add_hook(model):
+    model.model.language_model.layers[0].register_forward_hook(lambda *_: None)
+
+
+def _set_generate(model):
+    model.generate = model.generate
+
+
+def _set_attention(model):
+    model.set_attn_implementation({"text_config": "eager"})
+
+
+def _change_weight(model):
+    model.lm_head.weight.data[0, 0] += 1.0
+
+
+@pytest.mark.parametrize("change", [_add_hook, _set_generate, _set_attention, _change_weight])
+def test_pristine_notices_every_kind_of_change(change):
+    model = build("llava").model
+    assert_pristine(model)
+    change(model)
+    assert not is_pristine(model)
+    with pytest.raises(AssertionError, match="not as it was built"):
+        assert_pristine(model)
+
+
+def test_pristine_refuses_a_model_it_has_not_seen():
+    with pytest.raises(ValueError, match="not built by the zoo"):
+        is_pristine(copy.deepcopy(build("llava").model))
+
+
+def test_changed_model_is_built_anew(zoo_model):
+    first = zoo_model("llava")
+    assert zoo_model("llava") is first
+    _set_generate(first.model)
+    assert zoo_model("llava") is not first
+
+
+def test_tiny_processor_drives_the_model(zoo_model):
+    zoo, processor = zoo_model("llava"), tiny_processor("llava")
+    image = PILImage.effect_noise((40, 30), 80).convert("RGB")
+    ask = {"type": "text", "text": "describe the image please."}
+    chat = [{"role": "user", "content": [{"type": "image"}, ask]}]
+    text = processor.apply_chat_template(chat, add_generation_prompt=True)
+    assert text == "USER : <image> describe the image please. ASSISTANT :"
+    inputs = processor(images=[image], text=[text], return_tensors="pt")
+    assert (inputs["input_ids"] == zoo.image_token_id).sum() == 16
+    assert inputs["input_ids"].max() < zoo.config.text_config.vocab_size
+    assert not (inputs["input_ids"] == processor.tokenizer.unk_token_id).any()
+    output = zoo.model.generate(**inputs, max_new_tokens=4)
+    assert len(processor.decode(output[0, -4:], skip_special_tokens=True).split()) == 4
+
+
+def test_tiny_processor_works_in_a_pipeline(zoo_model):
+    from transformers import pipeline
+
+    zoo, processor = zoo_model("llava"), tiny_processor("llava")
+    image = PILImage.effect_noise((40, 30), 80).convert("RGB")
+    run = pipeline("image-text-to-text", model=zoo.model, processor=processor)
+    answer = run(images=image, text="USER : <image> what is this ? ASSISTANT :", max_new_tokens=3)
+    assert answer[0]["generated_text"].startswith("USER")

@@ -1,0 +1,79 @@
+"""Real processors for zoo models, built offline: a word tokenizer over the zoo's 200 ids and a PIL image processor."""
+
+from __future__ import annotations
+
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import LlavaProcessor, PreTrainedTokenizerFast
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from zoo.llava_like import LLAVA_SIDE
+from zoo.prompts import BOS, VOCABULARY
+from zoo.shapes import PATCH
+
+SPECIAL_TOKENS = [
+    "<pad>",
+    "<s>",
+    "</s>",
+    "<image>",
+    "<video>",
+    "<im_start>",
+    "<im_end>",
+    "<im_break>",
+    "<unk>",
+    "<sep>",
+]
+
+CAPTION_WORDS = """
+a an the this that there is are was in on at of with and or not no yes it its image picture photo scene show shows
+see describe detail please what which where who how many color colour object objects dog cat person man woman child
+people car bus truck train bicycle motorcycle boat bird horse sheep cow bear table chair couch bed cup bottle bowl
+fork knife spoon plate pizza cake apple banana orange book clock phone laptop keyboard mouse tv red green blue yellow
+white black brown small large big old young left right top bottom front behind next to near under over sitting
+standing walking running holding eating looking street road field grass tree trees sky water beach room kitchen window
+door wall floor you i we can do does any all one two three four five user assistant USER ASSISTANT : . , ? ! ' -
+"""
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'].upper() }} : "
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image> {% endif %}{% endfor %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{% endif %} {% endfor %}{% if add_generation_prompt %}ASSISTANT :{% endif %}"
+)
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """One id per word: the zoo's ten special ids, then words; an unknown word is ``<unk>``."""
+    words = list(dict.fromkeys(CAPTION_WORDS.split()))
+    words += [f"word{number}" for number in range(VOCABULARY - len(SPECIAL_TOKENS) - len(words))]
+    vocabulary = {word: number for number, word in enumerate(SPECIAL_TOKENS + words)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", BOS)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        extra_special_tokens={"image_token": "<image>"},
+        padding_side="left",
+    )
+
+
+def tiny_processor(family: str = "llava") -> LlavaProcessor:
+    """The processor of a zoo model of ``family``; raises ValueError for a family that has none here."""
+    if not family.startswith("llava") or family in ("llava_next", "llava_onevision"):
+        raise ValueError(f"no tiny processor for {family!r}; there is one for 'llava' and its text decoder variants")
+    side = {"height": LLAVA_SIDE, "width": LLAVA_SIDE}
+    return LlavaProcessor(
+        image_processor=CLIPImageProcessorPil(size=side, crop_size=side, do_center_crop=False),
+        tokenizer=tiny_tokenizer(),
+        patch_size=PATCH,
+        num_additional_image_tokens=1,
+        vision_feature_select_strategy="default",
+        image_token="<image>",
+        chat_template=CHAT_TEMPLATE,
+    )

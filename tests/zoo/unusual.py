@@ -1,0 +1,1 @@
+"""Families with an input layout of their own."""
