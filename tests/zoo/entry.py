@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,18 +21,20 @@ Inputs = dict[str, Any]
 class Family:
     """How to build one architecture and its inputs.
 
-    ``image_run(variant)`` gives the ids that stand for one image, image tokens and their markers alike;
+    ``image_run(image)`` gives the ids that stand for one image, image tokens and their markers alike;
     ``image_inputs(rows)`` gives the model's image arguments for the images of each row (never called without an
     image in the batch); ``token_inputs(input_ids, attention_mask)`` gives arguments derived from the ids.
     """
 
     name: str
     model: Callable[[], tuple[type[PreTrainedModel], PreTrainedConfig]]
-    image_run: Callable[[int], list[int]]
+    image_run: Callable[[Image], list[int]]
     image_inputs: Callable[[list[list[Image]]], Inputs]
     token_inputs: Callable[[torch.Tensor, torch.Tensor], Inputs] | None = None
     image_token_id: int | None = IMAGE
-    attention: str | None = None
+    images_per_row: int | None = None
+    """The only number of images a row may have; None for any number."""
+    attention: str | dict[str, str] | None = None
     """Attention implementation to build with; None is transformers' own choice."""
     dispatches: bool = True
     """False where the text decoder does not go through transformers' attention interface."""
@@ -72,9 +74,9 @@ class ZooModel:
 
     def make_inputs(self, prompts: list[Prompt], padding_side: str = "left") -> Inputs:
         """Everything ``model(**inputs)`` and ``model.generate(**inputs)`` need for this batch."""
-        images = [row_images(prompt, row, self.seed) for row, prompt in enumerate(prompts)]
+        images = self._images(prompts)
         rows = [
-            row_ids(prompt, row, self.seed, [self.family.image_run(image.variant) for image in images[row]])
+            row_ids(prompt, row, self.seed, [self.family.image_run(image) for image in images[row]])
             for row, prompt in enumerate(prompts)
         ]
         input_ids, attention_mask = pad(rows, padding_side)
@@ -84,6 +86,22 @@ class ZooModel:
         if self.family.token_inputs is not None:
             inputs |= self.family.token_inputs(input_ids, attention_mask)
         return {name: self._cast(value) for name, value in inputs.items()}
+
+    def visual_tokens(self, prompts: list[Prompt]) -> list[int]:
+        """How many visual tokens each row of ``make_inputs(prompts)`` has, from the architecture's own counting."""
+        runs = [[self.family.image_run(image) for image in row] for row in self._images(prompts)]
+        return [sum(run.count(self.image_token_id) for run in row) for row in runs]
+
+    def adapt(self, prompts: list[Prompt]) -> list[Prompt]:
+        """``prompts`` with the number of images the family needs, where it needs a certain number."""
+        count = self.family.images_per_row
+        return prompts if count is None else [replace(prompt, images=count) for prompt in prompts]
+
+    def _images(self, prompts: list[Prompt]) -> list[list[Image]]:
+        count = self.family.images_per_row
+        if count is not None and any(prompt.images != count for prompt in prompts):
+            raise ValueError(f"{self.family.name} takes exactly {count} image(s) per row; use adapt(prompts)")
+        return [row_images(prompt, row, self.seed) for row, prompt in enumerate(prompts)]
 
     def _cast(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor) and value.is_floating_point():

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import torch
-from transformers import Gemma3Config, Gemma3ForConditionalGeneration, SiglipVisionConfig
+from transformers import (
+    Gemma2Config,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    GemmaConfig,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
+    SiglipVisionConfig,
+)
 
 from zoo.entry import Family, Inputs, register
 from zoo.llava_like import flat
@@ -40,8 +48,60 @@ register(
     Family(
         name="gemma3",
         model=lambda: (Gemma3ForConditionalGeneration, gemma3()),
-        image_run=lambda variant: [IMAGE_START, *[IMAGE] * 9, IMAGE_END],
+        image_run=lambda image: [IMAGE_START, *[IMAGE] * 9, IMAGE_END],
         image_inputs=pixels,
         token_inputs=lambda input_ids, attention_mask: {"token_type_ids": (input_ids == IMAGE).long()},
     )
 )
+
+# PaliGemma has no markers around the image; the whole prompt (token type 0) is attended in both directions.
+PALIGEMMA_SIDE = 16  # pixels; 4 x 4 patches
+
+
+def paligemma(text_config: object) -> PaliGemmaConfig:
+    return PaliGemmaConfig(
+        text_config=text_config,
+        vision_config=SiglipVisionConfig(
+            **vision_shape(image_size=PALIGEMMA_SIDE, vision_use_head=False, projection_dim=64)
+        ),
+        image_token_index=IMAGE,
+        projection_dim=64,
+        hidden_size=64,
+        vocab_size=200,
+        tie_word_embeddings=False,
+    )
+
+
+def paligemma_pixels(rows: list[list[Image]]) -> Inputs:
+    side = PALIGEMMA_SIDE
+    return {"pixel_values": torch.stack([image.pixels(3, side, side) for image in flat(rows)])}
+
+
+def gemma2() -> Gemma2Config:
+    return Gemma2Config(
+        **text_shape(
+            num_hidden_layers=4,
+            head_dim=HEAD_DIM,
+            query_pre_attn_scalar=HEAD_DIM,
+            sliding_window=SLIDING_WINDOW,
+            attn_logit_softcapping=3.0,
+            final_logit_softcapping=30.0,
+        )
+    )
+
+
+for name, text, attention, facts in (
+    ("paligemma", lambda: GemmaConfig(**text_shape(head_dim=HEAD_DIM)), None, ""),
+    ("paligemma2", gemma2, {"text_config": "eager"}, "soft cap, sliding layers; no static cache in the stock model"),
+):
+    register(
+        Family(
+            name=name,
+            model=lambda text=text: (PaliGemmaForConditionalGeneration, paligemma(text())),
+            image_run=lambda image: [IMAGE] * 16,
+            image_inputs=paligemma_pixels,
+            token_inputs=lambda input_ids, attention_mask: {"token_type_ids": torch.zeros_like(input_ids)},
+            attention=attention,
+            facts=facts,
+        )
+    )

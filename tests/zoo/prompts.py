@@ -44,6 +44,7 @@ class Image:
     seed: int
     content: int
     index: int
+    images_in_row: int
 
     @property
     def variant(self) -> int:
@@ -62,7 +63,9 @@ def text_ids(seed: int, content: int, part: int, count: int) -> list[int]:
 
 def row_images(prompt: Prompt, row: int, seed: int) -> list[Image]:
     content = row if prompt.content is None else prompt.content
-    return [Image(seed=seed, content=content, index=index) for index in range(prompt.images)]
+    return [
+        Image(seed=seed, content=content, index=index, images_in_row=prompt.images) for index in range(prompt.images)
+    ]
 
 
 def row_ids(prompt: Prompt, row: int, seed: int, runs: list[list[int]]) -> list[int]:

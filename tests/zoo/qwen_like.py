@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import torch
 from transformers import (
+    Glm4vConfig,
+    Glm4vForConditionalGeneration,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
 )
 
 from zoo.entry import Family, Inputs, register
 from zoo.llava_like import flat
-from zoo.prompts import IMAGE, IMAGE_END, IMAGE_START, VIDEO, Image
+from zoo.prompts import IMAGE, IMAGE_END, IMAGE_START, SPECIAL_A, SPECIAL_B, VIDEO, Image
 from zoo.shapes import HEAD_DIM, PATCH, text_shape
 
 GRIDS = [(1, 6, 6), (1, 4, 8)]  # frames, patch rows, patch columns: 9 and 8 merged tokens
@@ -25,8 +33,8 @@ TOKEN_IDS = {
 }
 
 
-def run(variant: int) -> list[int]:
-    frames, rows, columns = GRIDS[variant]
+def run(image: Image) -> list[int]:
+    frames, rows, columns = GRIDS[image.variant]
     return [IMAGE_START, *[IMAGE] * (frames * rows * columns // 4), IMAGE_END]
 
 
@@ -63,23 +71,19 @@ def rope(**changes: object) -> dict[str, object]:
     return {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": MROPE_SECTION} | changes
 
 
+def qwen2_vl() -> Qwen2VLConfig:
+    tower = vision(embed_dim=32, hidden_size=64, mlp_ratio=2)
+    for name in ("out_hidden_size", "intermediate_size"):
+        del tower[name]
+    return Qwen2VLConfig(text_config=text_shape(rope_parameters=rope()), vision_config=tower, **TOKEN_IDS)
+
+
 def qwen2_5_vl() -> Qwen2_5_VLConfig:
     return Qwen2_5_VLConfig(
         text_config=text_shape(rope_parameters=rope()),
         vision_config=vision(window_size=16, fullatt_block_indexes=[1]),
         **TOKEN_IDS,
     )
-
-
-register(
-    Family(
-        name="qwen2_5_vl",
-        model=lambda: (Qwen2_5_VLForConditionalGeneration, qwen2_5_vl()),
-        image_run=run,
-        image_inputs=pixels,
-        token_inputs=token_types,
-    )
-)
 
 
 def qwen3_vl() -> Qwen3VLConfig:
@@ -90,12 +94,67 @@ def qwen3_vl() -> Qwen3VLConfig:
     )
 
 
-register(
-    Family(
-        name="qwen3_vl",
-        model=lambda: (Qwen3VLForConditionalGeneration, qwen3_vl()),
-        image_run=run,
-        image_inputs=pixels,
-        token_inputs=token_types,
+def qwen3_vl_moe() -> Qwen3VLMoeConfig:
+    return Qwen3VLMoeConfig(
+        text_config=text_shape(
+            head_dim=HEAD_DIM,
+            rope_parameters=rope(mrope_interleaved=True),
+            num_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=32,
+        ),
+        vision_config=vision(num_position_embeddings=64, deepstack_visual_indexes=[0, 1]),
+        **TOKEN_IDS,
     )
-)
+
+
+def qwen3_5() -> Qwen3_5Config:
+    return Qwen3_5Config(
+        text_config=text_shape(
+            num_hidden_layers=4,
+            head_dim=HEAD_DIM,
+            layer_types=["linear_attention", "full_attention"] * 2,
+            linear_key_head_dim=8,
+            linear_value_head_dim=8,
+            linear_num_key_heads=2,
+            linear_num_value_heads=4,
+            rope_parameters=rope(mrope_interleaved=True, mrope_section=[2, 1, 1], partial_rotary_factor=0.5),
+        ),
+        vision_config=vision(num_position_embeddings=64),
+        **TOKEN_IDS,
+    )
+
+
+def glm4v() -> Glm4vConfig:
+    return Glm4vConfig(
+        text_config=text_shape(rope_parameters=rope()),
+        vision_config=vision(image_size=32),
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        image_start_token_id=IMAGE_START,
+        image_end_token_id=IMAGE_END,
+        video_start_token_id=SPECIAL_A,
+        video_end_token_id=SPECIAL_B,
+    )
+
+
+MODELS = {
+    "qwen2_vl": (Qwen2VLForConditionalGeneration, qwen2_vl, ""),
+    "qwen2_5_vl": (Qwen2_5_VLForConditionalGeneration, qwen2_5_vl, "window attention in the vision tower"),
+    "qwen3_vl": (Qwen3VLForConditionalGeneration, qwen3_vl, "visual features are added again after layers 0 and 1"),
+    "qwen3_vl_moe": (Qwen3VLMoeForConditionalGeneration, qwen3_vl_moe, ""),
+    "qwen3_5": (Qwen3_5ForConditionalGeneration, qwen3_5, "layers 1 and 3 of 4 are attention, 0 and 2 linear"),
+    "glm4v": (Glm4vForConditionalGeneration, glm4v, ""),
+}
+
+for name, (model_class, config, facts) in MODELS.items():
+    register(
+        Family(
+            name=name,
+            model=lambda model_class=model_class, config=config: (model_class, config()),
+            image_run=run,
+            image_inputs=pixels,
+            token_inputs=token_types,
+            facts=facts,
+        )
+    )
