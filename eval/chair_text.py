@@ -1,0 +1,193 @@
+"""From a caption to the words CHAIR looks at: tokens, singular forms, word pairs read as one word.
+
+The reference pipeline is NLTK's `word_tokenize` (Punkt sentence splitter, then the Treebank-style word tokenizer) on
+the lower-cased caption, a reduction of every token to its singular, and a greedy merge of word pairs such as "stop
+sign". Punkt's model needs a download; on lower-cased text its decision comes down to the few rules of
+`split_sentences`, which needs none and gives the same tokens.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache, lru_cache
+from importlib.resources import files
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from nltk.tokenize import NLTKWordTokenizer
+from textblob.en.inflect import singular_ie, singularize
+
+
+class Word(NamedTuple):
+    """One word of a caption: its reduced form and the characters of the caption it stands for."""
+
+    text: str
+    start: int
+    end: int
+
+
+class ObjectVocabulary(NamedTuple):
+    """The 80 MSCOCO categories and how captions name them.
+
+    Attributes:
+        node_of: from a singular word or a merged pair to its category ("kitten" -> "cat"); a category names itself.
+        word_pairs: from "first second" to the one word the pair is read as.
+        categories: the category names in MSCOCO's order of first appearance in the synonym list.
+    """
+
+    node_of: Mapping[str, str]
+    word_pairs: Mapping[str, str]
+    categories: tuple[str, ...]
+
+
+def read_data_file(name: str) -> Any:
+    """The content of a JSON file shipped in this package's `data` folder."""
+    return json.loads(files("vlm_guard.eval").joinpath("data", name).read_text(encoding="utf-8"))
+
+
+@cache
+def object_vocabulary() -> ObjectVocabulary:
+    """The synonym list of Rohrbach et al. (EMNLP 2018), as shipped in `data/coco_objects.json`."""
+    data = read_data_file("coco_objects.json")
+    node_of = {category: category for category in data["synonyms"]}
+    for category, synonyms in data["synonyms"].items():
+        node_of.update(dict.fromkeys(synonyms, category))
+    return ObjectVocabulary(MappingProxyType(node_of), MappingProxyType(data["word_pairs"]), tuple(data["synonyms"]))
+
+
+# A full stop that may end a sentence: more text follows it, either at once (a closing or opening mark) or after space.
+_FULL_STOP = re.compile(r"\.(?=[)\";}\]*:@'({\[!?]|\s+\S)")
+_WORD_BEFORE = re.compile(r"[^\s(\"`{\[:;&#*@)}\],]*\Z")
+_NUMBER_OR_INITIAL = re.compile(r"-?[.,]?\d[\d,.-]*|[^\W\d]")
+_CLOSING_MARKS = re.compile(r"[\"')\]}]+?(?:\s+|(?=--)|\Z)")
+_LONGEST_WORD = 80
+
+
+@cache
+def _abbreviations() -> frozenset[str]:
+    return frozenset(read_data_file("abbreviations.json")["abbreviations"])
+
+
+def _ends_sentence(text: str, stop: int, following: int) -> bool:
+    """Whether the full stop at `stop` ends a sentence; `following` is the next character that is no space.
+
+    These are the decisions Punkt takes on lower-cased English: no end after an ellipsis or an abbreviation, and none
+    between a number or an initial and a lower-case word ("no. 7. the") or a punctuation mark.
+    """
+    window = text[max(0, stop - _LONGEST_WORD) : stop]
+    word = _WORD_BEFORE.search(window).group()  # the pattern matches the empty string, so there is always a match
+    if word.endswith("."):
+        return False
+    if word in _abbreviations() or word.rsplit("-", 1)[-1] in _abbreviations():
+        return False
+    if _NUMBER_OR_INITIAL.fullmatch(word):
+        return not (text[following].islower() or text[following] in ";:,.!?")
+    return True
+
+
+def split_sentences(text: str) -> Iterator[str]:
+    """The sentences of a lower-cased text, without loss: joined they are the text again.
+
+    Only ends marked by a full stop are split, because no other end changes how the words are cut. Closing quotes and
+    brackets stay with the sentence they close.
+    """
+    begin = 0
+    for match in _FULL_STOP.finditer(text):
+        following = match.end()
+        while text[following].isspace():
+            following += 1
+        if _ends_sentence(text, match.start(), following):
+            closing = _CLOSING_MARKS.match(text, following)
+            cut = closing.end() if closing else following
+            yield text[begin:cut]
+            begin = cut
+    yield text[begin:]
+
+
+_word_tokenizer = NLTKWordTokenizer()
+
+
+def split_words(text: str) -> list[str]:
+    """The tokens `nltk.word_tokenize` gives for a lower-cased text, without its sentence model."""
+    return [token for sentence in split_sentences(text) for token in _word_tokenizer.tokenize(sentence)]
+
+
+_DOUBLE_QUOTES = ("``", "''", '"')
+
+
+def locate_tokens(tokens: list[str], text: str) -> list[tuple[int, int]]:
+    """The `(start, end)` of every token in the text it was cut from, in order.
+
+    The tokenizer rewrites double quotes as `` and '', so any of the three spellings is accepted for one of them.
+
+    Raises:
+        ValueError: a token does not occur in the rest of the text.
+    """
+    spans = []
+    position = 0
+    for token in tokens:
+        spellings = _DOUBLE_QUOTES if token in _DOUBLE_QUOTES else (token,)
+        found = [(at, len(spelling)) for spelling in spellings if (at := text.find(spelling, position)) >= 0]
+        if not found:
+            raise ValueError(f"the token {token!r} is not in the text after character {position}")
+        start, length = min(found)
+        position = start + length
+        spans.append((start, position))
+    return spans
+
+
+def lower_with_offsets(caption: str) -> tuple[str, list[int] | None]:
+    """The lower-cased caption and, where lower-casing changed its length, the origin of each of its characters.
+
+    Returns None for the offsets in the ordinary case that both have the same length. The list has one entry more
+    than the lower-cased text, so that an end position can be looked up too.
+    """
+    lowered = caption.lower()
+    if len(lowered) == len(caption):
+        return lowered, None
+    offsets = [index for index, character in enumerate(caption) for _ in character.lower()]
+    return lowered, [*offsets, len(caption)]
+
+
+# textblob's inflector is the code the reference scripts use (clips/pattern) with two later changes that matter here:
+# it reduces plurals in -ies of this list, which the scripts leave alone ("collies" names no dog), and it takes every
+# word in -buses for "bus", which the scripts shorten by "es" ("airbuses" is "airbus", "abuses" is nothing).
+_KEPT_PLURALS = tuple(f"{word}s" for word in singular_ie)
+
+
+@lru_cache(maxsize=200_000)
+def singular(token: str) -> str:
+    """The rule-based singular of a lower-case token, as the reference scripts' `pattern.en.singularize` gives it.
+
+    Every token is put through the rules, verbs and all, with effects that are part of the metric: "bus" becomes "bu",
+    "ties" becomes "ty", "glass" becomes "glas".
+    """
+    if token.endswith(_KEPT_PLURALS):
+        return token
+    if token.endswith("buses"):
+        return token.removesuffix("es")
+    return singularize(token)
+
+
+def merge_pairs(words: list[Word], word_pairs: Mapping[str, str]) -> list[Word]:
+    """Read word pairs ("stop sign", "baby bear") as one word, greedily from the left and without overlap."""
+    merged = []
+    index = 0
+    while index < len(words):
+        word = words[index]
+        pair = word_pairs.get(f"{word.text} {words[index + 1].text}") if index + 1 < len(words) else None
+        if pair is None:
+            merged.append(word)
+            index += 1
+        else:
+            merged.append(Word(pair, word.start, words[index + 1].end))
+            index += 2
+    return merged
+
+
+def drop_toilet_seats(words: list[Word]) -> list[Word]:
+    """Without "seat" where "toilet" is among the words too: a toilet's seat is no chair."""
+    texts = {word.text for word in words}
+    if "toilet" in texts and "seat" in texts:
+        return [word for word in words if word.text != "seat"]
+    return words
