@@ -1,0 +1,158 @@
+"""VAR: visual attention redistribution (See What You Are Told, ICLR 2025, arXiv 2503.03321).
+
+Some tokens, visual ones among them, behave like BOS: they draw much attention and carry little. They are found by
+massive activations in a few fixed dimensions of the hidden state. In heads that really look at the image, VAR takes
+part of the attention of all such sink tokens, textual and visual, and gives it to the other visual tokens.
+
+Station: attention weights of text rows after the image, and of every generated token. Steps, per layer and row:
+  sinks      S = {t : max over d in D of |x_td| / rms(x_t) > threshold}, x the hidden state entering the layer
+  heads      selected where the visual attention is >= `min_visual_mass`, its share on content tokens (visual, not in
+             S) is >= `min_content_share`, and the prompt has a visual sink
+  weights    sinks keep 1 - move_fraction of theirs; the visual content shares what was taken in proportion
+
+Paper and released code name things differently; the options here are unambiguous. `move_fraction` is the paper's p
+(0.6 by secondary sources), which is 1 - p of the released code (0.4 with its p = 0.6); the default follows the code
+because the published figures come from it. `min_content_share` is the paper's rho and 1 - rho of the code (0.5 in
+both). Generated tokens never become sinks. The release keeps the first picture's sinks for all later pictures and
+edits the rows of visual tokens from the second picture on; neither is done here. The release also edits the last
+layer although its option says otherwise; the paper leaves it alone: `layers` decides ("2-" is the release).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vlm_guard.attention import AttentionCall, HiddenCall
+from vlm_guard.guard import GuardTarget
+from vlm_guard.kernels.attention_edit import AttentionEdit, Segments
+from vlm_guard.kernels.policies import MoveSinksToContent
+from vlm_guard.method import Method, option, register
+
+PUBLISHED_THRESHOLD = 20.0
+
+
+@dataclass(frozen=True)
+class SinkRule:
+    """How sinks are recognised in one model: the dimensions and the threshold of their normalised activation."""
+
+    dimensions: tuple[int, ...]
+    threshold: float
+
+
+@register("var")
+@dataclass(frozen=True, kw_only=True)
+class VAR(Method):
+    """Move attention from sink tokens to visual content in image-centric heads."""
+
+    title = "VAR"
+    paper = "See What You Are Told: Visual Attention Sink in Large Multimodal Models, ICLR 2025, arXiv 2503.03321"
+    stations = ("hidden", "attention")
+    needs = ("calibration",)
+    rows = "text"
+    observes_hidden = True
+
+    move_fraction: float = option(
+        0.4,
+        help="share of every sink's attention that is given to the visual content",
+        range=(0.0, 1.0),
+        neutral=0.0,
+        paper="p in the paper (0.6 by secondary sources), 1 - p in the released code (0.4)",
+    )
+    min_content_share: float = option(
+        0.5,
+        help="a head is edited only where at least this share of its visual attention is on content tokens",
+        range=(0.0, 1.0),
+        paper="rho in the paper, 1 - rho in the released code; 0.5 for hallucination in both",
+    )
+    min_visual_mass: float = option(
+        0.2,
+        help="a head is edited only where at least this much of its attention is on visual tokens",
+        range=(0.0, 1.0),
+        paper="summ = 0.2 in the released code",
+    )
+    sink_threshold: float | None = option(
+        None,
+        help="normalised activation above which a token is a sink; none takes the profile's, or the published 20",
+        range=(0.0, 1000.0),
+        paper="tau = 20 in paper and code, for hidden sizes of 4096 and 5120",
+    )
+    sink_dimensions: str = option(
+        "",
+        help="hidden dimensions of massive activations, comma separated; empty takes the model's profile",
+        paper="D; published for LLaMA-2 7B and 13B in the released code",
+    )
+    layers: str = option("2-", help="decoder layers to edit", paper="2 to the last in the released code")
+
+    def prepare(self, target: GuardTarget) -> SinkRule:
+        """The sink rule from the options, or from the model's profile.
+
+        Raises:
+            ValueError: neither knows the sink dimensions of this model.
+        """
+        profile = target.profile
+        dimensions = self._given_dimensions(target.architecture.hidden_size)
+        if not dimensions and profile is not None:
+            dimensions = tuple(profile.value("sink_dimensions") or ())
+        if not dimensions:
+            raise ValueError(
+                f"var needs the sink dimensions of this {target.architecture.model_type} model, and no profile has "
+                "them. Run 'vlm-guard calibrate MODEL' once, or pass sink_dimensions='1415,2533'"
+            )
+        threshold = self.sink_threshold
+        if threshold is None and profile is not None:
+            threshold = profile.value("sink_threshold")
+        return SinkRule(dimensions, PUBLISHED_THRESHOLD if threshold is None else threshold)
+
+    def _given_dimensions(self, hidden_size: int) -> tuple[int, ...]:
+        try:
+            dimensions = tuple(int(part) for part in self.sink_dimensions.replace(" ", "").split(",") if part)
+        except ValueError:
+            raise ValueError(
+                f"var: sink_dimensions must be numbers such as '1415,2533', given {self.sink_dimensions!r}"
+            ) from None
+        if any(not 0 <= dimension < hidden_size for dimension in dimensions):
+            raise ValueError(f"var: sink_dimensions {dimensions} must lie in 0 to {hidden_size - 1}")
+        return dimensions
+
+    def observe_hidden(self, call: HiddenCall) -> None:
+        """Find the sinks among the prompt tokens that enter this layer (again for every prompt and every row)."""
+        rule: SinkRule = call.prepared
+        activation = sink_activation(call.hidden, rule.dimensions)
+        state, first = call.state, call.state.offset
+        real = state.real[:, first:].to(activation.device)
+        sinks = (activation > rule.threshold) & real
+        if state.prompt_length is not None:
+            sinks = sinks[:, : max(0, state.prompt_length - first)]
+        if first:
+            sinks = torch.cat((call.memory.sinks[:, :first], sinks), 1)
+        call.memory.sinks = sinks
+        call.memory.edit = self._edit(state.visual.to(sinks.device), sinks)
+
+    def _edit(self, visual: torch.Tensor, sinks: torch.Tensor) -> AttentionEdit:
+        policy = MoveSinksToContent(
+            move_fraction=self.move_fraction,
+            min_content_share=self.min_content_share,
+            min_visual_mass=self.min_visual_mass,
+        )
+        return AttentionEdit(segments=Segments.build(visual[:, : sinks.shape[1]], sinks), policy=policy)
+
+    def edit_attention(self, call: AttentionCall) -> AttentionEdit | None:
+        """The redistribution between this layer's segments; prompt segments serve all later tokens."""
+        edit: AttentionEdit = call.memory.edit
+        if call.first_key == 0:
+            return edit
+        return AttentionEdit(segments=edit.segments.from_key(call.first_key), policy=edit.policy)
+
+
+def sink_activation(hidden: torch.Tensor, dimensions: tuple[int, ...]) -> torch.Tensor:
+    """[B, Q] float32: the largest RMS-normalised activation among `dimensions` of `hidden` [B, Q, hidden size]."""
+    wide = hidden.to(torch.float32)
+    inverse_rms = torch.rsqrt(wide.square().mean(-1) + 1e-6)
+    return wide[..., list(dimensions)].abs().amax(-1) * inverse_rms
+
+
+def describe_sinks(memory: Any) -> dict[str, int]:
+    """Counts of sinks that VAR found in one layer, for traces: all, and visual ones."""
+    ids = memory.edit.segments.ids
+    return {"text sinks": int((ids == 1).sum()), "visual sinks": int((ids == 2).sum())}

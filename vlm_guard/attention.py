@@ -1,0 +1,304 @@
+"""The one attention function of the project, registered with transformers' attention interface.
+
+It is registered once per implementation that a model may have had (`vlm_guard_sdpa`, `vlm_guard_eager`, ...), each
+time together with that implementation's own mask function: transformers looks both up by the same name, and without
+the second the causal mask is silently missing. The name therefore says what unedited calls fall back to, and no
+state has to remember it.
+
+A guarded attention module carries a `LayerSlot`. Modules without one (another model that shares the config object)
+run their previous implementation untouched.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from vlm_guard.generation_state import GenerationState
+from vlm_guard.kernels.attention_edit import AttentionEdit
+from vlm_guard.kernels.edited_attention import AttentionProblem, EditedAttention, edited_attention
+from vlm_guard.method import Method, RowScope
+from vlm_guard.visual_tokens import RowSelection
+
+if TYPE_CHECKING:
+    from vlm_guard.guard import Guard
+
+PREFIX = "vlm_guard_"
+SLOT = "_vlm_guard_slot"
+# Calls with these arguments carry sparse or paged attention of their own, which an edit cannot reach.
+_FOREIGN_ARGUMENTS = ("indices", "block_indices", "cache")
+_WIDEST_FIRST: tuple[RowScope, ...] = ("all", "text", "answer")
+
+
+@dataclass(frozen=True, eq=False)
+class BoundMethod:
+    """A method as one guard uses it: with the model looked at and its layers known."""
+
+    method: Method
+    prepared: Any
+    layers: frozenset[int]
+
+
+@dataclass(eq=False)
+class LayerSlot:
+    """What a guarded attention module carries: its layer index, its guard, and the processors of this layer."""
+
+    layer: int
+    guard: "Guard"
+    processors: tuple[BoundMethod, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HiddenCall:
+    """What `Method.observe_hidden` sees.
+
+    Attributes:
+        hidden: [B, Q, hidden size] entering the decoder layer, before its norm.
+        layer: index of the decoder layer.
+        state: the generation.
+        memory: what the method keeps for this layer.
+        prepared: what `Method.prepare` returned.
+    """
+
+    hidden: Tensor
+    layer: int
+    state: GenerationState
+    memory: SimpleNamespace
+    prepared: Any
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AttentionCall:
+    """What an attention processor sees of one attention call.
+
+    Attributes:
+        layer: index of the decoder layer.
+        module: the attention module (its weights may be elsewhere: use the tensors, not the module).
+        query: [B, H, Q, D] all current queries. key: [B, G, K, D]. value: [B, G, K, Dv].
+        rows: the rows the processor is asked for; None when it is every row (one-token decode, scope "all").
+        state: the generation. memory: what the method keeps for this layer. prepared: result of `Method.prepare`.
+        first_key: absolute position of key 0 (above 0 in sliding layers whose cache was cut).
+    """
+
+    layer: int
+    module: nn.Module
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    rows: RowSelection | None
+    state: GenerationState
+    memory: SimpleNamespace
+    prepared: Any
+    first_key: int
+    problem: Callable[[AttentionEdit], AttentionProblem]
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether this call only continues a prompt that has been read."""
+        return not self.state.reading
+
+    def attend(self, edit: AttentionEdit, *, return_weights: bool = False) -> EditedAttention:
+        """Attention of the asked rows under `edit`: masses, logsumexp and, when asked, weights [B, H, R, K]."""
+        return edited_attention(replace(self.problem(edit), return_weights=return_weights), self.state_impl)
+
+    @property
+    def state_impl(self) -> str | None:
+        """The attention backend the guard was told to use, or None for the default."""
+        return getattr(self.module, SLOT).guard.attention_backend
+
+
+def guarded_name(previous: str) -> str:
+    """The registered name whose unedited calls run `previous`; registers it on first use."""
+    name = PREFIX + previous
+    if name not in ALL_ATTENTION_FUNCTIONS.valid_keys():
+        AttentionInterface.register(name, partial(guarded_attention, previous))
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[previous])
+    return name
+
+
+def call_previous(previous: str, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    """The implementation the model had before; eager lives in the model's own file."""
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    return ALL_ATTENTION_FUNCTIONS.get_interface(previous, eager)(module, *args, **kwargs)
+
+
+def guarded_attention(
+    previous: str,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention with the edits of this module's layer.
+
+    Args:
+        previous: name of the implementation that serves every unedited call and row.
+        module: the attention module.
+        query: [B, H, Q, D].
+        key: [B, G, K, D].
+        value: [B, G, K, Dv].
+        attention_mask: [B or 1, 1, Q, K] bool or float, or None (causal prefill, or decode without padding).
+        **kwargs: whatever the model passes on (scaling, softcap, s_aux, sliding_window, ...).
+
+    Returns:
+        Output [B, Q, H, Dv] and the weights, if the previous implementation returned any.
+    """
+    slot: LayerSlot | None = getattr(module, SLOT, None)
+    state = None if slot is None else slot.guard.state
+    if (
+        state is None
+        or not state.active
+        or not slot.processors
+        or any(kwargs.get(n) is not None for n in _FOREIGN_ARGUMENTS)
+    ):
+        return call_previous(previous, module, query, key, value, attention_mask, **kwargs)
+    context = _Context(slot, state, module, query, key, value, attention_mask, kwargs)
+    if query.shape[2] == 1 and not state.reading:
+        return _decode(context, previous)
+    output, weights = call_previous(previous, module, query, key, value, attention_mask, **kwargs)
+    return _edit_rows(context, output), weights
+
+
+@dataclass(frozen=True, eq=False)
+class _Context:
+    """The arguments of one guarded call."""
+
+    slot: LayerSlot
+    state: GenerationState
+    module: nn.Module
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    kwargs: dict[str, Any]
+
+    def edit(self, rows: RowSelection | None, scope: RowScope) -> AttentionEdit | None:
+        """The merged edit of all processors whose rows include `scope`."""
+        merged = None
+        problem = partial(self.problem, rows, scope)
+        for bound in self.slot.processors:
+            if rows is not None and _WIDEST_FIRST.index(bound.method.rows) > _WIDEST_FIRST.index(scope):
+                continue
+            call = AttentionCall(
+                layer=self.slot.layer,
+                module=self.module,
+                query=self.query,
+                key=self.key,
+                value=self.value,
+                rows=rows,
+                state=self.state,
+                memory=self.state.memory(bound.method.name, self.slot.layer),
+                prepared=bound.prepared,
+                first_key=self.first_key,
+                problem=problem,
+            )
+            edit = bound.method.edit_attention(call)
+            if edit is not None:
+                merged = edit if merged is None else merged.merge(edit)
+        return merged
+
+    @property
+    def first_key(self) -> int:
+        """Position of key 0; a sliding layer's cache holds only the last window of keys."""
+        if getattr(self.module, "sliding_window", None) is None and self.kwargs.get("sliding_window") is None:
+            return 0
+        return max(0, self.state.offset + self.query.shape[2] - self.key.shape[2])
+
+    def problem(self, rows: RowSelection | None, scope: RowScope, edit: AttentionEdit) -> AttentionProblem:
+        """The operation for the selected rows (all of them when `rows` is None)."""
+        query, key, kwargs = self.query, self.key, self.kwargs
+        count, keys = query.shape[2], key.shape[2]
+        mask, positions = self.mask, None
+        if mask is not None:
+            mask = mask[..., :keys]
+            mask = mask if rows is None else self.state.row_mask(scope, rows, mask)
+        elif count > 1 and self._is_causal():
+            # No mask means the first tokens of a sequence: key j is query j (a static cache has empty keys behind).
+            positions = torch.arange(count, device=query.device)[None] if rows is None else rows.index
+        own_value = None
+        if edit.self_mix is not None:
+            own_value = self._own_value(rows)
+        bias = kwargs.get("position_bias")
+        if bias is not None:
+            bias = bias[..., :keys] if rows is None else rows.take_mask(bias[..., :keys])
+        scaling = kwargs.get("scaling")
+        sinks = kwargs.get("s_aux")
+        return AttentionProblem(
+            query=query if rows is None else rows.take(query),
+            key=key,
+            value=self.value,
+            edit=edit,
+            scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+            mask=mask,
+            row_positions=positions,
+            softcap=kwargs.get("softcap"),
+            sink_logits=kwargs.get("sinks") if sinks is None else sinks,
+            position_bias=bias,
+            own_value=own_value,
+        )
+
+    def _is_causal(self) -> bool:
+        asked = self.kwargs.get("is_causal")
+        return getattr(self.module, "is_causal", True) if asked is None else asked
+
+    def _own_value(self, rows: RowSelection | None) -> Tensor:
+        """[B, G, R, Dv] values of the query rows themselves."""
+        first = self.state.offset - self.first_key
+        own = self.value[:, :, first : first + self.query.shape[2]]
+        return own if rows is None else rows.take(own)
+
+
+def _decode(context: _Context, previous: str) -> tuple[Tensor, Tensor | None]:
+    """One new token: the edit replaces the model's attention, so nothing is computed twice."""
+    edit = context.edit(None, "answer")
+    if edit is not None and edit.changes_weights:
+        backend = context.slot.guard.attention_backend
+        return edited_attention(context.problem(None, "answer", edit), backend).output, None
+    arguments = (context.module, context.query, context.key, context.value, context.mask)
+    output, weights = call_previous(previous, *arguments, **context.kwargs)
+    if edit is not None:
+        output = _edit_output(output, edit, context, None)
+    return output, weights
+
+
+def _edit_rows(context: _Context, output: Tensor) -> Tensor:
+    """Overwrite the edited rows of a finished attention output; wider scopes first, so that narrower ones win."""
+    scopes = {bound.method.rows for bound in context.slot.processors}
+    for scope in _WIDEST_FIRST:
+        if scope not in scopes:
+            continue
+        rows = context.state.rows(scope, context.query.shape[2])
+        if rows is None:
+            continue
+        edit = context.edit(rows, scope)
+        if edit is None:
+            continue
+        if edit.changes_weights:
+            result = edited_attention(context.problem(rows, scope, edit), context.slot.guard.attention_backend)
+            output = rows.write(output, result.output)
+        else:
+            output = _edit_output(output, edit, context, rows)
+    return output
+
+
+def _edit_output(output: Tensor, edit: AttentionEdit, context: _Context, rows: RowSelection | None) -> Tensor:
+    """Head scale and own-value mixing on a finished output [B, Q, H, D], where no weight has to be recomputed."""
+    chosen = output if rows is None else rows.take(output.transpose(1, 2)).transpose(1, 2)
+    if edit.self_mix is not None:
+        heads_per_group = context.query.shape[1] // context.key.shape[1]
+        own = context._own_value(rows).repeat_interleave(heads_per_group, 1).transpose(1, 2)
+        mix = edit.self_mix[:, None, :, None].to(output.dtype)
+        chosen = (1 - mix) * chosen + mix * own
+    if edit.head_scale is not None:
+        chosen = chosen * edit.head_scale[:, None, :, None].to(output.dtype)
+    return chosen if rows is None else rows.write(output, chosen)

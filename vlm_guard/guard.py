@@ -1,0 +1,257 @@
+"""`wrap` and `Guard`: make a model that you already loaded guarded, and give it back exactly as it was."""
+
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from vlm_guard.architecture import Architecture, describe_architecture, unwrap
+from vlm_guard.attention import SLOT, BoundMethod, HiddenCall, LayerSlot
+from vlm_guard.attention_switch import restore_attention, switch_attention
+from vlm_guard.generation_state import GenerationState
+from vlm_guard.method import Method, resolve_methods
+from vlm_guard.profiles import Profile, find_profile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+GUARD_ATTRIBUTE = "_vlm_guard"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GuardTarget:
+    """What a method may look at when it prepares: the model, its processor, its shape and its profile."""
+
+    model: PreTrainedModel
+    processor: Any
+    architecture: Architecture
+    profile: Profile | None
+
+
+def wrap(
+    model: nn.Module,
+    processor: Any = None,
+    method: str | Method | Sequence[str | Method] = "var",
+    *,
+    profile: Profile | None = None,
+    attention_backend: str | None = None,
+    **options: Any,
+) -> "Guard":
+    """Guard `model`: from now on `model.generate(...)`, `model(...)` and pipelines run with `method`.
+
+    Args:
+        model: a vision-language model from transformers (also inside PEFT, quantised, or spread by `device_map`).
+        processor: its processor; may be None for methods that need none (`vlm-guard methods` says which do).
+        method: a name ("var"), a combination ("var+vcd"), a `Method`, or a list of these, applied in order.
+        profile: facts about the model that some methods need; by default the matching shipped or saved one.
+        attention_backend: "reference", "torch" or "triton"; by default the fastest that the device supports.
+        **options: the method's options (`vlm-guard methods NAME` lists them).
+
+    Returns:
+        The guard: a context manager with `.remove()`, `.generate(...)` and `.trace(...)`.
+
+    Raises:
+        ValueError: unknown method or option, a value out of range, a model that cannot be guarded, a model that is
+            already guarded, or a missing processor or profile; the message says what to do.
+        TypeError: `model` is not a transformers model.
+    """
+    inner = unwrap(model)
+    if GUARD_ATTRIBUTE in inner.__dict__:
+        active = "+".join(bound.method.name for bound in inner.__dict__[GUARD_ATTRIBUTE].methods)
+        raise ValueError(
+            f"this model is already guarded by {active!r}; call .remove() on that guard first, "
+            f"or combine methods in one call, for example '{active}+vcd'"
+        )
+    methods = resolve_methods(method, options)
+    guard = Guard(model, processor, methods, profile=profile, attention_backend=attention_backend)
+    guard._attach()
+    return guard
+
+
+class Guard(AbstractContextManager):
+    """A guarded model. Made by `wrap`.
+
+    Attributes:
+        model: the model as it was given.
+        methods: the methods with what they found out about the model.
+        target: the model's shape, processor and profile.
+        state: the running (or last) generation; None before the first.
+        attention_backend: the backend asked for, or None for the default.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        processor: Any,
+        methods: Sequence[Method],
+        *,
+        profile: Profile | None = None,
+        attention_backend: str | None = None,
+    ) -> None:
+        inner = unwrap(model)
+        architecture = describe_architecture(inner)
+        self.model = model
+        self.attention_backend = attention_backend
+        self.state: GenerationState | None = None
+        self.target = GuardTarget(
+            model=inner,
+            processor=processor,
+            architecture=architecture,
+            profile=profile if profile is not None else find_profile(inner.config),
+        )
+        for item in methods:
+            if "processor" in item.needs and processor is None:
+                raise ValueError(f"{item.name} needs the model's processor: wrap(model, processor, {item.name!r})")
+        self.methods = tuple(
+            BoundMethod(item, item.prepare(self.target), frozenset(item.active_layers(self.target))) for item in methods
+        )
+        self._undo: list[Callable[[], Any]] = []
+        self._warned_no_image = False
+        self._prompt_length: int | None = None
+
+    # -- use --------------------------------------------------------------------------------------------------
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """The guarded model's `generate`, for use inside a `with` block."""
+        return self.model.generate(*args, **kwargs)
+
+    def remove(self) -> None:
+        """Give the model back exactly as it was. Calling it again does nothing."""
+        while self._undo:
+            self._undo.pop()()
+        self.state = None
+
+    def __exit__(self, *exception: object) -> None:
+        self.remove()
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether the model is guarded by this guard now."""
+        return bool(self._undo)
+
+    # -- attach -----------------------------------------------------------------------------------------------
+
+    def _attach(self) -> None:
+        try:
+            self._install()
+        except BaseException:
+            self.remove()
+            raise
+
+    def _install(self) -> None:
+        inner, architecture = self.target.model, self.target.architecture
+        inner.__dict__[GUARD_ATTRIBUTE] = self
+        self._undo.append(lambda: inner.__dict__.pop(GUARD_ATTRIBUTE))
+        attention_methods = [bound for bound in self.methods if bound.method.edits_attention()]
+        if attention_methods:
+            self._install_slots(attention_methods)
+            configs = switch_attention(architecture)
+            self._undo.append(lambda: restore_attention(configs))
+        observers = [bound for bound in self.methods if bound.method.observes_hidden]
+        for entry in architecture.layers:
+            wanted = [bound for bound in observers if entry.index in bound.layers]
+            if wanted:
+                hook = functools.partial(self._observe_layer, entry.index, wanted)
+                self._undo.append(entry.layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        if attention_methods or observers:
+            self._undo.append(inner.register_forward_pre_hook(self._read_forward, with_kwargs=True).remove)
+            self._install_generate()
+
+    def _install_slots(self, attention_methods: list[BoundMethod]) -> None:
+        modules = []
+        for entry in self.target.architecture.layers:
+            processors = tuple(bound for bound in attention_methods if entry.index in bound.layers)
+            object.__setattr__(entry.attention, SLOT, LayerSlot(entry.index, self, processors))
+            modules.append(entry.attention)
+        self._undo.append(lambda: [module.__dict__.pop(SLOT) for module in modules])
+
+    def _install_generate(self) -> None:
+        inner = self.target.model
+        original = inner.generate
+
+        @functools.wraps(original)
+        def generate(*args: Any, **kwargs: Any) -> Any:
+            with self._generation(args, kwargs):
+                return original(*args, **kwargs)
+
+        # On the instance: pipelines and wrappers around the model find it, and the class stays untouched.
+        inner.__dict__["generate"] = generate
+        self._undo.append(lambda: inner.__dict__.pop("generate"))
+
+    # -- one generation ---------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _generation(self, args: tuple, kwargs: dict[str, Any]) -> "Iterator[None]":
+        input_ids = kwargs.get("input_ids", args[0] if args else kwargs.get("inputs"))
+        if isinstance(input_ids, Tensor):
+            if input_ids.dim() != 2:
+                raise ValueError(
+                    f"input_ids must be [batch, length], given {list(input_ids.shape)}; "
+                    "add a batch dimension, for example input_ids[None]"
+                )
+            self._prompt_length = input_ids.shape[1]
+        previous, self.state = self.state, None
+        past = kwargs.get("past_key_values")
+        if previous is not None and past is not None and previous.cache is not None and previous.cache() is past:
+            # The caller goes on with the cache of the last call: what was learned about its tokens still holds.
+            previous.prompt_length = self._prompt_length
+            self.state = previous
+        try:
+            yield
+        finally:
+            self._prompt_length = None
+
+    def _read_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Before every forward pass: begin a new generation, or take in the next tokens of this one."""
+        input_ids = kwargs.get("input_ids", args[0] if args else None)
+        cache = kwargs.get("past_key_values")
+        if input_ids is None:
+            raise ValueError(
+                "a guarded model finds the visual tokens in input_ids, but was called with inputs_embeds only; "
+                "pass input_ids, or remove the guard for this call"
+            )
+        offset = 0 if cache is None else int(cache.get_seq_length())
+        state = self.state
+        if state is not None and offset and state.cache is not None and state.cache() is cache:
+            if input_ids.shape[1] == 1 and state.prompt_length is not None and offset >= state.prompt_length:
+                state.reading, state.offset = False, offset
+                return
+        elif state is None or offset == 0:
+            if state is None or self._prompt_length is None or cache is not None:
+                state = GenerationState(self.target.architecture.visual_token_ids, self._prompt_length)
+        else:
+            state = GenerationState(self.target.architecture.visual_token_ids, self._prompt_length)
+        if offset and state.visual is None:
+            raise ValueError(
+                "past_key_values was filled before the model was guarded, so its visual tokens are unknown; "
+                "start from the whole prompt"
+            )
+        self.state = state
+        state.read(input_ids, kwargs.get("attention_mask"), offset, cache)
+        if not state.active and not self._warned_no_image:
+            self._warned_no_image = True
+            warnings.warn("the prompt has no visual token: the guard does nothing for it", stacklevel=2)
+
+    def _observe_layer(
+        self, layer: int, observers: list[BoundMethod], module: nn.Module, args: tuple, kwargs: dict[str, Any]
+    ) -> None:
+        state = self.state
+        if state is None or not state.reading or not state.active:
+            return
+        hidden = args[0] if args else kwargs["hidden_states"]
+        for bound in observers:
+            memory = state.memory(bound.method.name, layer)
+            bound.method.observe_hidden(
+                HiddenCall(hidden=hidden, layer=layer, state=state, memory=memory, prepared=bound.prepared)
+            )
+
+
+def inference_device(model: nn.Module) -> torch.device:
+    """Where inputs of the model belong: the device of its input embeddings (parameters may be offloaded)."""
+    return unwrap(model).get_input_embeddings().weight.device

@@ -1,0 +1,261 @@
+"""What a method is, how it declares itself, and how methods are found by name.
+
+A method is a frozen dataclass in one file of `vlm_guard/methods/` (or of a package that offers the entry-point group
+`vlm_guard.methods`). Its fields are its options: they make the command-line options, the demo's controls, the tables
+and the test matrix. It holds no state: what it learns about one generation lives in `call.memory`.
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from functools import cache
+from importlib import import_module, metadata
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+
+if TYPE_CHECKING:
+    from vlm_guard.attention import AttentionCall, HiddenCall
+    from vlm_guard.guard import GuardTarget
+    from vlm_guard.kernels.attention_edit import AttentionEdit
+
+RowScope = Literal["all", "text", "answer"]
+Station = Literal["inputs", "vision", "hidden", "attention", "logits"]
+STATIONS: tuple[Station, ...] = ("inputs", "vision", "hidden", "attention", "logits")
+ENTRY_POINT_GROUP = "vlm_guard.methods"
+
+_REGISTERED: dict[str, type["Method"]] = {}
+MethodType = TypeVar("MethodType", bound=type["Method"])
+
+
+def option(
+    default: Any,
+    *,
+    help: str,
+    range: tuple[float, float] | None = None,
+    choices: Sequence[str] | None = None,
+    neutral: Any = MISSING,
+    paper: str = "",
+) -> Any:
+    """A method's option: a dataclass field that knows how to present and check itself.
+
+    Args:
+        default: the value used when none is given.
+        help: one sentence for people; shown by the command line and the demo.
+        range: smallest and largest allowed number, both included.
+        choices: the allowed words.
+        neutral: the value that (with the other neutral values) makes the method the identity.
+        paper: the paper's symbol and where the default comes from.
+    """
+    details = {"help": help, "range": range, "choices": tuple(choices) if choices else None, "paper": paper}
+    if neutral is not MISSING:
+        details["neutral"] = neutral
+    return field(default=default, metadata=MappingProxyType(details))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """Base of all methods. Override the stations you act at; everything else keeps the model's behaviour.
+
+    Class attributes:
+        name: the registered name, the file's stem.
+        title: the method's name as its paper writes it.
+        paper: citation with arXiv id.
+        stations: where it acts, out of `STATIONS`.
+        needs: what must be there: "processor", "second branch", "calibration", "gradients".
+        rows: the query rows its attention edit is for: "text" (text rows after the first visual token and every
+            generated row), "answer" (the last prompt row and every generated row) or "all".
+        observes_hidden: whether `observe_hidden` wants the hidden states that enter the layers.
+    """
+
+    name: ClassVar[str] = ""
+    title: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    stations: ClassVar[tuple[Station, ...]] = ()
+    needs: ClassVar[tuple[str, ...]] = ()
+    rows: ClassVar[RowScope] = "text"
+    observes_hidden: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            _check_option(self.name or type(self).__name__, item, getattr(self, item.name))
+
+    # -- stations ---------------------------------------------------------------------------------------------
+
+    def prepare(self, target: "GuardTarget") -> Any:
+        """Look at the model once, when it is wrapped; the result is handed back as `call.prepared`.
+
+        Raises:
+            ValueError: the model lacks what the method needs; the message says what to do.
+        """
+        return None
+
+    def active_layers(self, target: "GuardTarget") -> tuple[int, ...]:
+        """The decoder layers whose attention this method may edit; by default its `layers` option."""
+        from vlm_guard.layers import select_layers
+
+        return select_layers(getattr(self, "layers", "all"), target.architecture.depth)
+
+    def observe_hidden(self, call: "HiddenCall") -> None:
+        """See the hidden state entering a layer while the prompt is read; may store findings in `call.memory`."""
+
+    def edit_attention(self, call: "AttentionCall") -> "AttentionEdit | None":
+        """The attention processor of this method: the edit for the rows of this call, or None for no change."""
+        return None
+
+    # -- description ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def neutral(cls) -> "Method":
+        """The method with every option at its neutral value, which must be the identity."""
+        values = {item.name: item.metadata["neutral"] for item in fields(cls) if "neutral" in item.metadata}
+        return cls(**values)
+
+    @classmethod
+    def edits_attention(cls) -> bool:
+        """Whether this class acts as an attention processor."""
+        return cls.edit_attention is not Method.edit_attention
+
+    def describe(self) -> dict[str, Any]:
+        """Name and option values, as written into results."""
+        return {"method": self.name, "options": {item.name: getattr(self, item.name) for item in fields(self)}}
+
+
+def _check_option(method: str, item: Field, value: Any) -> None:
+    allowed, choices = item.metadata.get("range"), item.metadata.get("choices")
+    if choices is not None and value not in choices:
+        raise ValueError(f"{method}: option {item.name} is {value!r}; allowed: {', '.join(choices)}")
+    if allowed is None or value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{method}: option {item.name} must be a number, given {value!r}")
+    if not math.isfinite(value) or not allowed[0] <= value <= allowed[1]:
+        raise ValueError(f"{method}: option {item.name} is {value!r}; allowed: {allowed[0]} to {allowed[1]}")
+
+
+def register(name: str) -> Callable[[MethodType], MethodType]:
+    """Class decorator that makes a method known by `name` (lower case, digits and underscores).
+
+    Raises:
+        ValueError: the name is malformed or taken by another class.
+    """
+
+    def add(cls: MethodType) -> MethodType:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+            raise ValueError(f"method name {name!r} must be lower case letters, digits and underscores")
+        known = _REGISTERED.get(name)
+        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(f"method name {name!r} is already taken by {known.__module__}.{known.__qualname__}")
+        cls.name = name
+        _REGISTERED[name] = cls
+        return cls
+
+    return add
+
+
+@cache
+def method_files() -> dict[str, Path]:
+    """The built-in method files by name, without importing them (so without torch)."""
+    import vlm_guard
+
+    folders = [Path(entry) / "methods" for entry in vlm_guard.__path__]
+    installed = import_module("vlm_guard.methods").__path__
+    folders.extend(Path(entry) for entry in installed)
+    found = {path.stem: path for folder in folders for path in folder.glob("*.py") if not path.stem.startswith("_")}
+    return dict(sorted(found.items()))
+
+
+def method_names() -> list[str]:
+    """All names that `wrap` understands: built-in files, entry points and classes registered by hand."""
+    offered = {entry.name for entry in metadata.entry_points(group=ENTRY_POINT_GROUP)}
+    return sorted({*method_files(), *offered, *_REGISTERED})
+
+
+def method_class(name: str) -> type[Method]:
+    """The class of a method.
+
+    Raises:
+        ValueError: unknown name; the message suggests the nearest ones.
+    """
+    if name not in _REGISTERED:
+        if name in method_files():
+            import_module(f"vlm_guard.methods.{name}")
+        else:
+            for entry in metadata.entry_points(group=ENTRY_POINT_GROUP):
+                if entry.name == name:
+                    entry.load()
+    if name not in _REGISTERED:
+        near = difflib.get_close_matches(name, method_names(), n=2, cutoff=0.4)
+        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise ValueError(f"unknown method {name!r}.{hint} Available: {', '.join(method_names())}")
+    return _REGISTERED[name]
+
+
+def make_method(name: str, options: Mapping[str, Any]) -> Method:
+    """A method by name with the given options; text values are converted to the option's type.
+
+    Raises:
+        ValueError: unknown method, unknown option or a value out of range.
+    """
+    cls = method_class(name)
+    known = {item.name: item for item in fields(cls)}
+    for key in options:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{name} has no option {key!r}.{hint} Its options: {', '.join(known) or 'none'}")
+    return cls(**{key: _convert(name, known[key], value) for key, value in options.items()})
+
+
+def _convert(method: str, item: Field, value: Any) -> Any:
+    """Command-line text to the type of the option's default."""
+    if not isinstance(value, str) or isinstance(item.default, str):
+        return value
+    if value.lower() in ("none", "null"):
+        return None
+    if isinstance(item.default, bool):
+        if value.lower() not in ("true", "false", "1", "0", "yes", "no"):
+            raise ValueError(f"{method}: option {item.name} must be true or false, given {value!r}")
+        return value.lower() in ("true", "1", "yes")
+    if item.metadata.get("range") is not None:
+        try:
+            return int(value) if isinstance(item.default, int) else float(value)
+        except ValueError:
+            raise ValueError(f"{method}: option {item.name} must be a number, given {value!r}") from None
+    return value
+
+
+def resolve_methods(
+    method: "str | Method | Sequence[str | Method]", options: Mapping[str, Any] | None = None
+) -> tuple[Method, ...]:
+    """Methods from a name ("var"), a combination ("var+vcd"), an object, or a list of these.
+
+    Options without a prefix belong to the only method; with several methods write `var.move_fraction`.
+
+    Raises:
+        TypeError: not a method. ValueError: unknown names or options, or the same method twice.
+    """
+    given = dict(options or {})
+    items: list[str | Method] = []
+    for entry in [method] if isinstance(method, str | Method) else list(method):
+        items.extend(part.strip() for part in entry.split("+")) if isinstance(entry, str) else items.append(entry)
+    names = [item if isinstance(item, str) else item.name for item in items if isinstance(item, str | Method)]
+    if len(names) != len(items) or not items:
+        raise TypeError(f"method must be a name such as 'var', a Method, or a list of these; given {method!r}")
+    if len(set(names)) != len(names):
+        raise ValueError(f"the same method is named twice in {'+'.join(names)}")
+    resolved = []
+    for item, name in zip(items, names):
+        own = {key.split(".", 1)[1]: given.pop(key) for key in list(given) if key.startswith(f"{name}.")}
+        if len(items) == 1:
+            own.update(given)
+            given = {}
+        if isinstance(item, Method) and own:
+            raise ValueError(f"options {sorted(own)} were given beside a ready {name} object; set them in the object")
+        resolved.append(item if isinstance(item, Method) else make_method(name, own))
+    if given:
+        key = next(iter(given))
+        raise ValueError(f"option {key!r} fits no method of {'+'.join(names)}; write for example '{names[0]}.{key}'")
+    return tuple(resolved)
