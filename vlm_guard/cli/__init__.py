@@ -1,5 +1,76 @@
-"""The `vlm-guard` command: one file per sub-command in this folder, found by scanning it."""
+"""The `vlm-guard` command. Each other file in this folder is one sub-command, found by scanning it.
+
+A command file defines `command(...)` with Typer annotations; its name is the file's (underscores become dashes). Heavy
+imports belong inside the function, so that `--help` answers without importing torch. User errors are ValueError,
+TypeError, FileNotFoundError or ImportError with a helpful message: they are printed in one line, exit code 2.
+"""
+
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+
+USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
+OK, FAILED, WRONG_USE = 0, 1, 2
 
 
-def main() -> None:
-    """Run the command line (filled in by the command modules)."""
+def build_app():  # noqa: ANN201 - the type would need typer at import
+    """The Typer application with every command of this folder."""
+    import typer
+
+    app = typer.Typer(
+        name="vlm-guard",
+        help="Fewer hallucinations from Hugging Face vision-language models, and scores that can be trusted.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback(invoke_without_command=True)
+    def top(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
+        if version:
+            from vlm_guard import __version__
+
+            print(__version__)
+            raise typer.Exit
+
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        if path.stem.startswith("_"):
+            continue
+        module = import_module(f"vlm_guard.cli.{path.stem}")
+        app.command(path.stem.replace("_", "-"))(module.command)
+    return app
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 fine, 1 the run failed, 2 wrong use."""
+    import click
+
+    try:
+        code = build_app()(args=arguments, standalone_mode=False)
+    except (click.ClickException, *_typer_errors()) as error:
+        error.show()
+        sys.exit(WRONG_USE)
+    except (click.Abort, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output (head, less) has gone; that is its right. Nothing more can be written.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(OK)
+    except USER_ERRORS as error:
+        if os.environ.get("VLM_GUARD_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(WRONG_USE)
+    sys.exit(code if isinstance(code, int) else OK)
+
+
+def _typer_errors() -> tuple[type[Exception], ...]:
+    """Usage errors of the command library that Typer carries inside, in versions that have their own."""
+    try:
+        from typer._click.exceptions import ClickException
+    except ImportError:
+        return ()
+    return (ClickException,)

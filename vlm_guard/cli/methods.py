@@ -1,0 +1,44 @@
+"""`vlm-guard methods`: what can be applied, and with which options."""
+
+from typing import Annotated
+
+import typer
+
+
+def command(
+    name: Annotated[str | None, typer.Argument(help="Show one method with its options.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")] = False,
+) -> None:
+    """List the methods, or one method with its options and where their defaults come from."""
+    import json
+
+    from vlm_guard.method import method_class, method_names
+    from vlm_guard.method_table import describe_class
+
+    names = method_names() if name is None else [name]
+    described = [describe_class(method_class(item)) for item in names]
+    if as_json:
+        print(json.dumps(described if name is None else described[0], indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if name is None:
+        table = Table(box=None, header_style="bold")
+        for column in ("method", "acts on", "needs", "what it does"):
+            table.add_column(column)
+        for item in described:
+            table.add_row(item["name"], ", ".join(item["stations"]), ", ".join(item["needs"]), item["summary"])
+        console.print(table)
+        console.print("\nOne method in detail: vlm-guard methods NAME", style="dim")
+        return
+    item = described[0]
+    console.print(f"[bold]{item['name']}[/bold]  {item['summary']}\n{item['paper']}\n")
+    console.print(f"acts on: {', '.join(item['stations']) or '-'}   needs: {', '.join(item['needs']) or '-'}\n")
+    table = Table(box=None, header_style="bold")
+    for column in ("option", "default", "allowed", "neutral", "what it is", "source"):
+        table.add_column(column)
+    for entry in item["options"]:
+        table.add_row(*(str(entry[key]) for key in ("name", "default", "allowed", "neutral", "help", "paper")))
+    console.print(table)
