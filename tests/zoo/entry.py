@@ -23,7 +23,8 @@ class Family:
 
     ``image_run(image)`` gives the ids that stand for one image, image tokens and their markers alike;
     ``image_inputs(rows)`` gives the model's image arguments for the images of each row (never called without an
-    image in the batch); ``token_inputs(input_ids, attention_mask)`` gives arguments derived from the ids.
+    image in the batch); ``token_inputs(input_ids, attention_mask)`` gives arguments derived from the ids, and
+    ``joint_inputs(rows, input_ids)`` those that need both (with an image in the batch).
     """
 
     name: str
@@ -31,6 +32,7 @@ class Family:
     image_run: Callable[[Image], list[int]]
     image_inputs: Callable[[list[list[Image]]], Inputs]
     token_inputs: Callable[[torch.Tensor, torch.Tensor], Inputs] | None = None
+    joint_inputs: Callable[[list[list[Image]], torch.Tensor], Inputs] | None = None
     image_token_id: int | None = IMAGE
     images_per_row: int | None = None
     """The only number of images a row may have; None for any number."""
@@ -44,7 +46,7 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {}
-_MODULES = ("llava_like", "qwen_like", "gemma_like", "idefics_like", "tiled", "unusual")
+_MODULES = ("llava_like", "qwen_like", "gemma_like", "idefics_like", "tiled", "unusual", "cross_attention")
 
 
 def register(family: Family) -> Family:
@@ -83,6 +85,8 @@ class ZooModel:
         inputs: Inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if any(images):
             inputs |= self.family.image_inputs(images)
+            if self.family.joint_inputs is not None:
+                inputs |= self.family.joint_inputs(images, input_ids)
         if self.family.token_inputs is not None:
             inputs |= self.family.token_inputs(input_ids, attention_mask)
         return {name: self._cast(value) for name, value in inputs.items()}
@@ -162,6 +166,8 @@ def build(family: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Zoo
         model = model_class._from_config(config, dtype=dtype, attn_implementation=entry.attention)
     model.eval()
     randomise(model, (family, seed))
-    model.generation_config = generation_config()
+    for module in model.modules():  # BLIP-2 calls generate of its language model
+        if isinstance(module, PreTrainedModel) and module.can_generate():
+            module.generation_config = generation_config()
     pristine.record(model)
     return ZooModel(family=entry, model=model, seed=seed, config=model.config)

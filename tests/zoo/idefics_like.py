@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from zoo.entry import Family, Inputs, register
-from zoo.prompts import IMAGE, IMAGE_START, SPECIAL_A, Image
+from zoo.prompts import IMAGE, IMAGE_START, PAD, SPECIAL_A, Image
 from zoo.shapes import HEAD_DIM, text_shape, vision_shape
 
 SIDE = 24  # pixels; 6 x 6 patches, shuffled 2 x 2 to 9 tokens
@@ -26,7 +26,7 @@ def run(image: Image) -> list[int]:
     """Each tile is a marker, a place marker and 9 image tokens; the image ends with a marker."""
     ids: list[int] = []
     for _ in range(TILES[image.variant]):
-        ids += [IMAGE_START, SPECIAL_A, *[IMAGE] * 9]
+        ids += [IMAGE_START, PAD, SPECIAL_A, *[IMAGE] * 9]
     return [*ids, IMAGE_START]
 
 

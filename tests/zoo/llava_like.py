@@ -155,7 +155,7 @@ MISTRAL3_SIZES = [(24, 24), (16, 32)]
 def any_size_run(image: Image, sizes: list[tuple[int, int]], token_side: int) -> list[int]:
     height, width = sizes[image.variant]
     row = [IMAGE] * (width // token_side)
-    return [*(row + [IMAGE_BREAK]) * (height // token_side - 1), *row, IMAGE_END]
+    return [*[*row, IMAGE_BREAK] * (height // token_side - 1), *row, IMAGE_END]
 
 
 def any_size_pixels(rows: list[list[Image]], sizes: list[tuple[int, int]]) -> Inputs:

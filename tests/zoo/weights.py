@@ -31,7 +31,7 @@ def randomise(model: nn.Module, key: tuple[object, ...]) -> None:
     """Replace every parameter of ``model`` in place, the same for the same ``key`` in every dtype.
 
     Matrices are drawn with variance 1 / fan-in, query and key projections wider, so that attention is far from
-    uniform; vectors (norms, biases, gates, sinks) keep their initial value plus noise, so that a norm that is
+    uniform; vectors (norms, biases) keep their initial value plus noise, so that a norm that is
     skipped or an offset that is ignored shows.
     """
     embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
@@ -41,6 +41,8 @@ def randomise(model: nn.Module, key: tuple[object, ...]) -> None:
         noise = torch.randn(parameter.shape, generator=generator("weights", *key, name))
         if name.endswith("sinks"):
             value = noise
+        elif "gate" in name and parameter.numel() == 1:
+            value = 0.8 + 0.1 * noise  # many are initialised to zero, which would switch the images off
         elif parameter.dim() < 2 or "norm" in name.lower():
             value = parameter.float() + 0.1 * noise
         else:
