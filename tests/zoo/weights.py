@@ -14,6 +14,7 @@ QUERY_KEY_GAIN = 1.5
 OUTPUT_LOGIT_SCALE = 2.0
 
 QUERY_KEY = re.compile(r"(q_proj|k_proj|wq|wk|query|key|query_key_value|qkv|att_proj|c_attn)\.weight$")
+QUERY_KEY_NORM = re.compile(r"[qk]_(layer)?norm\.")
 
 
 def _spread(name: str, parameter: nn.Parameter, is_embedding: bool, is_output: bool) -> float:
@@ -43,6 +44,8 @@ def randomise(model: nn.Module, key: tuple[object, ...]) -> None:
             value = noise
         elif "gate" in name and parameter.numel() == 1:
             value = 0.8 + 0.1 * noise  # many are initialised to zero, which would switch the images off
+        elif QUERY_KEY_NORM.search(name) and name.endswith("weight"):
+            value = parameter.float() + QUERY_KEY_GAIN - 1.0 + 0.1 * noise  # also right where 1 is added to the weight
         elif parameter.dim() < 2 or "norm" in name.lower():
             value = parameter.float() + 0.1 * noise
         else:
