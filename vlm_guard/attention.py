@@ -30,6 +30,7 @@ from vlm_guard.visual_tokens import RowSelection
 
 if TYPE_CHECKING:
     from vlm_guard.guard import Guard
+    from vlm_guard.trace import AttentionTrace
 
 PREFIX = "vlm_guard_"
 SLOT = "_vlm_guard_slot"
@@ -155,14 +156,13 @@ def guarded_attention(
     """
     slot: LayerSlot | None = getattr(module, SLOT, None)
     state = None if slot is None else slot.guard.state
-    if (
-        state is None
-        or not state.active
-        or not slot.processors
-        or any(kwargs.get(n) is not None for n in _FOREIGN_ARGUMENTS)
-    ):
+    if state is None or not state.active or any(kwargs.get(name) is not None for name in _FOREIGN_ARGUMENTS):
         return call_previous(previous, module, query, key, value, attention_mask, **kwargs)
     context = _Context(slot, state, module, query, key, value, attention_mask, kwargs)
+    if slot.guard.tracer is not None:
+        _record(context, slot.guard.tracer)
+    if not slot.processors:
+        return call_previous(previous, module, query, key, value, attention_mask, **kwargs)
     if query.shape[2] == 1 and not state.reading:
         return _decode(context, previous)
     output, weights = call_previous(previous, module, query, key, value, attention_mask, **kwargs)
@@ -256,6 +256,20 @@ class _Context:
         first = self.state.offset - self.first_key
         own = self.value[:, :, first : first + self.query.shape[2]]
         return own if rows is None else rows.take(own)
+
+
+def _record(context: _Context, tracer: "AttentionTrace") -> None:
+    """Hand the edited weights of the answer rows to the trace."""
+    if context.slot.layer not in tracer.layers:
+        return
+    rows = None
+    if context.query.shape[2] > 1 or context.state.reading:
+        rows = context.state.rows("answer", context.query.shape[2])
+        if rows is None:
+            return
+    edit = context.edit(rows, "answer") or AttentionEdit()
+    problem = replace(context.problem(rows, "answer", edit), return_weights=True)
+    tracer.record(context.slot.layer, edited_attention(problem, "torch").weights, context.first_key)
 
 
 def _decode(context: _Context, previous: str) -> tuple[Tensor, Tensor | None]:

@@ -15,8 +15,10 @@ from vlm_guard.architecture import Architecture, describe_architecture, unwrap
 from vlm_guard.attention import SLOT, BoundMethod, HiddenCall, LayerSlot
 from vlm_guard.attention_switch import restore_attention, switch_attention
 from vlm_guard.generation_state import GenerationState
+from vlm_guard.layers import select_layers
 from vlm_guard.method import Method, resolve_methods
 from vlm_guard.profiles import Profile, find_profile
+from vlm_guard.trace import AttentionTrace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,7 +113,10 @@ class Guard(AbstractContextManager):
         self.methods = tuple(
             BoundMethod(item, item.prepare(self.target), frozenset(item.active_layers(self.target))) for item in methods
         )
+        self.tracer: AttentionTrace | None = None
         self._undo: list[Callable[[], Any]] = []
+        self._slots_installed = False
+        self._reads_forwards = False
         self._warned_no_image = False
         self._prompt_length: int | None = None
 
@@ -120,6 +125,29 @@ class Guard(AbstractContextManager):
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The guarded model's `generate`, for use inside a `with` block."""
         return self.model.generate(*args, **kwargs)
+
+    @contextmanager
+    def trace(self, layers: str = "all") -> "Iterator[AttentionTrace]":
+        """Record, inside this block, where every generated token's attention went (after the edits).
+
+        Costs one more attention row per traced layer and token; off outside the block.
+
+        Args:
+            layers: the layers to record, as in `select_layers`.
+        """
+        chosen = select_layers(layers, self.target.architecture.depth)
+        before = len(self._undo)
+        if not self._slots_installed:
+            self._install_slots([])
+        if not self._reads_forwards:
+            self._install_reading()
+        self.tracer = AttentionTrace(layers=chosen)
+        try:
+            yield self.tracer
+        finally:
+            self.tracer = None
+            while len(self._undo) > before:
+                self._undo.pop()()
 
     def remove(self) -> None:
         """Give the model back exactly as it was. Calling it again does nothing."""
@@ -151,8 +179,6 @@ class Guard(AbstractContextManager):
         attention_methods = [bound for bound in self.methods if bound.method.edits_attention()]
         if attention_methods:
             self._install_slots(attention_methods)
-            configs = switch_attention(architecture)
-            self._undo.append(lambda: restore_attention(configs))
         observers = [bound for bound in self.methods if bound.method.observes_hidden]
         for entry in architecture.layers:
             wanted = [bound for bound in observers if entry.index in bound.layers]
@@ -160,8 +186,15 @@ class Guard(AbstractContextManager):
                 hook = functools.partial(self._observe_layer, entry.index, wanted)
                 self._undo.append(entry.layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
         if attention_methods or observers:
-            self._undo.append(inner.register_forward_pre_hook(self._read_forward, with_kwargs=True).remove)
-            self._install_generate()
+            self._install_reading()
+
+    def _install_reading(self) -> None:
+        """Follow every forward pass and `generate` call of the model."""
+        inner = self.target.model
+        self._reads_forwards = True
+        self._undo.append(lambda: setattr(self, "_reads_forwards", False))
+        self._undo.append(inner.register_forward_pre_hook(self._read_forward, with_kwargs=True).remove)
+        self._install_generate()
 
     def _install_slots(self, attention_methods: list[BoundMethod]) -> None:
         modules = []
@@ -170,6 +203,10 @@ class Guard(AbstractContextManager):
             object.__setattr__(entry.attention, SLOT, LayerSlot(entry.index, self, processors))
             modules.append(entry.attention)
         self._undo.append(lambda: [module.__dict__.pop(SLOT) for module in modules])
+        configs = switch_attention(self.target.architecture)
+        self._undo.append(lambda: restore_attention(configs))
+        self._slots_installed = True
+        self._undo.append(lambda: setattr(self, "_slots_installed", False))
 
     def _install_generate(self) -> None:
         inner = self.target.model

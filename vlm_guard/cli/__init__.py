@@ -45,14 +45,16 @@ def build_app():  # noqa: ANN201 - the type would need typer at import
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 fine, 1 the run failed, 2 wrong use."""
-    import click
+    import typer
 
+    # Typer has carried its own copy of click's errors since some version; their base is found by name in either.
+    usage_error = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
     try:
         code = build_app()(args=arguments, standalone_mode=False)
-    except (click.ClickException, *_typer_errors()) as error:
+    except usage_error as error:
         error.show()
         sys.exit(WRONG_USE)
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
@@ -65,12 +67,3 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(WRONG_USE)
     sys.exit(code if isinstance(code, int) else OK)
-
-
-def _typer_errors() -> tuple[type[Exception], ...]:
-    """Usage errors of the command library that Typer carries inside, in versions that have their own."""
-    try:
-        from typer._click.exceptions import ClickException
-    except ImportError:
-        return ()
-    return (ClickException,)

@@ -1,0 +1,76 @@
+"""A record of where attention went while an answer was generated, for plots, the demo and debugging.
+
+Attention is not an explanation: a token that draws attention need not be what the answer rests on.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(kw_only=True, eq=False)
+class AttentionTrace:
+    """The attention of every generated token, layer by layer, after the guard's edits.
+
+    Step s is the row that predicts generated token s (step 0 is the last prompt row).
+
+    Attributes:
+        layers: the recorded layers, ascending.
+        weights: per layer, one [B, H, K] float32 tensor on the CPU for each step; K grows with the answer.
+    """
+
+    layers: tuple[int, ...]
+    weights: dict[int, list[Tensor]] = field(default_factory=dict)
+
+    def record(self, layer: int, weights: Tensor, first_key: int) -> None:
+        """Take the weights [B, H, R, K] of R answer rows; a sliding layer's missing first keys count as zero."""
+        rows = torch.nn.functional.pad(weights.detach().float().cpu(), (first_key, 0))
+        self.weights.setdefault(layer, []).extend(rows.unbind(2))
+
+    @property
+    def steps(self) -> int:
+        """Number of recorded steps."""
+        return len(next(iter(self.weights.values()), []))
+
+    def visual_share(self, visual: Tensor) -> Tensor:
+        """[steps, layers, B, H] share of the attention that is on visual tokens.
+
+        Args:
+            visual: [B, P] bool visual mask of the prompt, such as `guard.state.visual`.
+        """
+        return self._share(visual.cpu())
+
+    def first_token_share(self) -> Tensor:
+        """[steps, layers, B, H] share of the attention on the first key."""
+        return torch.stack(
+            [torch.stack([self.weights[layer][step][..., 0] for layer in self.layers]) for step in range(self.steps)]
+        )
+
+    def heat_map(
+        self, visual: Tensor, step: int, row: int = 0, layer: int | None = None, head: int | None = None
+    ) -> Tensor:
+        """[visual tokens of the row] attention of one step: one layer and head, or the mean of the others.
+
+        Raises:
+            ValueError: the step or layer was not recorded.
+        """
+        if not 0 <= step < self.steps:
+            raise ValueError(f"step {step} was not recorded; recorded are 0 to {self.steps - 1}")
+        if layer is not None and layer not in self.weights:
+            raise ValueError(f"layer {layer} was not recorded; recorded are {sorted(self.weights)}")
+        mask = visual[row].cpu()
+        chosen = self.layers if layer is None else (layer,)
+        maps = torch.stack([self.weights[item][step][row][:, : mask.shape[0]][:, mask] for item in chosen])
+        return maps.mean((0, 1)) if head is None else maps[:, head].mean(0)
+
+    def _share(self, mask: Tensor) -> Tensor:
+        steps = []
+        for step in range(self.steps):
+            of_layers = []
+            for layer in self.layers:
+                weights = self.weights[layer][step]
+                described = mask[:, : weights.shape[-1]]
+                of_layers.append((weights[..., : described.shape[1]] * described[:, None]).sum(-1))
+            steps.append(torch.stack(of_layers))
+        return torch.stack(steps)
