@@ -3,11 +3,12 @@
 from functools import cache
 from typing import Any
 
-# Where each data set is found under NLTK's data folders, by the name `nltk.downloader` knows it by.
+# Where each data set is found under NLTK's data folders, by the name `nltk.downloader` knows it by. With the slash at
+# the end NLTK also looks into an archive of that name, which is how the downloader leaves WordNet.
 NLTK_DATA = {
     "punkt_tab": "tokenizers/punkt_tab/english/",
     "averaged_perceptron_tagger_eng": "taggers/averaged_perceptron_tagger_eng/",
-    "wordnet": "corpora/wordnet",
+    "wordnet": "corpora/wordnet/",
 }
 
 # Penn Treebank tags map to WordNet's parts of speech by their first letter; everything else counts as a noun.
@@ -20,14 +21,9 @@ def missing_nltk_data() -> list[str]:
 
     missing = []
     for name, location in NLTK_DATA.items():
-        # A downloaded corpus may lie there as a folder or as the archive it came in.
-        for candidate in (location, f"{location.rstrip('/')}.zip"):
-            try:
-                nltk.data.find(candidate)
-                break
-            except LookupError:
-                continue
-        else:
+        try:
+            nltk.data.find(location)
+        except LookupError:
             missing.append(name)
     return missing
 

@@ -1,0 +1,45 @@
+"""`vlm-guard chair`: score a file of captions."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    captions: Annotated[Path, typer.Argument(help="JSONL: image_id | image | question_id, and caption | text.")],
+    instances: Annotated[
+        list[Path] | None, typer.Option(help="MSCOCO instances_*.json of the images; may be repeated.")
+    ] = None,
+    reference_captions: Annotated[
+        list[Path] | None, typer.Option("--captions", help="MSCOCO captions_*.json; may be repeated.")
+    ] = None,
+    objects: Annotated[
+        Path | None, typer.Option(help="Object sets instead of annotations: JSON, .gz allowed, {id: [names]}.")
+    ] = None,
+    coco: Annotated[Path | None, typer.Option(help="Or a folder in MSCOCO's format.")] = None,
+    mode: Annotated[str, typer.Option(help="Text pipeline: pattern (offline) or wordnet (NLTK data).")] = "pattern",
+    image_list: Annotated[
+        Path | None, typer.Option(help="JSONL with question_id and image, for captions that have question_id only.")
+    ] = None,
+    skip_unknown: Annotated[
+        bool, typer.Option(help="Leave out, and count, captions of images without ground truth.")
+    ] = False,
+    per_caption: Annotated[
+        Path | None, typer.Option(help="Write one record per caption with every mention's place to this JSONL.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Score captions with CHAIR: which objects they mention that are not in the image. No model is needed."""
+    import json
+
+    from vlm_guard.eval.chair_report import ground_truth, score_captions, summary_lines
+
+    known = ground_truth(instances or [], reference_captions or [], objects, coco, mode)
+    report = score_captions(captions, known, mode, image_list=image_list, skip_unknown=skip_unknown)
+    if per_caption is not None:
+        report.write_records(per_caption)
+    if as_json:
+        typer.echo(json.dumps(report.to_dict(), indent=2))
+    else:
+        typer.echo("\n".join(summary_lines(report)))
