@@ -1,0 +1,93 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from vlm_guard.random_models import SHAPES, DecoderShape, named_shape, random_inputs, random_llava
+
+TINY = DecoderShape(hidden=32, layers=2, heads=4, kv_heads=2, head_dim=8, intermediate=48, vocab=100, visual_tokens=16)
+
+
+def test_shape_of_the_model_is_the_shape_asked_for():
+    model = random_llava(TINY)
+    attention = model.model.language_model.layers[1].self_attn
+    assert attention.q_proj.weight.shape == (32, 32) and attention.k_proj.weight.shape == (16, 32)
+    decoder = sum(p.numel() for p in model.model.language_model.parameters()) + model.lm_head.weight.numel()
+    assert decoder == TINY.decoder_parameters
+    assert not model.training
+
+
+def test_named_shapes_have_the_size_of_their_name():
+    sizes = {name: shape.decoder_parameters / 1e9 for name, shape in SHAPES.items()}
+    assert 0.25 < sizes["llava-0.3b"] < 0.35
+    assert 6.5 < sizes["llava-1.5-7b"] < 7.0
+    assert all(7.0 < sizes[name] < 8.5 for name in sizes if name.endswith("-shape"))
+    assert SHAPES["llava-1.5-7b"].cache_elements_per_token == 2 * 32 * 4096
+
+
+def test_batch_generates_to_the_end_and_rows_do_not_depend_on_padding():
+    model = random_llava(TINY)
+    inputs = random_inputs(model, batch=2, prompt_tokens=[4, 9], images=2)
+    assert inputs["input_ids"].shape == (2, 9 + 32)
+    assert (inputs["input_ids"] == model.config.image_token_id).sum(1).tolist() == [32, 32]
+    assert inputs["attention_mask"].sum(1).tolist() == [36, 41]
+    output = model.generate(**inputs, max_new_tokens=7)
+    assert output.shape == (2, 41 + 7)
+    assert not (output[:, 41:] == model.config.image_token_id).any()
+    with torch.no_grad():
+        together = model(**inputs).logits[0, -36:]
+        alone = {name: value[:1, 5:] for name, value in inputs.items() if name != "pixel_values"}
+        single = model(**alone, pixel_values=inputs["pixel_values"][:2]).logits[0]
+    torch.testing.assert_close(together, single, atol=1e-5, rtol=1e-5)
+
+
+def test_same_seed_same_weights_and_every_weight_is_set():
+    first, again, other = random_llava(TINY), random_llava(TINY), random_llava(TINY, seed=1)
+    for (name, a), b in zip(first.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b), name
+        assert a.abs().max() < 1.5, name
+    assert not torch.equal(first.lm_head.weight, other.lm_head.weight)
+
+
+def test_half_precision_keeps_rotary_frequencies_exact():
+    half, full = random_llava(TINY, dtype=torch.bfloat16), random_llava(TINY)
+    assert half.dtype == torch.bfloat16
+    rotary = half.model.language_model.rotary_emb.inv_freq
+    assert torch.equal(rotary.float(), full.model.language_model.rotary_emb.inv_freq)
+    output = half.generate(**random_inputs(half, prompt_tokens=5), max_new_tokens=3)
+    assert output.shape == (1, 5 + 16 + 3)
+
+
+def test_initialisation_of_other_models_is_back_afterwards():
+    random_llava(TINY)
+    layer = torch.nn.Linear(64, 64)
+    assert 0.01 < layer.weight.std() < 0.2
+
+
+def test_text_only_inputs_have_no_pixels():
+    inputs = random_inputs(random_llava(TINY), images=0, prompt_tokens=6)
+    assert set(inputs) == {"input_ids", "attention_mask"} and inputs["input_ids"].shape == (1, 6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"visual_tokens": 500}, "square number"),
+        ({"kv_heads": 3}, "multiple of kv_heads"),
+        ({"head_dim": 7}, "even"),
+        ({"layers": 0}, "layers must be at least 1"),
+        ({"vocab": 3}, "vocab must be larger"),
+    ],
+)
+def test_impossible_shape_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(TINY, **change)
+
+
+def test_unknown_name_and_bad_inputs_say_what_is_allowed():
+    with pytest.raises(ValueError, match=r"did you mean 'llava-0\.3b'"):
+        named_shape("llava-0.3")
+    model = random_llava(TINY)
+    for bad in ({"batch": 0}, {"prompt_tokens": 1}, {"batch": 2, "prompt_tokens": [3]}, {"images": -1}):
+        with pytest.raises(ValueError, match="need batch >= 1"):
+            random_inputs(model, **bad)
