@@ -21,13 +21,17 @@ def _zoo_cache() -> Iterator[dict[tuple[str, torch.dtype], ZooModel]]:
 def zoo_model(_zoo_cache: dict[tuple[str, torch.dtype], ZooModel]) -> Callable[..., ZooModel]:
     """``zoo_model(family, dtype=torch.float32)``: a model nobody has changed, built at most once unless one did.
 
-    A model that an earlier test left changed is thrown away and built anew.
+    A model that an earlier test left changed is thrown away and built anew; the rotary offset that Qwen models
+    keep from their last call is forgotten.
     """
 
     def get(family: str, dtype: torch.dtype = torch.float32) -> ZooModel:
         key = (family, dtype)
         if key not in _zoo_cache or not is_pristine(_zoo_cache[key].model):
             _zoo_cache[key] = build(family, dtype=dtype)
+        for module in _zoo_cache[key].model.modules():
+            if hasattr(module, "rope_deltas"):
+                module.rope_deltas = None
         return _zoo_cache[key]
 
     return get

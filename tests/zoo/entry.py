@@ -11,7 +11,20 @@ import torch
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from zoo import pristine
-from zoo.prompts import BOS, IMAGE, PAD, SPECIAL_IDS, Image, Prompt, generator, pad, row_ids, row_images
+from zoo.prompts import (
+    BOS,
+    IMAGE,
+    PAD,
+    SPECIAL_IDS,
+    VIDEO,
+    Image,
+    Prompt,
+    generator,
+    pad,
+    row_ids,
+    row_images,
+    row_videos,
+)
 from zoo.weights import randomise
 
 Inputs = dict[str, Any]
@@ -33,6 +46,9 @@ class Family:
     image_inputs: Callable[[list[list[Image]]], Inputs]
     token_inputs: Callable[[torch.Tensor, torch.Tensor], Inputs] | None = None
     joint_inputs: Callable[[list[list[Image]], torch.Tensor], Inputs] | None = None
+    video_run: Callable[[Image], list[int]] | None = None
+    video_inputs: Callable[[list[list[Image]]], Inputs] | None = None
+    """As ``image_run`` and ``image_inputs``; None where the zoo has no videos for the family."""
     image_token_id: int | None = IMAGE
     images_per_row: int | None = None
     """The only number of images a row may have; None for any number."""
@@ -74,38 +90,52 @@ class ZooModel:
     def image_token_id(self) -> int | None:
         return self.family.image_token_id
 
+    @property
+    def video_token_id(self) -> int | None:
+        return VIDEO if self.family.video_run is not None else None
+
     def make_inputs(self, prompts: list[Prompt], padding_side: str = "left") -> Inputs:
         """Everything ``model(**inputs)`` and ``model.generate(**inputs)`` need for this batch."""
-        images = self._images(prompts)
-        rows = [
-            row_ids(prompt, row, self.seed, [self.family.image_run(image) for image in images[row]])
-            for row, prompt in enumerate(prompts)
-        ]
+        self._check(prompts)
+        rows = [row_ids(prompt, row, self.seed, self._runs(prompt, row)) for row, prompt in enumerate(prompts)]
         input_ids, attention_mask = pad(rows, padding_side)
         inputs: Inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        images = [row_images(prompt, row, self.seed) for row, prompt in enumerate(prompts)]
+        videos = [row_videos(prompt, row, self.seed) for row, prompt in enumerate(prompts)]
         if any(images):
             inputs |= self.family.image_inputs(images)
             if self.family.joint_inputs is not None:
                 inputs |= self.family.joint_inputs(images, input_ids)
+        if any(videos) and self.family.video_inputs is not None:
+            inputs |= self.family.video_inputs(videos)
         if self.family.token_inputs is not None:
             inputs |= self.family.token_inputs(input_ids, attention_mask)
         return {name: self._cast(value) for name, value in inputs.items()}
 
     def visual_tokens(self, prompts: list[Prompt]) -> list[int]:
         """How many visual tokens each row of ``make_inputs(prompts)`` has, from the architecture's own counting."""
-        runs = [[self.family.image_run(image) for image in row] for row in self._images(prompts)]
-        return [sum(run.count(self.image_token_id) for run in row) for row in runs]
+        self._check(prompts)
+        visual = {self.image_token_id, self.video_token_id}
+        runs = [self._runs(prompt, row) for row, prompt in enumerate(prompts)]
+        return [sum(token in visual for run in row for token in run) for row in runs]
 
     def adapt(self, prompts: list[Prompt]) -> list[Prompt]:
         """``prompts`` with the number of images the family needs, where it needs a certain number."""
         count = self.family.images_per_row
         return prompts if count is None else [replace(prompt, images=count) for prompt in prompts]
 
-    def _images(self, prompts: list[Prompt]) -> list[list[Image]]:
+    def _check(self, prompts: list[Prompt]) -> None:
         count = self.family.images_per_row
         if count is not None and any(prompt.images != count for prompt in prompts):
             raise ValueError(f"{self.family.name} takes exactly {count} image(s) per row; use adapt(prompts)")
-        return [row_images(prompt, row, self.seed) for row, prompt in enumerate(prompts)]
+        if self.family.video_run is None and any(prompt.videos for prompt in prompts):
+            raise ValueError(f"the zoo has no video inputs for {self.family.name}")
+
+    def _runs(self, prompt: Prompt, row: int) -> list[list[int]]:
+        runs = [self.family.image_run(image) for image in row_images(prompt, row, self.seed)]
+        if self.family.video_run is not None:
+            runs += [self.family.video_run(video) for video in row_videos(prompt, row, self.seed)]
+        return runs
 
     def _cast(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor) and value.is_floating_point():
@@ -138,8 +168,9 @@ class ZooModel:
 def _observed(method: Callable[..., Any], seen: list[torch.Tensor]) -> Callable[..., Any]:
     def observe(*args: Any, **kwargs: Any) -> Any:
         result = method(*args, **kwargs)
-        mask = result[0] if isinstance(result, tuple) else result
-        seen.append(mask.any(-1) if mask.dim() == 3 else mask)
+        masks = result if isinstance(result, tuple) else (result,)
+        flat = [mask.any(-1) if mask.dim() == 3 else mask for mask in masks if mask is not None]
+        seen.append(torch.stack(flat).any(0))  # images and videos
         return result
 
     return observe

@@ -99,6 +99,13 @@ register(
 # LLaVA-OneVision: as LLaVA-NeXT with a tower without class token; a row with several images uses base tiles only.
 
 
+ONEVISION_FRAMES = 8
+
+
+def video_pixels(rows: list[list[Image]], frames: int, side: int) -> Inputs:
+    return {"pixel_values_videos": torch.stack([video.pixels(frames, 3, side, side) for video in flat(rows)])}
+
+
 def onevision_run(image: Image) -> list[int]:
     if image.images_in_row > 1:
         return [IMAGE] * (2 * 2 + 1)
@@ -125,6 +132,8 @@ register(
         ),
         image_run=onevision_run,
         image_inputs=onevision_pixels,
+        video_run=lambda video: [VIDEO] * (ONEVISION_FRAMES + 1),  # 2 x 2 patches pooled to one, a newline
+        video_inputs=lambda rows: video_pixels(rows, ONEVISION_FRAMES, NEXT_TILE),
     )
 )
 
@@ -144,6 +153,8 @@ register(
         ),
         image_run=lambda image: [IMAGE] * 16,
         image_inputs=llava_pixels,
+        video_run=lambda video: [VIDEO] * (2 * 17),  # two frames, with class token
+        video_inputs=lambda rows: video_pixels(rows, 2, LLAVA_SIDE),
     )
 )
 

@@ -12,6 +12,8 @@ PAD, BOS, EOS, IMAGE, VIDEO, IMAGE_START, IMAGE_END, IMAGE_BREAK, SPECIAL_A, SPE
 SPECIAL_IDS = tuple(range(10))
 VOCABULARY = 200
 
+FIRST_VIDEO = 10
+
 
 def generator(*key: object) -> torch.Generator:
     """A CPU generator whose seed is a checksum of ``key`` (stable between processes)."""
@@ -20,7 +22,7 @@ def generator(*key: object) -> torch.Generator:
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """One row: ``text_before`` ids, then the images with ``between`` text ids between them, then ``text_after``.
+    """One row: ``text_before`` ids, the images, then the videos, ``between`` text ids between them, ``text_after``.
 
     ``content`` names what the ids and pixels are drawn from; None means the row's place in the batch.  The same
     prompt with ``content`` set gives the same row in any batch.
@@ -30,16 +32,21 @@ class Prompt:
     images: int = 1
     text_after: int = 5
     between: int = 2
+    videos: int = 0
     content: int | None = None
 
     def __post_init__(self) -> None:
-        if min(self.text_before, self.text_after, self.between) < 0 or not 0 <= self.images <= 4:
-            raise ValueError(f"text lengths must be >= 0 and images 0..4, got {self}")
+        if (
+            min(self.text_before, self.text_after, self.between) < 0
+            or not 0 <= self.images <= 4
+            or not 0 <= self.videos <= 2
+        ):
+            raise ValueError(f"text lengths must be >= 0, images 0..4 and videos 0..2, got {self}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Image:
-    """One image of one row; ``variant`` (0 or 1) selects one of the family's two image sizes."""
+    """One image or video of one row; ``variant`` (0 or 1) selects one of the family's two sizes."""
 
     seed: int
     content: int
@@ -66,6 +73,13 @@ def row_images(prompt: Prompt, row: int, seed: int) -> list[Image]:
     return [
         Image(seed=seed, content=content, index=index, images_in_row=prompt.images) for index in range(prompt.images)
     ]
+
+
+def row_videos(prompt: Prompt, row: int, seed: int) -> list[Image]:
+    """As ``row_images``, with indices from ``FIRST_VIDEO``, so that no video has the pixels of an image."""
+    content = row if prompt.content is None else prompt.content
+    indices = range(FIRST_VIDEO, FIRST_VIDEO + prompt.videos)
+    return [Image(seed=seed, content=content, index=index, images_in_row=prompt.images) for index in indices]
 
 
 def row_ids(prompt: Prompt, row: int, seed: int, runs: list[list[int]]) -> list[int]:

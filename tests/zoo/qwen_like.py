@@ -49,6 +49,30 @@ def pixels(rows: list[list[Image]]) -> Inputs:
     return {"pixel_values": torch.cat(packed), "image_grid_thw": torch.tensor(grids)}
 
 
+VIDEO_GRIDS = [(2, 4, 4), (3, 4, 4)]  # frame pairs, patch rows, patch columns: 4 merged tokens per pair
+
+
+def video_run(video: Image) -> list[int]:
+    frames, rows, columns = VIDEO_GRIDS[video.variant]
+    return [IMAGE_START, *[VIDEO] * (frames * rows * columns // 4), IMAGE_END]
+
+
+def timed_video_run(video: Image) -> list[int]:
+    """Qwen3: each frame pair stands alone behind its time."""
+    frames, rows, columns = VIDEO_GRIDS[video.variant]
+    return [SPECIAL_A, IMAGE_START, *[VIDEO] * (rows * columns // 4), IMAGE_END] * frames
+
+
+def video_pixels(rows: list[list[Image]]) -> Inputs:
+    videos = flat(rows)
+    grids = [VIDEO_GRIDS[video.variant] for video in videos]
+    packed = [
+        video.pixels(frames * height * width, 3 * 2 * PATCH * PATCH)
+        for video, (frames, height, width) in zip(videos, grids, strict=True)
+    ]
+    return {"pixel_values_videos": torch.cat(packed), "video_grid_thw": torch.tensor(grids)}
+
+
 def token_types(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Inputs:
     return {"mm_token_type_ids": (input_ids == IMAGE).long() + 2 * (input_ids == VIDEO).long()}
 
@@ -147,6 +171,14 @@ MODELS = {
     "glm4v": (Glm4vForConditionalGeneration, glm4v, ""),
 }
 
+VIDEO_RUNS = {
+    "qwen2_vl": video_run,
+    "qwen2_5_vl": video_run,
+    "qwen3_vl": timed_video_run,
+    "qwen3_vl_moe": timed_video_run,
+    "qwen3_5": timed_video_run,
+}
+
 for name, (model_class, config, facts) in MODELS.items():
     register(
         Family(
@@ -155,6 +187,8 @@ for name, (model_class, config, facts) in MODELS.items():
             image_run=run,
             image_inputs=pixels,
             token_inputs=token_types,
+            video_run=VIDEO_RUNS.get(name),
+            video_inputs=video_pixels if name in VIDEO_RUNS else None,
             facts=facts,
         )
     )

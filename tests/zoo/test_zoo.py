@@ -83,6 +83,35 @@ def test_the_image_matters(family, zoo_model, prompts):
     assert (logits(zoo, inputs)[0, -1] - before).abs().max() > 1e-2
 
 
+VIDEO_FAMILIES = [name for name in families() if FAMILIES[name].video_run is not None]
+
+
+@pytest.mark.parametrize("family", VIDEO_FAMILIES)
+def test_videos_and_images_in_one_batch(family, zoo_model):
+    zoo = zoo_model(family)
+    rows = [
+        Prompt(text_before=3, images=1, videos=1, text_after=4, content=0),
+        Prompt(text_before=5, images=0, videos=2, text_after=9, content=1),
+        Prompt(text_before=5, images=1, text_after=3, content=2),
+    ]
+    inputs = zoo.make_inputs(rows)
+    mask = zoo.expected_visual_mask(inputs)
+    assert mask.sum(1).tolist() == zoo.visual_tokens(rows)
+    assert torch.equal(mask, torch.isin(inputs["input_ids"], torch.tensor([zoo.image_token_id, zoo.video_token_id])))
+    together = logits(zoo, inputs)
+    for row, prompt in enumerate(rows):
+        alone = logits(zoo, zoo.make_inputs([prompt]))[0]
+        torch.testing.assert_close(together[row, -len(alone) :], alone, atol=1e-3, rtol=0)
+    assert generated(zoo, inputs).shape == (3, NEW_TOKENS)
+    inputs["pixel_values_videos"] = inputs["pixel_values_videos"].flip(-1)
+    assert (logits(zoo, inputs) - together)[0, -1].abs().max() > 1e-2
+
+
+def test_family_without_videos_says_so(zoo_model):
+    with pytest.raises(ValueError, match="no video inputs for llava"):
+        zoo_model("llava").make_inputs([Prompt(videos=1)])
+
+
 @pytest.mark.parametrize("family", families())
 def test_bfloat16_generates(family, zoo_model, prompts):
     zoo = zoo_model(family, torch.bfloat16)
