@@ -5,9 +5,11 @@ import copy
 import pytest
 import torch
 from PIL import Image as PILImage
+from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
 from zoo import FAMILIES, Prompt, assert_pristine, build, families, is_pristine, tiny_processor
 from zoo.prompts import SPECIAL_IDS, VOCABULARY
+from zoo.tiny_processor import PROCESSORS
 
 NEW_TOKENS = 6
 
@@ -189,26 +191,44 @@ def test_changed_model_is_built_anew(zoo_model):
     assert zoo_model("llava") is not first
 
 
-def test_tiny_processor_drives_the_model(zoo_model):
-    zoo, processor = zoo_model("llava"), tiny_processor("llava")
-    image = PILImage.effect_noise((40, 30), 80).convert("RGB")
+def noise_image(width=40, height=30):
+    return PILImage.effect_noise((width, height), 80).convert("RGB")
+
+
+@pytest.mark.parametrize("family", list(PROCESSORS))
+def test_tiny_processor_drives_the_model(family, zoo_model, zoo_processor):
+    zoo, processor = zoo_model(family), zoo_processor(family)
     ask = {"type": "text", "text": "describe the image please."}
     chat = [{"role": "user", "content": [{"type": "image"}, ask]}]
     text = processor.apply_chat_template(chat, add_generation_prompt=True)
-    assert text == "USER : <image> describe the image please. ASSISTANT :"
-    inputs = processor(images=[image], text=[text], return_tensors="pt")
-    assert (inputs["input_ids"] == zoo.image_token_id).sum() == 16
+    assert text.startswith("USER : <im") and text.endswith("> describe the image please. ASSISTANT :")
+    images = [[noise_image()], [noise_image(30, 40)]]
+    inputs = processor(images=images, text=[text, "USER : " + text], return_tensors="pt", padding=True)
     assert inputs["input_ids"].max() < zoo.config.text_config.vocab_size
     assert not (inputs["input_ids"] == processor.tokenizer.unk_token_id).any()
+    mask = zoo.expected_visual_mask(inputs)
+    assert torch.equal(mask, inputs["input_ids"] == zoo.image_token_id) and mask.any(1).all()
     output = zoo.model.generate(**inputs, max_new_tokens=4)
-    assert len(processor.decode(output[0, -4:], skip_special_tokens=True).split()) == 4
+    answers = processor.batch_decode(output[:, -4:], skip_special_tokens=True)
+    assert [len(answer.split()) for answer in answers] == [4, 4]
 
 
-def test_tiny_processor_works_in_a_pipeline(zoo_model):
-    from transformers import pipeline
+def test_family_without_processor_says_which_have_one():
+    with pytest.raises(ValueError, match="no tiny processor for 'qwen3_vl'; there is one for llava"):
+        tiny_processor("qwen3_vl")
 
-    zoo, processor = zoo_model("llava"), tiny_processor("llava")
-    image = PILImage.effect_noise((40, 30), 80).convert("RGB")
-    run = pipeline("image-text-to-text", model=zoo.model, processor=processor)
-    answer = run(images=image, text="USER : <image> what is this ? ASSISTANT :", max_new_tokens=3)
+
+def test_tiny_processor_works_in_a_pipeline(zoo_model, zoo_processor):
+    run = pipeline("image-text-to-text", model=zoo_model("llava").model, processor=zoo_processor("llava"))
+    answer = run(images=noise_image(), text="USER : <image> what is this ? ASSISTANT :", max_new_tokens=3)
     assert answer[0]["generated_text"].startswith("USER")
+
+
+def test_processor_and_model_survive_saving(zoo_model, zoo_processor, tmp_path):
+    zoo_model("llava").model.save_pretrained(tmp_path)
+    zoo_processor("llava").save_pretrained(tmp_path)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    processor = AutoProcessor.from_pretrained(tmp_path)
+    inputs = processor(images=noise_image(), text="USER : <image> who ?", return_tensors="pt")
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).logits, zoo_model("llava").model(**inputs).logits)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import LlavaProcessor, PreTrainedTokenizerFast
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from collections.abc import Callable
 
-from zoo.llava_like import LLAVA_SIDE
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import Gemma3Processor, LlavaNextProcessor, LlavaProcessor, PreTrainedTokenizerFast, ProcessorMixin
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+
+from zoo.gemma_like import SIDE as GEMMA_SIDE
+from zoo.llava_like import LLAVA_SIDE, NEXT_PINPOINTS, NEXT_TILE
 from zoo.prompts import BOS, VOCABULARY
 from zoo.shapes import PATCH
 
@@ -58,15 +63,12 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         bos_token="<s>",
         eos_token="</s>",
         unk_token="<unk>",
-        extra_special_tokens={"image_token": "<image>"},
+        extra_special_tokens={"image_token": "<image>", "boi_token": "<im_start>", "eoi_token": "<im_end>"},
         padding_side="left",
     )
 
 
-def tiny_processor(family: str = "llava") -> LlavaProcessor:
-    """The processor of a zoo model of ``family``; raises ValueError for a family that has none here."""
-    if not family.startswith("llava") or family in ("llava_next", "llava_onevision"):
-        raise ValueError(f"no tiny processor for {family!r}; there is one for 'llava' and its text decoder variants")
+def _llava() -> LlavaProcessor:
     side = {"height": LLAVA_SIDE, "width": LLAVA_SIDE}
     return LlavaProcessor(
         image_processor=CLIPImageProcessorPil(size=side, crop_size=side, do_center_crop=False),
@@ -77,3 +79,46 @@ def tiny_processor(family: str = "llava") -> LlavaProcessor:
         image_token="<image>",
         chat_template=CHAT_TEMPLATE,
     )
+
+
+def _llava_next() -> LlavaNextProcessor:
+    side = {"height": NEXT_TILE, "width": NEXT_TILE}
+    images = LlavaNextImageProcessorPil(
+        size={"shortest_edge": NEXT_TILE}, crop_size=side, image_grid_pinpoints=NEXT_PINPOINTS
+    )
+    return LlavaNextProcessor(
+        image_processor=images,
+        tokenizer=tiny_tokenizer(),
+        patch_size=PATCH,
+        num_additional_image_tokens=1,
+        vision_feature_select_strategy="default",
+        image_token="<image>",
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def _gemma3() -> Gemma3Processor:
+    images = Gemma3ImageProcessorPil(size={"height": GEMMA_SIDE, "width": GEMMA_SIDE})
+    template = CHAT_TEMPLATE.replace("<image>", "<im_start>")  # the marker that the processor expands
+    return Gemma3Processor(
+        image_processor=images, tokenizer=tiny_tokenizer(), image_seq_length=9, chat_template=template
+    )
+
+
+PROCESSORS: dict[str, Callable[[], ProcessorMixin]] = {
+    "llava": _llava,
+    "llava_gpt_oss": _llava,
+    "llava_gemma2": _llava,
+    "llava_next": _llava_next,
+    "gemma3": _gemma3,
+}
+
+
+def tiny_processor(family: str = "llava") -> ProcessorMixin:
+    """The processor of a zoo model of ``family``; raises ValueError for a family that has none here.
+
+    The Qwen models are missing because their processor wants a video processor, which wants torchvision.
+    """
+    if family not in PROCESSORS:
+        raise ValueError(f"no tiny processor for {family!r}; there is one for {', '.join(PROCESSORS)}")
+    return PROCESSORS[family]()
