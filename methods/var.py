@@ -120,7 +120,7 @@ class VAR(Method):
         rule: SinkRule = call.prepared
         activation = sink_activation(call.hidden, rule.dimensions)
         state, first = call.state, call.state.offset
-        real = state.real[:, first:].to(activation.device)
+        real = state.real[:, first : first + call.hidden.shape[1]].to(activation.device)
         sinks = (activation > rule.threshold) & real
         if state.prompt_length is not None:
             sinks = sinks[:, : max(0, state.prompt_length - first)]

@@ -209,9 +209,7 @@ class _Context:
 
     @property
     def first_key(self) -> int:
-        """Position of key 0; a sliding layer's cache holds only the last window of keys."""
-        if getattr(self.module, "sliding_window", None) is None and self.kwargs.get("sliding_window") is None:
-            return 0
+        """Position of key 0; the cache of a sliding or chunked layer holds only the last keys."""
         return max(0, self.state.offset + self.query.shape[2] - self.key.shape[2])
 
     def problem(self, rows: RowSelection | None, scope: RowScope, edit: AttentionEdit) -> AttentionProblem:

@@ -1,6 +1,7 @@
 """Everything a guard knows about one generation. A new one is made for every call, so nothing is left over."""
 
 import weakref
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,21 +12,58 @@ from vlm_guard.method import RowScope
 from vlm_guard.visual_tokens import RowSelection, visual_mask, wanted_rows
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PromptTokens:
+    """A whole prompt as `generate` was given it.
+
+    Attributes:
+        visual: [B, P] bool, visual tokens.
+        real: [B, P] bool, False for padding.
+    """
+
+    visual: Tensor
+    real: Tensor
+
+    @classmethod
+    def of(cls, input_ids: Tensor, attention_mask: Tensor | None, visual_token_ids: tuple[int, ...]) -> "PromptTokens":
+        """From `input_ids` [B, P] and the optional 2-D attention mask."""
+        visual = visual_mask(input_ids, visual_token_ids)
+        known = isinstance(attention_mask, Tensor) and attention_mask.shape == input_ids.shape
+        real = attention_mask.to(visual.device).bool() if known else torch.ones_like(visual)
+        return cls(visual=visual, real=real)
+
+    @property
+    def length(self) -> int:
+        """P, padding included."""
+        return self.visual.shape[1]
+
+    def expanded(self, batch: int) -> "PromptTokens":
+        """One row for each beam or returned sequence, in transformers' order."""
+        repeats, rest = divmod(batch, self.visual.shape[0])
+        if rest:
+            raise ValueError(f"a prompt of {self.visual.shape[0]} rows cannot serve a batch of {batch}")
+        if repeats == 1:
+            return self
+        return PromptTokens(
+            visual=self.visual.repeat_interleave(repeats, 0), real=self.real.repeat_interleave(repeats, 0)
+        )
+
+
 class GenerationState:
     """The visual mask of a prompt, the rows being edited now, and what the methods remember.
 
     Attributes:
-        visual: [B, T] bool, visual tokens of everything read so far (grows while a prompt is read in chunks).
+        visual: [B, T] bool, visual tokens of the whole prompt if known, and of everything read so far.
         real: [B, T] bool, False for padding.
-        prompt_length: length of the prompt when `generate` told it, else None.
+        prompt: the whole prompt when `generate` told it, else None.
         active: whether any row has a visual token; if not, the guard does nothing.
         reading: whether the current forward pass reads prompt tokens.
         offset: key position of the first current query.
     """
 
-    def __init__(self, visual_token_ids: tuple[int, ...], prompt_length: int | None = None) -> None:
+    def __init__(self, visual_token_ids: tuple[int, ...], prompt: PromptTokens | None = None) -> None:
         self.visual_token_ids = visual_token_ids
-        self.prompt_length = prompt_length
+        self.prompt = prompt
         self.visual: Tensor | None = None
         self.real: Tensor | None = None
         self.active = False
@@ -36,37 +74,46 @@ class GenerationState:
         self._rows: dict[RowScope, RowSelection | None] = {}
         self._row_masks: dict[tuple[RowScope, int], tuple[Tensor, Tensor]] = {}
 
-    def read(self, input_ids: Tensor, attention_mask: Tensor | None, offset: int, cache: Any) -> None:
+    @property
+    def prompt_length(self) -> int | None:
+        """Length of the whole prompt, if known."""
+        return None if self.prompt is None else self.prompt.length
+
+    def read(self, input_ids: Tensor, attention_mask: Any, offset: int, cache: Any) -> None:
         """Take in the tokens of a forward pass: `input_ids` [B, Q] at key positions from `offset` on."""
         if cache is not None and self.cache is None:
             self.cache = weakref.ref(cache)
         self._rows.clear()
         self._row_masks.clear()
         self.offset = offset
-        count = input_ids.shape[1]
+        total = offset + input_ids.shape[1]
+        if self.prompt is None:
+            self._extend(input_ids, attention_mask, total)
+        else:
+            # A model may generate a placeholder id, but only those of the prompt stand for an image.
+            prompt = self.prompt.expanded(input_ids.shape[0])
+            beyond = max(0, total - prompt.length)
+            self.visual = torch.nn.functional.pad(prompt.visual, (0, beyond))
+            self.real = torch.nn.functional.pad(prompt.real, (0, beyond), value=True)
+        self.reading = self.prompt is None or offset < self.prompt.length
+        self.active = self.active or bool(self.visual.any())
+
+    def _extend(self, input_ids: Tensor, attention_mask: Any, total: int) -> None:
+        """Without a known prompt, every token read counts as prompt."""
         current = visual_mask(input_ids, self.visual_token_ids)
-        total = offset + count
-        if self.prompt_length is not None:
-            # A model may generate a placeholder id; only those of the prompt stand for an image.
-            position = torch.arange(offset, total, device=current.device)
-            current = current & (position < self.prompt_length)
-        if attention_mask is not None and attention_mask.dim() == 2:
-            real = attention_mask[:, offset:total].bool()
+        if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
+            real = attention_mask[:, self.offset : total].bool()
         else:
             real = torch.ones_like(current)
-        if offset == 0 or self.visual is None:
-            self.visual, self.real = current, real
-        else:
-            self.visual = torch.cat((self.visual[:, :offset], current), 1)
-            self.real = torch.cat((self.real[:, :offset], real), 1)
-        self.reading = self.prompt_length is None or offset < self.prompt_length
-        if self.reading:
-            self.active = self.active or bool(self.visual.any())
+        if self.offset and self.visual is not None:
+            current = torch.cat((self.visual[:, : self.offset], current), 1)
+            real = torch.cat((self.real[:, : self.offset], real), 1)
+        self.visual, self.real = current, real
 
     def rows(self, scope: RowScope, count: int) -> RowSelection | None:
         """The rows of the current queries (Q = `count`) that `scope` covers; None when there are none."""
         if scope not in self._rows:
-            real = self.real[:, self.offset :]
+            real = self.real[:, self.offset : self.offset + count]
             wanted = wanted_rows(scope, self.visual, self.offset, count, self.prompt_length, real)
             self._rows[scope] = RowSelection.of(wanted)
         return self._rows[scope]

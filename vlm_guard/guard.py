@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from vlm_guard.architecture import Architecture, describe_architecture, unwrap
 from vlm_guard.attention import SLOT, BoundMethod, HiddenCall, LayerSlot
 from vlm_guard.attention_switch import restore_attention, switch_attention
-from vlm_guard.generation_state import GenerationState
+from vlm_guard.generation_state import GenerationState, PromptTokens
 from vlm_guard.layers import select_layers
 from vlm_guard.method import Method, resolve_methods
 from vlm_guard.profiles import Profile, find_profile
@@ -118,7 +118,7 @@ class Guard(AbstractContextManager):
         self._slots_installed = False
         self._reads_forwards = False
         self._warned_no_image = False
-        self._prompt_length: int | None = None
+        self._prompt: PromptTokens | None = None
 
     # -- use --------------------------------------------------------------------------------------------------
 
@@ -232,17 +232,18 @@ class Guard(AbstractContextManager):
                     f"input_ids must be [batch, length], given {list(input_ids.shape)}; "
                     "add a batch dimension, for example input_ids[None]"
                 )
-            self._prompt_length = input_ids.shape[1]
+            token_ids = self.target.architecture.visual_token_ids
+            self._prompt = PromptTokens.of(input_ids, kwargs.get("attention_mask"), token_ids)
         previous, self.state = self.state, None
         past = kwargs.get("past_key_values")
         if previous is not None and past is not None and previous.cache is not None and previous.cache() is past:
             # The caller goes on with the cache of the last call: what was learned about its tokens still holds.
-            previous.prompt_length = self._prompt_length
+            previous.prompt = self._prompt
             self.state = previous
         try:
             yield
         finally:
-            self._prompt_length = None
+            self._prompt = None
 
     def _read_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Before every forward pass: begin a new generation, or take in the next tokens of this one."""
@@ -256,19 +257,16 @@ class Guard(AbstractContextManager):
         offset = 0 if cache is None else int(cache.get_seq_length())
         state = self.state
         if state is not None and offset and state.cache is not None and state.cache() is cache:
-            if input_ids.shape[1] == 1 and state.prompt_length is not None and offset >= state.prompt_length:
+            if input_ids.shape[1] == 1 and state.prompt is not None and offset >= state.prompt.length:
                 state.reading, state.offset = False, offset
                 return
-        elif state is None or offset == 0:
-            if state is None or self._prompt_length is None or cache is not None:
-                state = GenerationState(self.target.architecture.visual_token_ids, self._prompt_length)
-        else:
-            state = GenerationState(self.target.architecture.visual_token_ids, self._prompt_length)
-        if offset and state.visual is None:
+        elif offset:
             raise ValueError(
                 "past_key_values was filled before the model was guarded, so its visual tokens are unknown; "
                 "start from the whole prompt"
             )
+        elif state is None or self._prompt is None or cache is not None:
+            state = GenerationState(self.target.architecture.visual_token_ids, self._prompt)
         self.state = state
         state.read(input_ids, kwargs.get("attention_mask"), offset, cache)
         if not state.active and not self._warned_no_image:

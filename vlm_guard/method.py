@@ -239,7 +239,10 @@ def resolve_methods(
     """
     given = dict(options or {})
     items: list[str | Method] = []
-    for entry in [method] if isinstance(method, str | Method) else list(method):
+    listed = [method] if isinstance(method, str | Method) else method
+    if not isinstance(listed, Sequence):
+        raise TypeError(f"method must be a name such as 'var', a Method, or a list of these; given {method!r}")
+    for entry in listed:
         items.extend(part.strip() for part in entry.split("+")) if isinstance(entry, str) else items.append(entry)
     names = [item if isinstance(item, str) else item.name for item in items if isinstance(item, str | Method)]
     if len(names) != len(items) or not items:

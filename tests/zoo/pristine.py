@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 # What transformers itself leaves behind: recording hooks and flags, and the rotary offset of the last call.
 _LEFT_BY_TRANSFORMERS = ("transformers.utils.output_capturing", "transformers.utils.generic")
-_TRANSIENT = {"rope_deltas", "_output_capturing_hooks_installed"}
+_TRANSIENT = {"rope_deltas", "_output_capturing_hooks_installed", "_previous_max_cache_length"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 

@@ -1,0 +1,103 @@
+"""What must hold for every method on every architecture of the zoo."""
+
+import warnings
+
+import method_cases
+import pytest
+import torch
+
+from vlm_guard import wrap
+from vlm_guard.method import method_class
+from zoo import Prompt, assert_pristine, families
+
+torch.set_num_threads(1)
+
+# Families where a guard must refuse, or that feed images past the prompt, have tests of their own.
+OUTSIDE = {"git", "mllama", "blip_2", "instructblip"}
+FAMILIES = [name for name in families() if name not in OUTSIDE]
+METHODS = [name for name in method_cases.names() if method_class(name).edits_attention()]
+
+PROMPTS = [
+    Prompt(text_before=3, images=1, text_after=4, content=0),
+    Prompt(text_before=9, images=2, text_after=6, between=3, content=1),
+    Prompt(text_before=2, images=1, text_after=7, content=3),
+]
+
+
+def logits(model, inputs):
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return model(**inputs).logits
+
+
+def generate(model, inputs, **extra):
+    with torch.no_grad():
+        return model.generate(**inputs, max_new_tokens=5, do_sample=False, **extra)
+
+
+@pytest.fixture(params=FAMILIES)
+def zoo(request, zoo_model):
+    return zoo_model(request.param)
+
+
+def close(first, second, scale):
+    """Equal up to float32 rounding of sums in another order, relative to the size of the logits."""
+    return float((first - second).abs().max()) <= 2e-5 * max(1.0, float(scale.abs().max()))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_neutral_options_are_the_identity(zoo, method):
+    inputs = zoo.make_inputs(zoo.adapt(PROMPTS))
+    plain = logits(zoo.model, inputs)
+    neutral = {item: value for item, value in vars(method_class(method).neutral()).items()}
+    kept = {key: value for key, value in method_cases.options(method).items() if key not in _neutral_names(method)}
+    with wrap(zoo.model, None, method, **(neutral | kept)):
+        guarded = logits(zoo.model, inputs)
+    real = inputs["attention_mask"].bool()
+    assert close(guarded[real], plain[real], plain[real])
+    assert_pristine(zoo.model)
+
+
+def _neutral_names(method):
+    from dataclasses import fields
+
+    return {item.name for item in fields(method_class(method)) if "neutral" in item.metadata}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_it_acts_and_leaves_no_trace(zoo, method):
+    inputs = zoo.make_inputs(zoo.adapt(PROMPTS))
+    plain = logits(zoo.model, inputs)
+    with wrap(zoo.model, None, method, **method_cases.options(method)):
+        guarded = logits(zoo.model, inputs)
+        assert torch.isfinite(guarded[inputs["attention_mask"].bool()]).all()
+        assert not torch.equal(guarded, plain), "the options of this test must make the method act"
+    assert torch.equal(logits(zoo.model, inputs), plain)
+    assert_pristine(zoo.model)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_padded_batch_equals_each_prompt_alone(zoo, method):
+    if not zoo.family.batch_invariant:
+        pytest.skip(f"the stock {zoo.family.name} itself differs: {zoo.family.facts}")
+    prompts = zoo.adapt(PROMPTS)
+    batch = zoo.make_inputs(prompts)
+    with wrap(zoo.model, None, method, **method_cases.options(method)):
+        together = logits(zoo.model, batch)
+        for row, prompt in enumerate(prompts):
+            alone = logits(zoo.model, zoo.make_inputs([prompt]))[0]
+            real = batch["attention_mask"][row].bool()
+            assert close(together[row][real], alone, alone), f"row {row}"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_cached_decode_equals_full_recompute(zoo, method):
+    inputs = zoo.make_inputs(zoo.adapt(PROMPTS))
+    with wrap(zoo.model, None, method, **method_cases.options(method)):
+        settings = {"output_logits": True, "return_dict_in_generate": True}
+        cached = generate(zoo.model, inputs, **settings)
+        recomputed = generate(zoo.model, inputs, use_cache=False, **settings)
+    assert torch.equal(cached.sequences, recomputed.sequences)
+    for first, second in zip(cached.logits, recomputed.logits):
+        assert close(first, second, second)
+    assert_pristine(zoo.model)
