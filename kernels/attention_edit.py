@@ -28,12 +28,12 @@ class Segments:
     """The segment of every described key, with the one-hot form the torch backend multiplies by.
 
     Args:
-        ids: [B or 1, P] uint8, values from `SEGMENT_NAMES`.
+        ids: [B or 1, P] uint8, values from `SEGMENT_NAMES`; [B or 1, H, P] where every head has its own.
     """
 
     def __init__(self, ids: Tensor) -> None:
-        if ids.dim() != 2 or ids.dtype != torch.uint8:
-            raise TypeError(f"segment ids must be uint8 [B, P], given {ids.dtype} {list(ids.shape)}")
+        if ids.dim() not in (2, 3) or ids.dtype != torch.uint8:
+            raise TypeError(f"segment ids must be uint8 [B, P] or [B, H, P], given {ids.dtype} {list(ids.shape)}")
         self.ids = ids
 
     @classmethod
@@ -47,12 +47,18 @@ class Segments:
 
     @cached_property
     def one_hot(self) -> Tensor:
-        """[B or 1, P, 4] float32, one where key j belongs to segment g."""
-        return torch.nn.functional.one_hot(self.ids.long(), SEGMENT_COUNT).to(torch.float32)
+        """[B or 1, H or 1, P, 4] float32, one where key j belongs to segment g."""
+        one_hot = torch.nn.functional.one_hot(self.ids.long(), SEGMENT_COUNT).to(torch.float32)
+        return one_hot if self.per_head else one_hot[:, None]
+
+    @property
+    def per_head(self) -> bool:
+        """Whether every head has segments of its own."""
+        return self.ids.dim() == 3
 
     def from_key(self, first_key: int) -> "Segments":
         """The segments seen by a sliding layer whose cache starts at absolute position `first_key`."""
-        return self if first_key <= 0 else Segments(self.ids[:, first_key:])
+        return self if first_key <= 0 else Segments(self.ids[..., first_key:])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -61,8 +61,8 @@ def _attend(problem: AttentionProblem, rows: slice) -> EditedAttention:
     masses = None
     if edit.segments is not None:
         one_hot = edit.segments.one_hot.to(wide)
-        described = one_hot.shape[1]
-        masses = weights[..., :described] @ one_hot[:, None]
+        described = one_hot.shape[-2]
+        masses = weights[..., :described] @ one_hot
         if described < keys:
             masses = masses.clone()
             masses[..., 0] += weights[..., described:].sum(-1)
@@ -71,7 +71,7 @@ def _attend(problem: AttentionProblem, rows: slice) -> EditedAttention:
             if edit.policy_rows is not None:
                 active = _rows(edit.policy_rows, rows, 1)
                 factors = torch.where(active[:, None, :, None], factors, torch.ones_like(factors))
-            key_factors = factors @ one_hot.transpose(-1, -2)[:, None]
+            key_factors = factors @ one_hot.transpose(-1, -2)
             if described < keys:
                 tail = factors[..., :1].expand(*factors.shape[:3], keys - described)
                 key_factors = torch.cat((key_factors, tail), -1)

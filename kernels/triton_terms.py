@@ -1,0 +1,141 @@
+"""What the Triton kernels are given: tuples of tensors with their strides, and the sizes of a tile.
+
+A term that is not there is None, and so is the stride of a broadcast dimension. Both are compile-time facts for
+Triton, so an absent term costs nothing and a bias shared by all heads and rows is read once per key.
+"""
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+Strides = tuple[Any, ...]
+
+
+class KeyValues(NamedTuple):
+    """Keys [B, G, K, D] and values [B, G, K, Dv], read in place by their strides."""
+
+    key: Tensor
+    key_strides: Strides
+    value: Tensor
+    value_strides: Strides
+
+
+class ScoreTerms(NamedTuple):
+    """Everything that turns q.k into an edited score.
+
+    `position_bias`, `bias`, `gain` and `mask` are [B or 1, H or 1, R or 1, keys]; `row_positions` is [B or 1, R] and
+    `segment_ids` [B or 1, keys]. `bias_keys`, `gain_keys` and `segment_keys` say how many keys are described: the
+    rest is ordinary text without bias and gain. `mask_is_float` is True or None.
+    """
+
+    scaling: float
+    softcap: float | None
+    position_bias: Tensor | None
+    position_bias_strides: Strides | None
+    bias: Tensor | None
+    bias_strides: Strides | None
+    bias_keys: int
+    gain: Tensor | None
+    gain_strides: Strides | None
+    gain_keys: int
+    mask: Tensor | None
+    mask_strides: Strides | None
+    mask_is_float: bool | None
+    row_positions: Tensor | None
+    row_position_strides: Strides | None
+    segment_ids: Tensor | None
+    segment_strides: Strides | None
+    segment_keys: int
+
+
+class WeightTerms(NamedTuple):
+    """The weight edit: constants of the policy, its heads [H] and rows [B or 1, R] (bool), and [H] sink logits."""
+
+    move_fraction: float
+    min_content_share: float
+    min_visual_mass: float
+    policy_heads: Tensor | None
+    policy_rows: Tensor | None
+    policy_row_strides: Strides | None
+    sink_logits: Tensor | None
+
+
+class OutputTerms(NamedTuple):
+    """The output edit: head scale and self mix [B or 1, H], and the rows' own values [B, G, R, Dv]."""
+
+    head_scale: Tensor | None
+    head_scale_strides: Strides | None
+    self_mix: Tensor | None
+    self_mix_strides: Strides | None
+    own_value: Tensor | None
+    own_value_strides: Strides | None
+
+
+class Results(NamedTuple):
+    """Where the finished numbers go.
+
+    output [B, R, H, Dv] in the query's dtype (for a policy outside the kernel: [B, R, H, 4, Dv] float32, one share per
+    segment), masses and factors [B, H, R, 4] and logsumexp [B, H, R] float32; `factors` only when asked for.
+    """
+
+    output: Tensor
+    masses: Tensor | None
+    factors: Tensor | None
+    logsumexp: Tensor
+
+
+class Partials(NamedTuple):
+    """Unmerged softmax states of every split and segment, float32.
+
+    maxima and sums [B, H, R, splits, S], outputs [B, H, R, splits, S, Dv]; an output whose sum is 0 is not written.
+    """
+
+    outputs: Tensor
+    maxima: Tensor
+    sums: Tensor
+
+
+class SegmentLists(NamedTuple):
+    """Chunks and sink keys by segment, int32, for each row of segment ids (C chunks).
+
+    text_chunks and content_chunks [rows, C], sink_keys [rows, C * chunk length]; counts [rows, 3, C + 1] says how many
+    entries of each list lie before a chunk. `row_per_batch` is True, or None where one row serves the whole batch.
+    """
+
+    text_chunks: Tensor
+    content_chunks: Tensor
+    sink_keys: Tensor
+    counts: Tensor
+    chunk_total: int
+    row_per_batch: bool | None
+
+
+class Shape(NamedTuple):
+    """Compile-time sizes of a tile. Blocks are powers of two, at least the dimension they hold.
+
+    `block_m` query lines, `block_n` keys of a chunk, `block_s` gathered sink keys; `widen` turns every loaded tile to
+    float32 (the interpreter has no bfloat16 arithmetic).
+    """
+
+    per_group: int
+    head_dim: int
+    value_dim: int
+    block_d: int
+    block_dv: int
+    block_m: int
+    block_n: int
+    block_s: int
+    widen: bool
+
+
+class Lines(NamedTuple):
+    """The query lines of one tile: lines [M, D] of `batch` and `group`, with heads, rows and positions [M]."""
+
+    vectors: Any
+    batch: Any
+    group: Any
+    heads: Any
+    rows: Any
+    positions: Any
+    real: Any
+    last_key: Any
