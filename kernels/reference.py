@@ -33,16 +33,17 @@ def reference_attention(problem: AttentionProblem) -> EditedAttention:
     weights, logsumexp = _softmax(scores, problem.sink_logits)
     masses = None
     if edit.segments is not None:
-        ids = torch.full((query.shape[0], key.shape[2]), TEXT, dtype=torch.long, device=query.device)
-        ids[:, : edit.segments.ids.shape[1]] = edit.segments.ids
+        given = edit.segments.ids if edit.segments.per_head else edit.segments.ids[:, None]
+        ids = torch.full((*query.shape[:2], key.shape[2]), TEXT, dtype=torch.long, device=query.device)
+        ids[..., : given.shape[-1]] = given
         masses = torch.stack(
-            [(weights * (ids == segment)[:, None, None, :]).sum(-1) for segment in range(SEGMENT_COUNT)], -1
+            [(weights * (ids == segment)[:, :, None, :]).sum(-1) for segment in range(SEGMENT_COUNT)], -1
         )
         if edit.policy is not None:
             factors = edit.policy.weights(masses)
             if edit.policy_rows is not None:
                 factors = torch.where(edit.policy_rows[:, None, :, None], factors, torch.ones_like(factors))
-            weights = weights * factors.gather(-1, ids[:, None, None, :].expand(*weights.shape[:3], -1))
+            weights = weights * factors.gather(-1, ids[:, :, None, :].expand(*weights.shape[:3], -1))
 
     output = (weights.to(query.dtype) @ value).to(wide)
     if edit.self_mix is not None:
