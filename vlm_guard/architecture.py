@@ -11,10 +11,23 @@ from functools import cache
 from torch import nn
 from transformers import PreTrainedModel
 
-_REASONS = {
-    "git": "its decoder computes attention itself instead of through transformers' attention interface",
-    "blip": "its decoder computes attention itself instead of through transformers' attention interface",
+_OWN_ATTENTION = "its decoder computes attention itself instead of through transformers' attention interface"
+_OWN_GENERATE = (
+    "its generate hands embeddings to an inner language model, so the guard cannot see which tokens are visual"
+)
+_CROSS_ATTENTION = "its image is read through cross-attention layers, not as visual tokens in the prompt"
+REFUSED = {
+    "git": _OWN_ATTENTION,
+    "blip": _OWN_ATTENTION,
+    "blip-2": _OWN_GENERATE,
+    "instructblip": _OWN_GENERATE,
+    "instructblipvideo": _OWN_GENERATE,
+    "kosmos-2": _OWN_GENERATE,
+    "kosmos-2.5": _OWN_GENERATE,
+    "mllama": _CROSS_ATTENTION,
+    "idefics": _CROSS_ATTENTION,
 }
+"""Model types that cannot be guarded, with the reason a user is told."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,8 +92,8 @@ def describe_architecture(model: PreTrainedModel) -> Architecture:
         ValueError: the model has no image tokens in its prompt, or its decoder's attention cannot be reached.
     """
     model_type = model.config.model_type
-    if model_type in _REASONS:
-        raise ValueError(f"{model_type} models cannot be guarded: {_REASONS[model_type]}")
+    if model_type in REFUSED:
+        raise ValueError(f"{model_type} models cannot be guarded: {REFUSED[model_type]}; see 'vlm-guard models'")
     if model.config.is_encoder_decoder:
         raise ValueError(
             f"{model_type} is an encoder-decoder: its image is read by an encoder, so there are no visual tokens "
