@@ -1,274 +1,295 @@
-"""POPE: is the object in the image, yes or no? Builder, reader and scores (Li et al., EMNLP 2023)."""
+"""POPE: is the object in the image, yes or no? Scores of answers (Li et al., EMNLP 2023).
 
-import json
-import random
-import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+The questions come from `vlm_guard.eval.pope_questions`, the reading of answers from `vlm_guard.eval.pope_parsers`;
+their public names are here too.
+"""
+
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from vlm_guard.eval.chair_captions import read_records
-from vlm_guard.eval.coco import image_id
+from vlm_guard.eval.pope_parsers import PARSERS, Answer, parse_answer, token_readout, yes_no_token_ids
+from vlm_guard.eval.pope_questions import (
+    SUFFIXES,
+    ObjectStatistics,
+    PopeQuestion,
+    build_questions,
+    object_statistics,
+    question_text,
+    read_questions,
+    sample_images,
+    with_suffix,
+    write_questions,
+)
 
-Strategy = Literal["random", "popular", "adversarial"]
+__all__ = [
+    "PARSERS",
+    "SUFFIXES",
+    "Answer",
+    "ObjectStatistics",
+    "PopeQuestion",
+    "PopeScore",
+    "PopeSummary",
+    "build_questions",
+    "match_answers",
+    "object_statistics",
+    "parse_answer",
+    "question_text",
+    "read_answered",
+    "read_answers",
+    "read_questions",
+    "sample_images",
+    "score_answers",
+    "score_predictions",
+    "token_readout",
+    "with_suffix",
+    "write_questions",
+    "yes_no_token_ids",
+]
 
-# How the published runs go on after the question. The name is part of a result: it moves accuracy by points.
-SUFFIXES = {
-    "none": "",
-    "one_word": " Please answer this question with one word.",  # VCD, SHIELD
-    "short_phrase": "\nAnswer the question using a single word or phrase.",  # LLaVA-1.5
-}
-
-TEMPLATES = ("original", "published")
-
-_QUESTION_TEXT = re.compile(r"Is there an? (?P<object>.+) in the iman?ge\?")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PopeQuestion:
-    """One question of POPE.
-
-    Attributes:
-        question_id: number within its strategy, from 1.
-        image_id: MSCOCO id of the image; None where its name holds no id.
-        image: the image's name as the question file gives it.
-        text: the question, without suffix.
-        label: the right answer, yes or no.
-        object: what is asked for; empty where the text is not POPE's.
-        strategy: how the absent objects were chosen.
-    """
-
-    question_id: int
-    image_id: int | None
-    image: str
-    text: str
-    label: str
-    object: str
-    strategy: str
-
-    def __post_init__(self) -> None:
-        if self.label not in ("yes", "no"):
-            raise ValueError(f"the label of question {self.question_id} is {self.label!r}; it must be yes or no")
-
-    def to_dict(self) -> dict[str, Any]:
-        """The question with the published files' keys, and the two of ours."""
-        record = asdict(self)
-        del record["image_id"]
-        return record
+_ANSWER_KEYS = ("answer", "text", "output", "response", "caption")
+_RATES = ("accuracy", "precision", "recall", "f1", "yes_ratio")
 
 
-def question_text(name: str, template: str = "original", strategy: str = "random") -> str:
-    """POPE's question for an object, "Is there a dog in the image?".
-
-    The template `original` writes "an" before a vowel, as the published MSCOCO files do. `published` also keeps the
-    typo "imange" that the builder's code made of such questions and that survives in the widely used adversarial
-    file (in 57 of its 58 "an" questions: all but question 689).
-
-    Raises:
-        ValueError: the template is unknown.
-    """
-    if template not in TEMPLATES:
-        raise ValueError(f"the POPE template is {template!r}; it must be one of {', '.join(TEMPLATES)}")
-    vowel = name[:1] in tuple("aeiou")
-    image = "imange" if vowel and template == "published" and strategy == "adversarial" else "image"
-    return f"Is there {'an' if vowel else 'a'} {name} in the {image}?"
-
-
-def with_suffix(text: str, suffix: str = "none") -> str:
-    """A question with one of the suffixes of `SUFFIXES`, by name.
-
-    Raises:
-        ValueError: the name is unknown.
-    """
-    if suffix not in SUFFIXES:
-        raise ValueError(f"the question suffix is {suffix!r}; it must be one of {', '.join(SUFFIXES)}")
-    return text + SUFFIXES[suffix]
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObjectStatistics:
-    """What the choice of absent objects is based on.
+class PopeScore:
+    """Counts of one set of yes/no questions, yes being positive, and the rates that follow.
+
+    An unparsed answer is wrong: it counts among the questions, and for a question whose answer is yes among those
+    recall divides by, but it is neither a yes nor a no.
 
     Attributes:
-        counts: in how many images each object is, in the order the objects are first seen.
-        companions: for every object the others it shares images with, most frequent first, ties by first seen.
+        true_yes: answered yes, rightly.
+        false_yes: answered yes, wrongly.
+        true_no: answered no, rightly.
+        false_no: answered no, wrongly.
+        unparsed_yes: no answer could be read, the right one being yes.
+        unparsed_no: no answer could be read, the right one being no.
     """
 
-    counts: dict[str, int]
-    companions: dict[str, list[str]]
+    true_yes: int
+    false_yes: int
+    true_no: int
+    false_no: int
+    unparsed_yes: int
+    unparsed_no: int
 
     @property
-    def by_count(self) -> list[str]:
-        """All objects, most frequent first, ties by first seen."""
-        return sorted(self.counts, key=self.counts.__getitem__, reverse=True)
+    def questions(self) -> int:
+        """Number of questions."""
+        return sum(asdict(self).values())
+
+    @property
+    def unparsed(self) -> int:
+        """Number of answers that could not be read."""
+        return self.unparsed_yes + self.unparsed_no
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers."""
+        return _ratio(self.true_yes + self.true_no, self.questions)
+
+    @property
+    def precision(self) -> float:
+        """Share of the yes answers that are right; 0 without any."""
+        return _ratio(self.true_yes, self.true_yes + self.false_yes)
+
+    @property
+    def recall(self) -> float:
+        """Share of the questions whose answer is yes that were answered yes; 0 without any."""
+        return _ratio(self.true_yes, self.true_yes + self.false_no + self.unparsed_yes)
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of precision and recall."""
+        return _ratio(2 * self.precision * self.recall, self.precision + self.recall)
+
+    @property
+    def yes_ratio(self) -> float:
+        """Share of the questions answered yes."""
+        return _ratio(self.true_yes + self.false_yes, self.questions)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Counts and rates (fractions), as JSON can hold them."""
+        return {
+            "questions": self.questions,
+            "unparsed": self.unparsed,
+            **{name: getattr(self, name) for name in _RATES},
+            "counts": asdict(self),
+        }
 
 
-def object_statistics(objects: Iterable[Sequence[str]]) -> ObjectStatistics:
-    """Count objects and pairs of objects over images, each given by its object list in first-seen order."""
-    counts: Counter[str] = Counter()
-    pairs: dict[str, Counter[str]] = {}
-    for names in objects:
-        counts.update(names)
-        for name in names:
-            pairs.setdefault(name, Counter()).update(other for other in names if other != name)
-    # Counter.most_common is stable, so objects with equal counts stay in the order they were first seen.
-    companions = {name: [other for other, _ in found.most_common()] for name, found in pairs.items()}
-    return ObjectStatistics(counts=dict(counts), companions=companions)
+@dataclass(frozen=True, kw_only=True)
+class PopeSummary:
+    """POPE's scores per strategy, and their plain mean.
+
+    Attributes:
+        parser: how the answers were read.
+        strategies: score of each strategy, in the order the questions came.
+    """
+
+    parser: str
+    strategies: dict[str, PopeScore]
+
+    @property
+    def mean(self) -> dict[str, float]:
+        """Every rate averaged over the strategies, each with the same weight."""
+        scores = self.strategies.values()
+        return {name: _ratio(sum(getattr(score, name) for score in scores), len(scores)) for name in _RATES}
+
+    @property
+    def unparsed(self) -> int:
+        """Number of answers that could not be read, over all strategies."""
+        return sum(score.unparsed for score in self.strategies.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Scores per strategy and their mean, as JSON can hold them."""
+        return {
+            "metric": "POPE",
+            "parser": self.parser,
+            "questions": sum(score.questions for score in self.strategies.values()),
+            "unparsed": self.unparsed,
+            "strategies": {name: score.to_dict() for name, score in self.strategies.items()},
+            "mean": self.mean,
+        }
 
 
-def sample_images(
-    objects: Mapping[int, Sequence[str]], count: int = 500, minimum: int = 3, seed: int = 0
-) -> dict[int, Sequence[str]]:
-    """Draw the images POPE asks about: `count` of those with at least `minimum` objects, in random order.
+def score_predictions(labels: Iterable[str], predictions: Iterable[str]) -> PopeScore:
+    """Count predictions (yes, no or unparsed) against labels (yes or no), in the same order.
 
     Raises:
-        ValueError: too few images have that many objects.
+        ValueError: there are more of one than of the other, or one is another word.
     """
-    eligible = sorted(number for number, names in objects.items() if len(names) >= minimum)
-    if len(eligible) < count:
-        raise ValueError(f"{count} images were asked for, but only {len(eligible)} have at least {minimum} objects")
-    return {number: objects[number] for number in random.Random(seed).sample(eligible, count)}
+    names = {
+        ("yes", "yes"): "true_yes",
+        ("no", "yes"): "false_yes",
+        ("no", "no"): "true_no",
+        ("yes", "no"): "false_no",
+        ("yes", "unparsed"): "unparsed_yes",
+        ("no", "unparsed"): "unparsed_no",
+    }
+    counts = dict.fromkeys(names.values(), 0)
+    for pair in zip(labels, predictions, strict=True):
+        if pair not in names:
+            raise ValueError(
+                f"the label and the prediction are {pair}; they must be yes or no, and yes, no or unparsed"
+            )
+        counts[names[pair]] += 1
+    return PopeScore(**counts)
 
 
-def _negative(
-    strategy: str,
-    positive: str,
-    excluded: Sequence[str],
-    statistics: ObjectStatistics,
-    generator: random.Random,
-) -> str | None:
-    """An object that is neither in the image nor asked before, or None when every object is."""
-    ranked: Sequence[str] = ()
-    if strategy == "popular":
-        ranked = statistics.by_count
-    elif strategy == "adversarial":
-        ranked = statistics.companions[positive]
-    for name in ranked:
-        if name not in excluded:
-            return name
-    admissible = [name for name in statistics.counts if name not in excluded]
-    return generator.choice(admissible) if admissible else None
-
-
-def build_questions(
-    objects: Mapping[int, Sequence[str]],
-    strategies: Sequence[str] = get_args(Strategy),
-    per_image: int = 6,
-    seed: int = 0,
-    template: str = "original",
-    *,
-    image_names: Mapping[int, str] | None = None,
-) -> list[PopeQuestion]:
-    """POPE's questions about a set of images, half of them about objects that are there.
-
-    For every image with at least `per_image / 2` objects the first of them are asked about in turn (yes), each
-    followed by one that is not in the image (no): at random, the most frequent of all images (popular), or the most
-    frequent beside the object just asked about (adversarial). Popular and adversarial fall back to random when no
-    object is left. Frequencies are those of the images that are asked about.
+def score_answers(questions: Sequence[PopeQuestion], answers: Sequence[str], parser: str = "strict") -> PopeSummary:
+    """Score answers in text form, one per question and in the questions' order (`match_answers` brings them into it).
 
     Args:
-        objects: the objects of every image, in the order they are first seen
-            (`vlm_guard.eval.coco.object_sets`); draw the images before with `sample_images`.
-        strategies: which of random, popular and adversarial to build, in this order.
-        per_image: number of questions per image and strategy, even; 6 in the published files.
-        seed: for the random choices. The published files' draws cannot be repeated, their popular and adversarial
-            ones need none.
-        template: question text (`question_text`).
-        image_names: file name of every image; "COCO_val2014_000000000139.jpg"-style by default.
-
-    Returns:
-        All questions, strategy by strategy, numbered from 1 in each.
+        questions: the questions, of one or several strategies.
+        answers: the text of the answer to each.
+        parser: how to read yes or no out of a text (`parse_answer`).
 
     Raises:
-        ValueError: an argument is out of range, no image has enough objects, or an image has every object there is,
-            so that nothing absent is left to ask for.
+        ValueError: there are more questions than answers or fewer, or the parser is unknown.
     """
-    for strategy in strategies:
-        if strategy not in get_args(Strategy):
-            raise ValueError(f"the strategy is {strategy!r}; it must be one of {', '.join(get_args(Strategy))}")
-    if per_image < 2 or per_image % 2:
-        raise ValueError(f"per_image is {per_image}; it must be even and at least 2 (half the answers are yes)")
-    asked = {number: list(names) for number, names in objects.items() if len(names) >= per_image // 2}
-    if not asked:
-        raise ValueError(f"none of the {len(objects)} images has the {per_image // 2} objects POPE needs")
-    statistics = object_statistics(asked.values())
-    questions = []
-    for strategy in strategies:
-        generator = random.Random(f"{seed}:{strategy}")
-        question_id = 0
-        for number, names in asked.items():
-            image = image_names[number] if image_names is not None else f"COCO_val2014_{number:012d}.jpg"
-            chosen: list[tuple[str, str]] = []
-            for positive in names[: per_image // 2]:
-                excluded = [*names, *(name for name, _ in chosen)]
-                negative = _negative(strategy, positive, excluded, statistics, generator)
-                if negative is None:
-                    raise ValueError(
-                        f"image {number} has, or was already asked about, all {len(statistics.counts)} objects of the "
-                        "data; ask fewer questions per image or use more varied images"
-                    )
-                chosen += [(positive, "yes"), (negative, "no")]
-            for name, label in chosen:
-                question_id += 1
-                questions.append(
-                    PopeQuestion(
-                        question_id=question_id,
-                        image_id=number,
-                        image=image,
-                        text=question_text(name, template, strategy),
-                        label=label,
-                        object=name,
-                        strategy=strategy,
-                    )
-                )
-    return questions
+    if len(questions) != len(answers):
+        raise ValueError(f"there are {len(questions)} questions but {len(answers)} answers")
+    by_strategy: dict[str, list[tuple[str, str]]] = {}
+    for question, answer in zip(questions, answers):
+        prediction = parse_answer(answer, parser, question.label)
+        by_strategy.setdefault(question.strategy, []).append((question.label, prediction))
+    return PopeSummary(
+        parser=parser,
+        strategies={name: score_predictions(*zip(*pairs)) for name, pairs in by_strategy.items()},
+    )
 
 
-def write_questions(questions: Iterable[PopeQuestion], path: str | Path) -> None:
-    """Write questions as JSONL with the published files' keys (and `object`, `strategy`)."""
-    lines = [json.dumps(question.to_dict(), ensure_ascii=False) + "\n" for question in questions]
-    Path(path).write_text("".join(lines), encoding="utf-8")
+def read_answers(path: str | Path) -> list[tuple[int | None, str | None, str]]:
+    """Answers from a JSONL file (or a JSON list): question id and strategy, where given, and text.
 
-
-def _strategy_of(path: Path) -> str:
-    named = [strategy for strategy in get_args(Strategy) if strategy in path.name.lower()]
-    return named[0] if len(named) == 1 else "unknown"
-
-
-def read_questions(path: str | Path, strategy: str | None = None) -> list[PopeQuestion]:
-    """Questions from a published POPE file (JSONL, or one JSON list), of MSCOCO, A-OKVQA or GQA.
-
-    Args:
-        path: file with the keys question_id, image, text, label; one of `write_questions` also has its strategy.
-        strategy: name of the strategy for all questions; by default the record's, or the one in the file's name.
+    A record holds its text as `answer`, `text`, `output`, `response` or `caption`, in this order of preference.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a record is incomplete, or the file is empty.
+        ValueError: a record has no text.
     """
-    path = Path(path)
-    questions = []
+    answers = []
     for number, record in read_records(path):
-        if missing := [key for key in ("question_id", "image", "text", "label") if key not in record]:
-            raise ValueError(f"{path}: record {number} has no {', '.join(missing)}; is it a POPE question file?")
-        try:
-            pictured = image_id(record["image"])
-        except ValueError:
-            pictured = None
-        match = _QUESTION_TEXT.fullmatch(record["text"])
-        questions.append(
-            PopeQuestion(
-                question_id=int(record["question_id"]),
-                image_id=pictured,
-                image=record["image"],
-                text=record["text"],
-                label=record["label"],
-                object=record.get("object", match["object"] if match else ""),
-                strategy=strategy or record.get("strategy") or _strategy_of(path),
+        key = next((key for key in _ANSWER_KEYS if key in record), None)
+        if key is None or not isinstance(record[key], str):
+            raise ValueError(
+                f"{path}: record {number} needs the answer as text under one of {', '.join(_ANSWER_KEYS)}; it has "
+                f"{', '.join(record) or 'nothing'}"
             )
+        question_id = record.get("question_id")
+        answers.append((None if question_id is None else int(question_id), record.get("strategy"), record[key]))
+    return answers
+
+
+def match_answers(
+    questions: Sequence[PopeQuestion], answers: Sequence[tuple[int | None, str | None, str]]
+) -> list[str]:
+    """The text of the answer to each question, in the questions' order.
+
+    Answers with a question id are matched by it, and by their strategy where they name one; answers without ids
+    must be as many as the questions and in their order.
+
+    Raises:
+        ValueError: a question has no answer or two, or an answer no question.
+    """
+    if all(question_id is None for question_id, _, _ in answers):
+        if len(answers) != len(questions):
+            raise ValueError(f"there are {len(questions)} questions but {len(answers)} answers, which have no ids")
+        return [text for _, _, text in answers]
+    strategies = {question.strategy for question in questions}
+    texts: dict[tuple[str, int | None], str] = {}
+    for question_id, strategy, text in answers:
+        if strategy is None and len(strategies) > 1:
+            raise ValueError(
+                f"the answer to question {question_id} names no strategy, but there are questions of "
+                f"{', '.join(sorted(strategies))}; give one answer file for each question file"
+            )
+        key = (strategy or next(iter(strategies)), question_id)
+        if key in texts:
+            raise ValueError(f"question {question_id} ({key[0]}) is answered twice")
+        texts[key] = text
+    keys = [(question.strategy, question.question_id) for question in questions]
+    missing = [key for key in keys if key not in texts]
+    surplus = texts.keys() - set(keys)
+    if missing or surplus:
+        example = (missing or sorted(surplus, key=str))[0]
+        raise ValueError(
+            f"{len(missing)} of {len(keys)} questions have no answer and {len(surplus)} answers no question, for "
+            f"example number {example[1]} ({example[0]})"
         )
-    if not questions:
-        raise ValueError(f"{path} has no questions")
-    return questions
+    return [texts[key] for key in keys]
+
+
+def read_answered(
+    question_files: Sequence[str | Path], answer_files: Sequence[str | Path]
+) -> tuple[list[PopeQuestion], list[str]]:
+    """Questions and the answers to them, in the same order.
+
+    Args:
+        question_files: POPE question files, usually one per strategy.
+        answer_files: one answer file per question file, in the same order, or a single one for all questions, whose
+            records then name the strategy.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: the numbers of files do not fit, or questions and answers do not.
+    """
+    asked = [read_questions(path) for path in question_files]
+    answered = [read_answers(path) for path in answer_files]
+    if len(answered) == 1:
+        asked = [[question for questions in asked for question in questions]]
+    if len(asked) != len(answered):
+        raise ValueError(
+            f"there are {len(asked)} question files but {len(answered)} answer files; give one answer file for each "
+            "question file, in the same order, or one for all"
+        )
+    texts = [text for questions, answers in zip(asked, answered) for text in match_answers(questions, answers)]
+    return [question for questions in asked for question in questions], texts

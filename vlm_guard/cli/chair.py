@@ -15,7 +15,8 @@ def command(
         list[Path] | None, typer.Option("--captions", help="MSCOCO captions_*.json; may be repeated.")
     ] = None,
     objects: Annotated[
-        Path | None, typer.Option(help="Object sets instead of annotations: JSON, .gz allowed, {id: [names]}.")
+        Path | None,
+        typer.Option(help="Object sets instead of annotations: JSON of image id to a list of names; .gz allowed."),
     ] = None,
     coco: Annotated[Path | None, typer.Option(help="Or a folder in MSCOCO's format.")] = None,
     mode: Annotated[str, typer.Option(help="Text pipeline: pattern (offline) or wordnet (NLTK data).")] = "pattern",
@@ -23,7 +24,7 @@ def command(
         Path | None, typer.Option(help="JSONL with question_id and image, for captions that have question_id only.")
     ] = None,
     skip_unknown: Annotated[
-        bool, typer.Option(help="Leave out, and count, captions of images without ground truth.")
+        bool, typer.Option("--skip-unknown", help="Leave out, and count, captions of images without ground truth.")
     ] = False,
     per_caption: Annotated[
         Path | None, typer.Option(help="Write one record per caption with every mention's place to this JSONL.")
