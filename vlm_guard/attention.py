@@ -87,6 +87,8 @@ class AttentionCall:
         rows: the rows the processor is asked for; None when it is every row (one-token decode, scope "all").
         state: the generation. memory: what the method keeps for this layer. prepared: result of `Method.prepare`.
         first_key: absolute position of key 0 (above 0 in sliding layers whose cache was cut).
+        problem: the attention operation of the asked rows under an edit.
+        select: the same call for the rows of another scope, to look at their attention; None when there are none.
     """
 
     layer: int
@@ -100,6 +102,7 @@ class AttentionCall:
     prepared: Any
     first_key: int
     problem: Callable[[AttentionEdit], AttentionProblem]
+    select: "Callable[[RowScope], AttentionCall | None]"
 
     @property
     def is_decode(self) -> bool:
@@ -185,27 +188,35 @@ class _Context:
     def edit(self, rows: RowSelection | None, scope: RowScope) -> AttentionEdit | None:
         """The merged edit of all processors whose rows include `scope`."""
         merged = None
-        problem = partial(self.problem, rows, scope)
         for bound in self.slot.processors:
             if rows is not None and _WIDEST_FIRST.index(bound.method.rows) > _WIDEST_FIRST.index(scope):
                 continue
-            call = AttentionCall(
-                layer=self.slot.layer,
-                module=self.module,
-                query=self.query,
-                key=self.key,
-                value=self.value,
-                rows=rows,
-                state=self.state,
-                memory=self.state.memory(bound.method.name, self.slot.layer),
-                prepared=bound.prepared,
-                first_key=self.first_key,
-                problem=problem,
-            )
-            edit = bound.method.edit_attention(call)
+            edit = bound.method.edit_attention(self.call(bound, rows, scope))
             if edit is not None:
                 merged = edit if merged is None else merged.merge(edit)
         return merged
+
+    def call(self, bound: BoundMethod, rows: RowSelection | None, scope: RowScope) -> AttentionCall:
+        """What the processor of `bound` sees when it is asked for these rows."""
+        return AttentionCall(
+            layer=self.slot.layer,
+            module=self.module,
+            query=self.query,
+            key=self.key,
+            value=self.value,
+            rows=rows,
+            state=self.state,
+            memory=self.state.memory(bound.method.name, self.slot.layer),
+            prepared=bound.prepared,
+            first_key=self.first_key,
+            problem=partial(self.problem, rows, scope),
+            select=partial(self.select, bound),
+        )
+
+    def select(self, bound: BoundMethod, scope: RowScope) -> AttentionCall | None:
+        """The call for the rows of `scope`, which need not be the rows that are edited."""
+        rows = self.state.rows(scope, self.query.shape[2])
+        return None if rows is None else self.call(bound, rows, scope)
 
     @property
     def first_key(self) -> int:
