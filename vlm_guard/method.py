@@ -17,7 +17,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vlm_guard.attention import AttentionCall, HiddenCall
+    from vlm_guard.contrast import Branch, ContrastCall
     from vlm_guard.guard import GuardTarget
     from vlm_guard.kernels.attention_edit import AttentionEdit
 
@@ -68,6 +71,7 @@ class Method:
         rows: the query rows its attention edit is for: "text" (text rows after the first visual token and every
             generated row), "answer" (the last prompt row and every generated row) or "all".
         observes_hidden: whether `observe_hidden` wants the hidden states that enter the layers.
+        edited_branch: with a contrast branch, the side whose rows its attention edit and observations are for.
     """
 
     name: ClassVar[str] = ""
@@ -77,6 +81,7 @@ class Method:
     needs: ClassVar[tuple[str, ...]] = ()
     rows: ClassVar[RowScope] = "text"
     observes_hidden: ClassVar[bool] = False
+    edited_branch: ClassVar[Literal["positive", "negative"]] = "positive"
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -104,6 +109,26 @@ class Method:
     def edit_attention(self, call: "AttentionCall") -> "AttentionEdit | None":
         """The attention processor of this method: the edit for the rows of this call, or None for no change."""
         return None
+
+    def contrasts(self) -> bool:
+        """Whether this method, with its options, changes the logits; then one of the two pairs below is used."""
+        return False
+
+    def contrast_branch(self, call: "ContrastCall") -> "Branch | None":
+        """The second branch for this prompt, or None when the method compares layers instead of branches."""
+        return None
+
+    def combine_logits(self, positive: "Tensor", negative: "Tensor", step: int) -> "Tensor":
+        """The logits [B, V] of both branches as one; `step` counts the generated tokens from 0."""
+        return positive
+
+    def early_layers(self, target: "GuardTarget") -> tuple[int, ...]:
+        """The layers whose entering hidden states are read out as logits (index 0: the embeddings)."""
+        return ()
+
+    def combine_layers(self, final: "Tensor", early: "Tensor", layers: tuple[int, ...]) -> "Tensor":
+        """The final logits [B, V] and those of the early `layers` [E, B, V] as one [B, V]."""
+        return final
 
     # -- description ------------------------------------------------------------------------------------------
 

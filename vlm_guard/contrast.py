@@ -1,0 +1,187 @@
+"""Contrast decoding: two sets of logits become one, and the ways to run it.
+
+One formula serves VCD, ICD, PAI, M3ID, LQCD and perturbed-attention contrast, which differ in the branch they compare
+with:
+
+    z' = (1 + a) z_positive - a z_negative,   kept only where z_positive >= max(z_positive) + ln(plausibility)
+
+The mask is the adaptive plausibility constraint of contrastive decoding (arXiv 2210.15097): only tokens at least
+`plausibility` times as probable as the best one under the positive branch stay possible. Log-probabilities in place
+of logits change z' by a constant per row, hence nothing.
+
+A guarded model does all this inside `generate`. For a model that is not guarded, `contrast_generate` gives a plain
+`custom_generate` callable, and `contrast_processor` a `LogitsProcessor`.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from vlm_guard.branch_prompt import BranchPrompt, GivenPrompt
+
+if TYPE_CHECKING:
+    from transformers import LogitsProcessor
+
+    from vlm_guard.guard import GuardTarget
+    from vlm_guard.method import Method
+
+Sign = Literal["negative", "positive"]
+
+
+def contrast_logits(
+    positive: Tensor, negative: Tensor, strength: float | Tensor, plausibility: float = 0.0
+) -> Tensor:
+    """(1 + strength) positive - strength negative, cut to the plausible tokens of `positive`.
+
+    Args:
+        positive: [B, V] logits (or log-probabilities).
+        negative: [B, V].
+        strength: a of the formula, a number or [B, 1].
+        plausibility: tokens less than this times as probable as the best are impossible; 0 keeps all.
+
+    Returns:
+        [B, V]; minus infinity at implausible tokens.
+    """
+    mixed = positive + strength * (positive - negative)
+    return cut_implausible(mixed, positive, plausibility)
+
+
+def cut_implausible(scores: Tensor, positive: Tensor, plausibility: float) -> Tensor:
+    """`scores` [B, V] with minus infinity where `positive` [B, V] is below its maximum + ln(plausibility)."""
+    if plausibility <= 0:
+        return scores
+    least = positive.amax(-1, keepdim=True) + math.log(plausibility)
+    return scores.masked_fill(positive < least, -math.inf)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Branch:
+    """The second branch that a method wants.
+
+    Attributes:
+        prompt: its token ids.
+        images: "same" shares the features of the given images, "none" has no image, and a mapping replaces model
+            inputs (such as `pixel_values`) and has the features computed anew.
+        sign: whether the branch is the negative or the positive one; the given prompt is the other.
+        active: [B] bool, the rows that are contrasted; the others keep the logits of the given prompt.
+    """
+
+    prompt: BranchPrompt
+    images: Literal["same", "none"] | Mapping[str, Any] = "same"
+    sign: Sign = "negative"
+    active: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ContrastCall:
+    """What `Method.contrast_branch` sees, once per generation.
+
+    Attributes:
+        prompt: the given prompt, with the edits that make a branch's prompt of it.
+        inputs: the model inputs given to `generate` beside the ids (pixel values, sizes, ...).
+        model: the model. processor: its processor, or None.
+        prepared: what `Method.prepare` returned.
+    """
+
+    prompt: GivenPrompt
+    inputs: Mapping[str, Any] = field(repr=False)
+    model: PreTrainedModel = field(repr=False)
+    processor: Any = field(repr=False)
+    prepared: Any = None
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's tokenizer.
+
+        Raises:
+            ValueError: there is no processor, or it has no tokenizer.
+        """
+        tokenizer = getattr(self.processor, "tokenizer", None)
+        if tokenizer is None:
+            raise ValueError("this method edits the prompt's text and needs the processor: wrap(model, processor, ...)")
+        return tokenizer
+
+    def pixels(self) -> dict[str, Tensor]:
+        """The image inputs given to `generate`, by name (`pixel_values`, for some families several)."""
+        return {
+            name: value
+            for name, value in self.inputs.items()
+            if isinstance(value, Tensor) and value.is_floating_point() and "pixel" in name or name == "image_patches"
+        }
+
+
+def padding_id(model: PreTrainedModel, processor: Any, visual_token_ids: tuple[int, ...]) -> int:
+    """An id to pad branch prompts with: the model's or tokenizer's own, if it is not a visual token's."""
+    tokenizer = getattr(processor, "tokenizer", None)
+    owners = (model.generation_config, tokenizer, model.config.get_text_config(decoder=True))
+    candidates = [getattr(owner, "pad_token_id", None) for owner in owners]
+    return next(value for value in (*candidates, *range(100)) if isinstance(value, int) and value not in visual_token_ids)
+
+
+def contrast_generate(
+    method: "Method", model: PreTrainedModel, processor: Any, inputs: Mapping[str, Any]
+) -> Callable[..., Any]:
+    """A `custom_generate` callable for a model that is not guarded.
+
+        model.generate(**inputs, custom_generate=contrast_generate(VCD(), model, processor, inputs))
+
+    Args:
+        method: a contrast method that edits no attention.
+        model: the model that `generate` is called on.
+        processor: its processor, or None for methods that need none.
+        inputs: the same inputs that `generate` gets (it encodes images before the callable sees them).
+
+    Raises:
+        ValueError: the method is not a contrast method, or it edits attention (then use `wrap`).
+    """
+    from vlm_guard.branched_generate import ContrastGenerate
+
+    return ContrastGenerate(_bare_target(method, model, processor), method, inputs)
+
+
+def contrast_processor(
+    method: "Method", model: PreTrainedModel, processor: Any, inputs: Mapping[str, Any]
+) -> "LogitsProcessor":
+    """A `LogitsProcessor` whose branch follows greedy search, sampling, beams and prompt lookup.
+
+        generate(**inputs, logits_processor=LogitsProcessorList([contrast_processor(VCD(), model, processor, inputs)]))
+
+    Its branch is a second forward pass per token; a guarded model and `contrast_generate` share one pass.
+
+    Raises:
+        ValueError: as `contrast_generate`.
+    """
+    from vlm_guard.contrast_processor import ContrastLogitsProcessor
+
+    return ContrastLogitsProcessor(_bare_target(method, model, processor), method, inputs)
+
+
+def _bare_target(method: "Method", model: PreTrainedModel, processor: Any) -> "GuardTarget":
+    """What a method may look at, for a model that is not guarded."""
+    from vlm_guard.architecture import describe_architecture, unwrap
+    from vlm_guard.guard import GuardTarget
+    from vlm_guard.profiles import find_profile
+
+    if not method.contrasts():
+        raise ValueError(f"{method.name} does not contrast logits with its current options; use wrap(model, ...) for it")
+    if method.edits_attention():
+        raise ValueError(f"{method.name} edits attention as well, which needs a guard: wrap(model, processor, ...)")
+    if "processor" in method.needs and processor is None:
+        raise ValueError(f"{method.name} needs the model's processor")
+    inner = unwrap(model)
+    return GuardTarget(
+        model=inner,
+        processor=processor,
+        architecture=describe_architecture(inner),
+        profile=find_profile(inner.config),
+    )
+
+
+def no_contrast_rows(prompt: GivenPrompt) -> Tensor:
+    """[B] bool, all False: for a branch that would equal the given prompt in every row."""
+    return torch.zeros(prompt.input_ids.shape[0], dtype=torch.bool, device=prompt.input_ids.device)
