@@ -77,6 +77,7 @@ register(
         image_inputs=mllama_pixels,
         joint_inputs=mllama_cross_mask,
         batch_invariant=False,
+        stock_failures=("chunked prefill", "assistant model"),
         facts="layers 1 and 3 of 4 are cross attention, all of whose keys are visual; the image token is a marker; "
         "not batch invariant where rows have unequal numbers of images (logits differ by up to 5.8): text in front "
         "of the first image attends all image slots of the batch, absent ones too",
@@ -142,6 +143,7 @@ register(
         image_run=lambda image: [IMAGE] * QUERY_TOKENS,
         image_inputs=llava_pixels,
         images_per_row=1,
+        stock_failures=("chunked prefill", "assistant model"),
         facts="OPT text decoder; its own generate, which calls the text decoder's with embeddings",
     )
 )
@@ -154,6 +156,7 @@ register(
         image_inputs=llava_pixels,
         joint_inputs=instruction,
         images_per_row=1,
+        stock_failures=("chunked prefill", "assistant model"),
         facts="its own generate, which calls the text decoder's with embeddings",
     )
 )
@@ -177,6 +180,7 @@ register(
         images_per_row=1,
         dispatches=False,
         batch_invariant=False,
+        stock_failures=("static cache", "chunked prefill"),
         facts="text attention does not go through the attention interface; not batch invariant (logits of a padded "
         "row differ by up to 6.1): learned absolute positions count the padding",
     )

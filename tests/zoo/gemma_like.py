@@ -51,6 +51,7 @@ register(
         image_run=lambda image: [IMAGE_START, *[IMAGE] * 9, IMAGE_END],
         image_inputs=pixels,
         token_inputs=lambda input_ids, attention_mask: {"token_type_ids": (input_ids == IMAGE).long()},
+        stock_differences=("chunked prefill",),  # a chunk cannot see the rest of its image block
     )
 )
 
@@ -92,7 +93,7 @@ def gemma2() -> Gemma2Config:
 
 for name, text, attention, facts in (
     ("paligemma", lambda: GemmaConfig(**text_shape(head_dim=HEAD_DIM)), None, ""),
-    ("paligemma2", gemma2, {"text_config": "eager"}, "soft cap, sliding layers; no static cache in the stock model"),
+    ("paligemma2", gemma2, {"text_config": "eager"}, "soft cap, sliding layers"),
 ):
     register(
         Family(
@@ -102,6 +103,8 @@ for name, text, attention, facts in (
             image_inputs=paligemma_pixels,
             token_inputs=lambda input_ids, attention_mask: {"token_type_ids": torch.zeros_like(input_ids)},
             attention=attention,
+            stock_differences=("chunked prefill", "assistant model"),
+            stock_failures=("static cache",) if name == "paligemma2" else (),
             facts=facts,
         )
     )

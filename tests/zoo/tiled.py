@@ -176,6 +176,11 @@ MODELS: dict[str, tuple[type, Callable[[], PreTrainedConfig], Layout, str]] = {
     "janus": (JanusForConditionalGeneration, janus, SQUARE, ""),
 }
 
+STOCK_FAILURES = {
+    "llama4": ("beam search", "return sequences", "chunked prefill"),
+    "ovis2": ("chunked prefill",),
+}
+
 for name, (model_class, config, (run, image_inputs), facts) in MODELS.items():
     register(
         Family(
@@ -183,6 +188,7 @@ for name, (model_class, config, (run, image_inputs), facts) in MODELS.items():
             model=lambda model_class=model_class, config=config: (model_class, config()),
             image_run=run,
             image_inputs=image_inputs,
+            stock_failures=STOCK_FAILURES.get(name, ()),
             facts=facts,
         )
     )

@@ -47,6 +47,7 @@ register(
         model=lambda: (FuyuForCausalLM, fuyu()),
         image_run=lambda image: [*[*[IMAGE] * FUYU_COLUMNS, IMAGE_BREAK] * FUYU_ROWS, SPECIAL_A],
         image_inputs=fuyu_pixels,
+        stock_failures=("beam search", "return sequences", "chunked prefill"),
         facts="no vision tower; all query heads have their own keys",
     )
 )
@@ -160,6 +161,7 @@ register(
         image_run=molmo2_run,
         image_inputs=molmo2_pixels,
         token_inputs=molmo2_types,
+        stock_differences=("chunked prefill",),
         facts="image tokens and their markers are attended in both directions",
     )
 )
