@@ -35,7 +35,10 @@ def _implementations(model: PreTrainedModel) -> dict[str, str | None]:
 
 
 def _attributes(model: nn.Module) -> dict[str, frozenset[str]]:
-    return {name: frozenset(vars(module)) - _TRANSIENT for name, module in model.named_modules()}
+    return {
+        name: (frozenset(vars(module)) - _TRANSIENT) | module._buffers.keys() | module._parameters.keys()
+        for name, module in model.named_modules()
+    }
 
 
 def _checksum(model: nn.Module) -> float:

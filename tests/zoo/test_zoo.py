@@ -169,7 +169,18 @@ def _change_weight(model):
     model.lm_head.weight.data[0, 0] += 1.0
 
 
-@pytest.mark.parametrize("change", [_add_hook, _set_generate, _set_attention, _change_weight])
+def _add_buffer(model):
+    model.model.language_model.layers[0].self_attn.register_buffer("mask", torch.ones(2), persistent=False)
+
+
+def _train(model):
+    model.train()
+
+
+CHANGES = [_add_hook, _set_generate, _set_attention, _change_weight, _add_buffer, _train]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_pristine_notices_every_kind_of_change(change):
     model = build("llava").model
     assert_pristine(model)
