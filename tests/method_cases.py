@@ -16,6 +16,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "min_content_share": 0.01,
         "layers": "all",
     },
+    "zerotuning": {"factor": 0.3},
+    "act": {"threshold": 0.05, "layers": "all"},
 }
 
 
