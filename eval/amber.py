@@ -112,10 +112,10 @@ class AmberScore:
         """Counts and rates in percent, rounded to 0.1 before F1 is formed from them, as AMBER's script does."""
 
         def percent(part: int, whole: int) -> float:
-            return round(100 * part / whole, 1) if whole else 0.0
+            return round(part / whole * 100, 1) if whole else 0.0
 
         precision, recall = percent(self.correct_no, self.answered_no), percent(self.correct_no, self.label_no)
-        f1 = round(100 * 2 * (precision / 100) * (recall / 100) / (precision / 100 + recall / 100 + epsilon), 1)
+        f1 = round(2 * (precision / 100) * (recall / 100) / (precision / 100 + recall / 100 + epsilon) * 100, 1)
         return {
             **asdict(self),
             "accuracy": percent(self.correct, self.questions),

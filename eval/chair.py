@@ -203,11 +203,11 @@ class ChairScorer:
         """Score one caption.
 
         Raises:
-            KeyError: no objects are known for the image. The reference scripts count every mention of such an image
+            ValueError: no objects are known for the image. The reference scripts count every mention of such an image
                 as hallucinated.
         """
         if image_id not in self._objects:
-            raise KeyError(
+            raise ValueError(
                 f"image {image_id} is not among the {len(self._objects)} images of the ground truth; give the "
                 "annotations it belongs to, or leave its caption out"
             )
