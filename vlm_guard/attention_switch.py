@@ -5,8 +5,11 @@ therefore counted per configuration object: the first guard changes the name, th
 """
 
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+
+from torch import nn
 
 from vlm_guard.architecture import Architecture
 from vlm_guard.attention import PREFIX, guarded_name
@@ -25,7 +28,12 @@ _lock = threading.Lock()
 
 def switch_attention(architecture: Architecture) -> list[Any]:
     """Route the decoder's attention through the project's function; returns the configurations to restore."""
-    configs = {id(layer.attention.config): layer.attention.config for layer in architecture.layers}
+    return switch_modules(layer.attention for layer in architecture.layers)
+
+
+def switch_modules(modules: Iterable[nn.Module]) -> list[Any]:
+    """The same for any attention modules that ask transformers' interface, such as those of a vision tower."""
+    configs = {id(module.config): module.config for module in modules}
     with _lock:
         for key, config in configs.items():
             if key in _switched:
@@ -42,7 +50,7 @@ def switch_attention(architecture: Architecture) -> list[Any]:
 
 
 def restore_attention(configs: list[Any]) -> None:
-    """Undo one `switch_attention`."""
+    """Undo one `switch_attention` or `switch_modules`."""
     with _lock:
         for config in configs:
             entry = _switched[id(config)]

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,9 +15,12 @@ from transformers import PreTrainedModel
 from vlm_guard.architecture import Architecture, describe_architecture, unwrap
 from vlm_guard.attention import SLOT, BoundMethod, HiddenCall, LayerSlot
 from vlm_guard.attention_switch import restore_attention, switch_attention
+from vlm_guard.branch_rows import RowGroup
+from vlm_guard.branched_generate import contrast_arguments, only_contrast
+from vlm_guard.forward_call import ForwardCall, InputsCall
 from vlm_guard.generation_state import GenerationState, PromptTokens
 from vlm_guard.layers import select_layers
-from vlm_guard.method import Method, resolve_methods
+from vlm_guard.method import Method, Sign, resolve_methods
 from vlm_guard.profiles import Profile, find_profile
 from vlm_guard.trace import AttentionTrace
 
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 GUARD_ATTRIBUTE = "_vlm_guard"
+_READING_STATIONS = ("attach", "edit_inputs", "begin_forward")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -114,17 +119,41 @@ class Guard(AbstractContextManager):
             BoundMethod(item, item.prepare(self.target), frozenset(item.active_layers(self.target))) for item in methods
         )
         self.tracer: AttentionTrace | None = None
+        self.contrast = only_contrast(self.methods)
+        self.row_groups: tuple[RowGroup, ...] | None = None
+        self.joint_cache: Any = None
+        self._side: Sign = "positive"
         self._undo: list[Callable[[], Any]] = []
         self._slots_installed = False
         self._reads_forwards = False
         self._warned_no_image = False
         self._prompt: PromptTokens | None = None
+        self._findings: dict[str, SimpleNamespace] = {}
+        self._finish_forward: list[Callable[[Any], Any]] = []
 
     # -- use --------------------------------------------------------------------------------------------------
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The guarded model's `generate`, for use inside a `with` block."""
         return self.model.generate(*args, **kwargs)
+
+    def findings(self, method: str) -> SimpleNamespace:
+        """What `method` found out in this `generate` call or forward pass, apart from any decoder layer."""
+        return self._findings.setdefault(method, SimpleNamespace())
+
+    @contextmanager
+    def suspended(self) -> "Iterator[None]":
+        """Inside, the model is as it was before it was guarded (for passes that a method runs on its own)."""
+        kept = (self.state, self._prompt, self._findings)
+        while self._undo:
+            self._undo.pop()()
+        try:
+            yield
+        finally:
+            self._attach()
+            if self.tracer is not None and not self._slots_installed:
+                self._install_slots([])
+            self.state, self._prompt, self._findings = kept
 
     @contextmanager
     def trace(self, layers: str = "all") -> "Iterator[AttentionTrace]":
@@ -185,8 +214,11 @@ class Guard(AbstractContextManager):
             if wanted:
                 hook = functools.partial(self._observe_layer, entry.index, wanted)
                 self._undo.append(entry.layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
-        if attention_methods or observers:
+        hooked = [bound for bound in self.methods if any(bound.method.overrides(name) for name in _READING_STATIONS)]
+        if attention_methods or observers or hooked or self.contrast is not None:
             self._install_reading()
+        for bound in self.methods:
+            self._undo.extend(bound.method.attach(self, bound.prepared))
 
     def _install_reading(self) -> None:
         """Follow every forward pass and `generate` call of the model."""
@@ -194,6 +226,9 @@ class Guard(AbstractContextManager):
         self._reads_forwards = True
         self._undo.append(lambda: setattr(self, "_reads_forwards", False))
         self._undo.append(inner.register_forward_pre_hook(self._read_forward, with_kwargs=True).remove)
+        if any(bound.method.overrides("begin_forward") for bound in self.methods):
+            self._undo.append(inner.register_forward_pre_hook(self._begin_forward, with_kwargs=True).remove)
+            self._undo.append(inner.register_forward_hook(self._end_forward).remove)
         self._install_generate()
 
     def _install_slots(self, attention_methods: list[BoundMethod]) -> None:
@@ -214,7 +249,12 @@ class Guard(AbstractContextManager):
 
         @functools.wraps(original)
         def generate(*args: Any, **kwargs: Any) -> Any:
+            self._findings = {}
+            if any(bound.method.overrides("edit_inputs") for bound in self.methods):
+                args, kwargs = self._edit_inputs(args, kwargs)
             with self._generation(args, kwargs):
+                if self.contrast is not None:
+                    args, kwargs = contrast_arguments(self, args, kwargs)
                 return original(*args, **kwargs)
 
         # On the instance: pipelines and wrappers around the model find it, and the class stays untouched.
@@ -222,6 +262,23 @@ class Guard(AbstractContextManager):
         self._undo.append(lambda: inner.__dict__.pop("generate"))
 
     # -- one generation ---------------------------------------------------------------------------------------
+
+    def _edit_inputs(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """The inputs of `generate` after the methods that rewrite them; prompt ids become a keyword."""
+        inputs = dict(kwargs)
+        images = inputs.pop("images", None)
+        if args:
+            inputs["input_ids"], args = args[0], args[1:]
+        for bound in self.methods:
+            call = InputsCall(
+                guard=self,
+                inputs=dict(inputs),
+                images=images,
+                findings=self.findings(bound.method.name),
+                prepared=bound.prepared,
+            )
+            inputs = bound.method.edit_inputs(call) or inputs
+        return args, inputs
 
     @contextmanager
     def _generation(self, args: tuple, kwargs: dict[str, Any]) -> "Iterator[None]":
@@ -245,6 +302,16 @@ class Guard(AbstractContextManager):
         finally:
             self._prompt = None
 
+    @contextmanager
+    def branch(self, side: Sign, prompt: PromptTokens, state: GenerationState | None) -> "Iterator[None]":
+        """Forward passes inside belong to one contrast branch and its `state` (None: it begins)."""
+        kept = (self.state, self._side, self._prompt)
+        self.state, self._side, self._prompt = state, side, prompt
+        try:
+            yield
+        finally:
+            self.state, self._side, self._prompt = kept
+
     def _read_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Before every forward pass: begin a new generation, or take in the next tokens of this one."""
         input_ids = kwargs.get("input_ids", args[0] if args else None)
@@ -255,6 +322,10 @@ class Guard(AbstractContextManager):
                 "pass input_ids, or remove the guard for this call"
             )
         offset = 0 if cache is None else int(cache.get_seq_length())
+        if self.row_groups is not None and cache is self.joint_cache:
+            for group in self.row_groups:
+                group.state.reading, group.state.offset = False, offset - group.shift
+            return
         state = self.state
         if state is not None and offset and state.cache is not None and state.cache() is cache:
             if input_ids.shape[1] == 1 and state.prompt is not None and offset >= state.prompt.length:
@@ -266,12 +337,38 @@ class Guard(AbstractContextManager):
                 "start from the whole prompt"
             )
         elif state is None or self._prompt is None or cache is not None:
-            state = GenerationState(self.target.architecture.visual_token_ids, self._prompt)
+            if self._prompt is None:
+                self._findings = {}
+            state = GenerationState(self.target.architecture.visual_token_ids, self._prompt, self._side)
         self.state = state
         state.read(input_ids, kwargs.get("attention_mask"), offset, cache)
-        if not state.active and not self._warned_no_image:
+        if not state.active and not self._warned_no_image and state.side == "positive":
             self._warned_no_image = True
             warnings.warn("the prompt has no visual token: the guard does nothing for it", stacklevel=2)
+
+    def _begin_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
+        """Let methods change the inputs of a forward pass that reads a prompt."""
+        self._finish_forward = []
+        state = self.state
+        if state is None or not state.reading or not state.active:
+            return None
+        inputs = dict(kwargs)
+        if args:
+            inputs["input_ids"], args = args[0], args[1:]
+        for bound in self.methods:
+            call = ForwardCall(guard=self, inputs=inputs, state=state, prepared=bound.prepared)
+            if bound.method.edited_branch != state.side:
+                continue
+            finish = bound.method.begin_forward(call)
+            if finish is not None:
+                self._finish_forward.insert(0, finish)
+        return args, inputs
+
+    def _end_forward(self, module: nn.Module, args: tuple, output: Any) -> Any:
+        """Turn the output for the changed inputs into the one that was asked for."""
+        while self._finish_forward:
+            output = self._finish_forward.pop(0)(output)
+        return output
 
     def _observe_layer(
         self, layer: int, observers: list[BoundMethod], module: nn.Module, args: tuple, kwargs: dict[str, Any]
@@ -281,6 +378,8 @@ class Guard(AbstractContextManager):
             return
         hidden = args[0] if args else kwargs["hidden_states"]
         for bound in observers:
+            if bound.method.edited_branch != state.side:
+                continue
             memory = state.memory(bound.method.name, layer)
             bound.method.observe_hidden(
                 HiddenCall(hidden=hidden, layer=layer, state=state, memory=memory, prepared=bound.prepared)

@@ -8,7 +8,7 @@ and the test matrix. It holds no state: what it learns about one generation live
 import difflib
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import cache
 from importlib import import_module, metadata
@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 
     from vlm_guard.attention import AttentionCall, HiddenCall
     from vlm_guard.contrast import Branch, ContrastCall
-    from vlm_guard.guard import GuardTarget
+    from vlm_guard.forward_call import ForwardCall, InputsCall
+    from vlm_guard.guard import Guard, GuardTarget
     from vlm_guard.kernels.attention_edit import AttentionEdit
 
 RowScope = Literal["all", "text", "answer"]
+Sign = Literal["positive", "negative"]
 Station = Literal["inputs", "vision", "hidden", "attention", "logits"]
 STATIONS: tuple[Station, ...] = ("inputs", "vision", "hidden", "attention", "logits")
 ENTRY_POINT_GROUP = "vlm_guard.methods"
@@ -81,7 +83,7 @@ class Method:
     needs: ClassVar[tuple[str, ...]] = ()
     rows: ClassVar[RowScope] = "text"
     observes_hidden: ClassVar[bool] = False
-    edited_branch: ClassVar[Literal["positive", "negative"]] = "positive"
+    edited_branch: ClassVar[Sign] = "positive"
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -108,6 +110,26 @@ class Method:
 
     def edit_attention(self, call: "AttentionCall") -> "AttentionEdit | None":
         """The attention processor of this method: the edit for the rows of this call, or None for no change."""
+        return None
+
+    def attach(self, guard: "Guard", prepared: Any) -> "Iterable[Callable[[], Any]]":
+        """Put hooks of its own on the model (vision tower, sub-layers) when it is wrapped.
+
+        Returns:
+            What undoes them, called in reverse order when the guard is removed.
+        """
+        return ()
+
+    def edit_inputs(self, call: "InputsCall") -> "dict[str, Any] | None":
+        """Other arguments for this `generate` call than the given `call.inputs`, or None to leave them."""
+        return None
+
+    def begin_forward(self, call: "ForwardCall") -> "Callable[[Any], Any] | None":
+        """Change `call.inputs` of a forward pass that reads a prompt, before it runs.
+
+        Returns:
+            What turns the model's output into the output for the inputs as they were, or None.
+        """
         return None
 
     def contrasts(self) -> bool:
@@ -142,6 +164,11 @@ class Method:
     def edits_attention(cls) -> bool:
         """Whether this class acts as an attention processor."""
         return cls.edit_attention is not Method.edit_attention
+
+    @classmethod
+    def overrides(cls, station: str) -> bool:
+        """Whether this class defines the method `station` of the base class anew."""
+        return getattr(cls, station) is not getattr(Method, station)
 
     def describe(self) -> dict[str, Any]:
         """Name and option values, as written into results."""
