@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,26 +34,26 @@ def read_records(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-        first = file.read(1)
-        while first.isspace():
-            first = file.read(1)
-        file.seek(0)
-        if first == "[":
-            try:
-                numbered = list(enumerate(json.load(file), start=1))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path} is no valid JSON: {error}") from error
-        else:
-            numbered = _json_lines(file, path)
-        for number, record in numbered:
-            if not isinstance(record, dict):
-                raise ValueError(f"{path}: record {number} must be a JSON object, not {type(record).__name__}")
-            yield number, record
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        text = data.decode("utf-8-sig")  # some tools put a mark in front
+    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read as text: {error}") from error
+    for number, record in _numbered(text, path):
+        if not isinstance(record, dict):
+            raise ValueError(f"{path}: record {number} must be a JSON object, not {type(record).__name__}")
+        yield number, record
 
 
-def _json_lines(lines: Any, path: Path) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(lines, start=1):
+def _numbered(text: str, path: Path) -> Iterator[tuple[int, Any]]:
+    if text.lstrip().startswith("["):
+        try:
+            yield from enumerate(json.loads(text), start=1)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is no valid JSON: {error}") from error
+        return
+    # Only line feeds end a line: captions may hold the other line separators of Unicode as they are.
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 yield number, json.loads(line)

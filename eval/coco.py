@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,7 @@ def load_annotations(path: str | Path) -> COCO:
     with path.open(encoding="utf-8") as file:
         try:
             content = json.load(file, object_hook=_without_outlines)
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # not JSON, or not even text
             raise ValueError(f"{path} is no valid JSON: {error}") from error
     if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
         raise ValueError(f"{path} is no MSCOCO annotation file: it needs the lists 'images' and 'annotations'")
@@ -186,7 +187,7 @@ def read_object_sets(path: str | Path) -> dict[int, list[str]]:
     try:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
             content = json.load(file)
-    except (json.JSONDecodeError, gzip.BadGzipFile) as error:
+    except (ValueError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} is no valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f'{path} must hold one JSON object such as {{"139": ["chair", "dining table"]}}')

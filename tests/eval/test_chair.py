@@ -124,7 +124,7 @@ def test_repetition():
     assert repeated_share([]) == repeated_share(["a", "b", "c"]) == 0
     assert repeated_share(["a", "b", "c", "d"]) == 0
     assert repeated_share(["a"] * 8) == pytest.approx(1 - 1 / 5)
-    assert repeated_share("a b c d a b c d".split()) == pytest.approx(1 - 4 / 5)
+    assert repeated_share([*"abcdabcd"]) == pytest.approx(1 - 4 / 5)
 
 
 def test_a_caption_of_ten_thousand_tokens(scorer):

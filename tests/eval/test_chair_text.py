@@ -2,6 +2,7 @@
 
 import random
 import time
+from itertools import pairwise
 
 import pytest
 
@@ -99,7 +100,7 @@ def test_tokens_are_found_in_the_text():
     spans = locate_tokens(tokens, text)
     found = [text[start:end] for start, end in spans]
     assert [one for one in found if one.isalpha()] == ["the", "dog", "can", "not", "bark", "cat"]
-    assert all(before[1] <= after[0] for before, after in zip(spans, spans[1:]))
+    assert all(before[1] <= after[0] for before, after in pairwise(spans))
     with pytest.raises(ValueError, match="'bird'"):
         locate_tokens(["bird"], text)
 
