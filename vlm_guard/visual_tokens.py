@@ -98,3 +98,34 @@ def wanted_rows(
         last = torch.where(real, position, -1).amax(-1, keepdim=True)
         answer = position == last
     return answer & real & has_image
+
+
+def spread_over_visual_tokens(passes: Sequence[Tensor], visual: Tensor, method: str) -> Tensor:
+    """One value per patch of every image, put where the patches' visual tokens are.
+
+    Args:
+        passes: for every pass through the vision tower [N, P] values, of its N images in the order of their
+            placeholders. Passes beyond the images of this prompt (of a contrast branch) are ignored.
+        visual: [B, T] bool visual mask of the prompt.
+        method: who asks, for the error message.
+
+    Returns:
+        [B, T] of the values' dtype, zero where no visual token is.
+
+    Raises:
+        ValueError: the visual tokens are not the patches one to one.
+    """
+    count, used = int(visual.sum()), 0
+    values: list[Tensor] = []
+    while passes and used < count and len(values) < len(passes):
+        values.append(passes[len(values)].flatten())
+        used += values[-1].numel()
+    if used != count:
+        shapes = ", ".join(f"{part.shape[0]} x {part.shape[1]}" for part in passes)
+        raise ValueError(
+            f"{method} needs one visual token for each patch of the vision tower; this prompt has {count} visual "
+            f"tokens, the tower read {shapes or 0} patches (tiles, merged or pooled patches are not supported)"
+        )
+    spread = torch.zeros(visual.shape, dtype=passes[0].dtype, device=visual.device)
+    spread[visual] = torch.cat(values).to(visual.device)
+    return spread
