@@ -1,0 +1,138 @@
+"""The results file of a run: its schema, written down field by field in docs/results-schema.md, and its version.
+
+Within one major version fields are only added. Readers refuse another major version.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from vlm_guard.eval.records import write_atomically
+
+SCHEMA_VERSION = "1.0"
+RESULTS_FILE = "results.json"
+SAMPLES_FILE = "samples.jsonl"
+RUN_FILE = "run.json"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+class Estimate(_Part):
+    """A value with its bootstrap interval over images."""
+
+    value: float
+    low: float
+    high: float
+    images: int
+
+
+class Difference(Estimate):
+    """A paired difference to the baseline; `verdict` is better, worse, changed or unclear."""
+
+    verdict: str
+
+
+class Cost(_Part):
+    """What a method's answers took, summed over the records.
+
+    `seconds` is time inside `generate`; with several processes it is the sum over them, and `tokens_per_second` is the
+    rate of one process. `peak_memory_bytes` is the largest of any batch.
+    """
+
+    seconds: float
+    tokens: int
+    tokens_per_second: float
+    peak_memory_bytes: int
+    memory_kind: str
+
+
+class SampleCounts(_Part):
+    """How many samples were asked, answered and skipped (unreadable image), and ended at the token limit."""
+
+    asked: int
+    answered: int
+    skipped: int
+    cut_off: int
+
+
+class MethodResult(_Part):
+    """One method's results."""
+
+    label: str
+    directory: str
+    methods: list[dict[str, Any]]
+    samples: dict[str, SampleCounts]
+    chair: dict[str, Any] | None = None
+    pope: dict[str, Any] | None = None
+    estimates: dict[str, Estimate]
+    difference_to_baseline: dict[str, Difference]
+    cost: Cost
+    task_costs: dict[str, Cost]
+    sessions: list[dict[str, Any]]
+    skipped_images: list[dict[str, Any]] = []
+
+
+class RunResults(_Part):
+    """All of a run: what was asked, of whom, how, and what came out. The first method is the baseline."""
+
+    schema_version: str = SCHEMA_VERSION
+    created: str
+    data: dict[str, Any]
+    image_ids: list[int]
+    tasks: dict[str, dict[str, Any]]
+    template: dict[str, Any]
+    decoding: dict[str, Any]
+    model: dict[str, Any]
+    profile: dict[str, Any] | None
+    statistics: dict[str, Any]
+    environment: dict[str, Any]
+    baseline: str
+    methods: list[MethodResult]
+
+    def method(self, label: str) -> MethodResult:
+        """The results of one method.
+
+        Raises:
+            ValueError: the run has no such method.
+        """
+        for result in self.methods:
+            if result.label == label:
+                return result
+        raise ValueError(f"the run has no method {label!r}; it has {', '.join(item.label for item in self.methods)}")
+
+    def save(self, folder: Path) -> Path:
+        """Write `results.json` into the folder, atomically."""
+        path = folder / RESULTS_FILE
+        write_atomically(path, self.to_json() + "\n")
+        return path
+
+    def to_json(self) -> str:
+        """The results as indented JSON."""
+        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False)
+
+
+def read_results(folder: Path) -> RunResults:
+    """The results of a finished run.
+
+    Raises:
+        FileNotFoundError: the folder has no results file.
+        ValueError: it is damaged or of another major version.
+    """
+    path = folder if folder.is_file() else folder / RESULTS_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"there is no {RESULTS_FILE} in {folder}; 'vlm-guard eval' writes it when it has finished"
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version = str(content.get("schema_version", ""))
+        if version.partition(".")[0] != SCHEMA_VERSION.partition(".")[0]:
+            readable = SCHEMA_VERSION.partition(".")[0]
+            raise ValueError(f"{path} has schema version {version or 'none'}, this program reads {readable}.x")
+        return RunResults(**content)
+    except (json.JSONDecodeError, AttributeError, TypeError, ValidationError) as error:
+        raise ValueError(f"{path} is no results file: {error}") from error
