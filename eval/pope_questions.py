@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from vlm_guard.eval.chair_captions import read_records
+from vlm_guard.eval.chair_text import object_vocabulary
 from vlm_guard.eval.coco import image_id
 
 Strategy = Literal["random", "popular", "adversarial"]
@@ -139,7 +140,11 @@ def _negative(
     statistics: ObjectStatistics,
     generator: random.Random,
 ) -> str | None:
-    """An object that is neither in the image nor asked before, or None when every object is."""
+    """An object that is neither in the image nor asked before, or None when there is none.
+
+    The published builder knows only objects of the images it asks about and never ends when those are used up, as
+    they may be for a handful of images. Then the rest of the 80 categories is drawn from, if the objects are theirs.
+    """
     ranked: Sequence[str] = ()
     if strategy == "popular":
         ranked = statistics.by_count
@@ -149,6 +154,9 @@ def _negative(
         if name not in excluded:
             return name
     admissible = [name for name in statistics.counts if name not in excluded]
+    categories = object_vocabulary().categories
+    if not admissible and statistics.counts.keys() <= set(categories):
+        admissible = [name for name in categories if name not in excluded]
     return generator.choice(admissible) if admissible else None
 
 
@@ -182,8 +190,8 @@ def build_questions(
         All questions, strategy by strategy, numbered from 1 in each.
 
     Raises:
-        ValueError: an argument is out of range, no image has enough objects, or an image has every object there is,
-            so that nothing absent is left to ask for.
+        ValueError: an argument is out of range, no image has enough objects, or nothing absent is left to ask for
+            about an image.
     """
     for strategy in strategies:
         if strategy not in get_args(Strategy):
