@@ -6,13 +6,14 @@ the second the causal mask is silently missing. The name therefore says what une
 state has to remember it.
 
 A guarded attention module carries a `LayerSlot`. Modules without one (another model that shares the config object)
-run their previous implementation untouched.
+run their previous implementation untouched. A module of a vision tower may carry a watcher instead, which sees the
+queries and keys of every call and changes nothing.
 """
 
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from vlm_guard.generation_state import GenerationState
 from vlm_guard.kernels.attention_edit import AttentionEdit
 from vlm_guard.kernels.edited_attention import AttentionProblem, EditedAttention, edited_attention
-from vlm_guard.method import Method, RowScope
+from vlm_guard.method import Method, RowScope, Sign
 from vlm_guard.visual_tokens import RowSelection
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 PREFIX = "vlm_guard_"
 SLOT = "_vlm_guard_slot"
+WATCHER = "_vlm_guard_watcher"
 # Calls with these arguments carry sparse or paged attention of their own, which an edit cannot reach.
 _FOREIGN_ARGUMENTS = ("indices", "block_indices", "cache")
 _WIDEST_FIRST: tuple[RowScope, ...] = ("all", "text", "answer")
@@ -55,6 +57,17 @@ class LayerSlot:
     layer: int
     guard: "Guard"
     processors: tuple[BoundMethod, ...]
+
+    def of_side(self, side: Sign) -> tuple[BoundMethod, ...]:
+        """The processors that edit the rows of this contrast branch."""
+        return self._sides[side]
+
+    @cached_property
+    def _sides(self) -> dict[Sign, tuple[BoundMethod, ...]]:
+        return {
+            side: tuple(bound for bound in self.processors if bound.method.edited_branch == side)
+            for side in ("positive", "negative")
+        }
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -114,9 +127,14 @@ class AttentionCall:
         return edited_attention(replace(self.problem(edit), return_weights=return_weights), self.state_impl)
 
     @property
+    def guard(self) -> "Guard":
+        """The guard of the model."""
+        return getattr(self.module, SLOT).guard
+
+    @property
     def state_impl(self) -> str | None:
         """The attention backend the guard was told to use, or None for the default."""
-        return getattr(self.module, SLOT).guard.attention_backend
+        return self.guard.attention_backend
 
 
 def guarded_name(previous: str) -> str:
@@ -157,19 +175,56 @@ def guarded_attention(
     Returns:
         Output [B, Q, H, Dv] and the weights, if the previous implementation returned any.
     """
+    watch: Callable[..., None] | None = getattr(module, WATCHER, None)
+    if watch is not None:
+        watch(query, key, kwargs.get("scaling"))
     slot: LayerSlot | None = getattr(module, SLOT, None)
-    state = None if slot is None else slot.guard.state
-    if state is None or not state.active or any(kwargs.get(name) is not None for name in _FOREIGN_ARGUMENTS):
+    if slot is None or any(kwargs.get(name) is not None for name in _FOREIGN_ARGUMENTS):
         return call_previous(previous, module, query, key, value, attention_mask, **kwargs)
-    context = _Context(slot, state, module, query, key, value, attention_mask, kwargs)
-    if slot.guard.tracer is not None:
+    groups = slot.guard.row_groups
+    if groups is None:
+        return _attend(previous, slot, slot.guard.state, module, query, key, value, attention_mask, kwargs)
+    if not any(_acts(slot, group.state) for group in groups):
+        return call_previous(previous, module, query, key, value, attention_mask, **kwargs)
+    outputs = []
+    for group in groups:
+        part = group.take(query, key, value, attention_mask, kwargs)
+        outputs.append(_attend(previous, slot, group.state, module, *part)[0])
+    return torch.cat(outputs), None
+
+
+def _attend(
+    previous: str,
+    slot: LayerSlot,
+    state: GenerationState | None,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    kwargs: dict[str, Any],
+) -> tuple[Tensor, Tensor | None]:
+    """Attention of the rows of one generation state."""
+    if not _acts(slot, state):
+        return call_previous(previous, module, query, key, value, mask, **kwargs)
+    processors = slot.of_side(state.side)
+    context = _Context(slot, processors, state, module, query, key, value, mask, kwargs)
+    if slot.guard.tracer is not None and state.side == "positive":
         _record(context, slot.guard.tracer)
-    if not slot.processors:
-        return call_previous(previous, module, query, key, value, attention_mask, **kwargs)
+    if not processors:
+        return call_previous(previous, module, query, key, value, mask, **kwargs)
     if query.shape[2] == 1 and not state.reading:
         return _decode(context, previous)
-    output, weights = call_previous(previous, module, query, key, value, attention_mask, **kwargs)
+    output, weights = call_previous(previous, module, query, key, value, mask, **kwargs)
     return _edit_rows(context, output), weights
+
+
+def _acts(slot: LayerSlot, state: GenerationState | None) -> bool:
+    """Whether anything looks at or edits the attention of this layer for these rows."""
+    if state is None or not state.active:
+        return False
+    traced = slot.guard.tracer is not None and state.side == "positive"
+    return traced or bool(slot.of_side(state.side))
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,6 +232,7 @@ class _Context:
     """The arguments of one guarded call."""
 
     slot: LayerSlot
+    processors: tuple[BoundMethod, ...]
     state: GenerationState
     module: nn.Module
     query: Tensor
@@ -188,7 +244,7 @@ class _Context:
     def edit(self, rows: RowSelection | None, scope: RowScope) -> AttentionEdit | None:
         """The merged edit of all processors whose rows include `scope`."""
         merged = None
-        for bound in self.slot.processors:
+        for bound in self.processors:
             if rows is not None and _WIDEST_FIRST.index(bound.method.rows) > _WIDEST_FIRST.index(scope):
                 continue
             edit = bound.method.edit_attention(self.call(bound, rows, scope))
@@ -296,7 +352,7 @@ def _decode(context: _Context, previous: str) -> tuple[Tensor, Tensor | None]:
 
 def _edit_rows(context: _Context, output: Tensor) -> Tensor:
     """Overwrite the edited rows of a finished attention output; wider scopes first, so that narrower ones win."""
-    scopes = {bound.method.rows for bound in context.slot.processors}
+    scopes = {bound.method.rows for bound in context.processors}
     for scope in _WIDEST_FIRST:
         if scope not in scopes:
             continue

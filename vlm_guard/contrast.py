@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from vlm_guard.branch_prompt import BranchPrompt, GivenPrompt
+from vlm_guard.method import Sign
 
 if TYPE_CHECKING:
     from transformers import LogitsProcessor
@@ -30,12 +31,8 @@ if TYPE_CHECKING:
     from vlm_guard.guard import GuardTarget
     from vlm_guard.method import Method
 
-Sign = Literal["negative", "positive"]
 
-
-def contrast_logits(
-    positive: Tensor, negative: Tensor, strength: float | Tensor, plausibility: float = 0.0
-) -> Tensor:
+def contrast_logits(positive: Tensor, negative: Tensor, strength: float | Tensor, plausibility: float = 0.0) -> Tensor:
     """(1 + strength) positive - strength negative, cut to the plausible tokens of `positive`.
 
     Args:
@@ -111,7 +108,7 @@ class ContrastCall:
         return {
             name: value
             for name, value in self.inputs.items()
-            if isinstance(value, Tensor) and value.is_floating_point() and "pixel" in name or name == "image_patches"
+            if (isinstance(value, Tensor) and value.is_floating_point() and "pixel" in name) or name == "image_patches"
         }
 
 
@@ -120,7 +117,8 @@ def padding_id(model: PreTrainedModel, processor: Any, visual_token_ids: tuple[i
     tokenizer = getattr(processor, "tokenizer", None)
     owners = (model.generation_config, tokenizer, model.config.get_text_config(decoder=True))
     candidates = [getattr(owner, "pad_token_id", None) for owner in owners]
-    return next(value for value in (*candidates, *range(100)) if isinstance(value, int) and value not in visual_token_ids)
+    usable = (id_ for id_ in (*candidates, *range(100)) if isinstance(id_, int) and id_ not in visual_token_ids)
+    return next(usable)
 
 
 def contrast_generate(
@@ -168,7 +166,7 @@ def _bare_target(method: "Method", model: PreTrainedModel, processor: Any) -> "G
     from vlm_guard.profiles import find_profile
 
     if not method.contrasts():
-        raise ValueError(f"{method.name} does not contrast logits with its current options; use wrap(model, ...) for it")
+        raise ValueError(f"{method.name} contrasts no logits with these options; use wrap(model, ...) for it")
     if method.edits_attention():
         raise ValueError(f"{method.name} edits attention as well, which needs a guard: wrap(model, processor, ...)")
     if "processor" in method.needs and processor is None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm_guard.method import RowScope
+from vlm_guard.method import RowScope, Sign
 from vlm_guard.visual_tokens import RowSelection, visual_mask, wanted_rows
 
 
@@ -59,11 +59,15 @@ class GenerationState:
         active: whether any row has a visual token; if not, the guard does nothing.
         reading: whether the current forward pass reads prompt tokens.
         offset: key position of the first current query.
+        side: the contrast branch these rows are; "positive" without one.
     """
 
-    def __init__(self, visual_token_ids: tuple[int, ...], prompt: PromptTokens | None = None) -> None:
+    def __init__(
+        self, visual_token_ids: tuple[int, ...], prompt: PromptTokens | None = None, side: Sign = "positive"
+    ) -> None:
         self.visual_token_ids = visual_token_ids
         self.prompt = prompt
+        self.side = side
         self.visual: Tensor | None = None
         self.real: Tensor | None = None
         self.active = False

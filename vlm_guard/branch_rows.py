@@ -1,0 +1,107 @@
+"""Which rows of a forward pass belong to which branch, so that attention edits keep to theirs.
+
+While the prompts are read, each branch is a forward pass of its own and the guard simply has another state. While
+both decode as rows of one pass, attention is computed per branch: on the slice of queries, keys and values that the
+branch would have had alone. Edits therefore see exactly what they see without a second branch, and the other rows
+run the model's own attention.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from vlm_guard.generation_state import PromptTokens
+from vlm_guard.method import Sign
+
+if TYPE_CHECKING:
+    from vlm_guard.branch_inputs import BranchInputs
+    from vlm_guard.generation_state import GenerationState
+    from vlm_guard.guard import Guard
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RowGroup:
+    """The rows of one branch in a joint forward pass.
+
+    Attributes:
+        first: index of its first row. stop: index after its last.
+        shift: padding that was put in front of its prompt to give it the length of the other's.
+        state: its generation state.
+    """
+
+    first: int
+    stop: int
+    shift: int
+    state: "GenerationState"
+
+    def take(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, kwargs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, dict[str, Any]]:
+        """Its part of one decoding attention call: its rows, without the padding in front of its prompt.
+
+        Args:
+            query: [N, H, 1, D] all rows.
+            key: [N, G, K, D].
+            value: [N, G, K, Dv].
+            mask: [N or 1, 1 or H, 1, K] or None.
+            kwargs: the other arguments of the call.
+        """
+        rows, keys = slice(self.first, self.stop), key.shape[2]
+        # A sliding layer's keys begin somewhere behind the padding; a full layer's with it.
+        first_key = max(0, self.state.offset + self.shift + 1 - keys)
+        dropped = min(keys, max(0, self.shift - first_key))
+        if mask is not None:
+            mask = (mask if mask.shape[0] == 1 else mask[rows])[..., dropped:keys]
+        positions = kwargs.get("position_ids")
+        if isinstance(positions, Tensor) and positions.dim() == 2 and positions.shape[0] == query.shape[0]:
+            kwargs = {**kwargs, "position_ids": positions[rows]}
+        return query[rows], key[rows, :, dropped:], value[rows, :, dropped:], mask, kwargs
+
+
+class BranchRows:
+    """The branches of one generation, as the guard sees them.
+
+    Args:
+        guard: whose states these are.
+        second_sign: whether the second branch is the negative or the positive one.
+    """
+
+    def __init__(self, guard: "Guard", second_sign: Sign) -> None:
+        self.guard = guard
+        self.signs: tuple[Sign, Sign] = (
+            ("positive", "negative") if second_sign == "negative" else ("negative", "positive")
+        )
+        self.states: list[GenerationState | None] = [None, None]
+        self.prompts: list[PromptTokens | None] = [None, None]
+
+    @contextmanager
+    def reading(self, index: int, part: "BranchInputs") -> Iterator[None]:
+        """Forward passes inside read the prompt of branch `index`."""
+        token_ids = self.guard.target.architecture.visual_token_ids
+        self.prompts[index] = PromptTokens.of(part.input_ids, part.attention_mask, token_ids)
+        with self.stepping(index):
+            yield
+
+    @contextmanager
+    def stepping(self, index: int) -> Iterator[None]:
+        """Forward passes inside go on with branch `index` alone."""
+        with self.guard.branch(self.signs[index], self.prompts[index], self.states[index]):
+            yield
+            self.states[index] = self.guard.state
+
+    def merge(self, cache: Any, rows: int, length: int) -> None:
+        """From now on every forward pass with `cache` has `rows` rows of each branch, after `length` tokens."""
+        self.guard.row_groups = tuple(
+            RowGroup(first=index * rows, stop=(index + 1) * rows, shift=length - prompt.length, state=state)
+            for index, (state, prompt) in enumerate(zip(self.states, self.prompts))
+        )
+        self.guard.joint_cache = cache
+
+    def close(self) -> None:
+        """The generation is over: what is left is the state of the positive branch."""
+        self.guard.row_groups = None
+        self.guard.joint_cache = None
+        self.guard.state = self.states[self.signs.index("positive")]

@@ -1,0 +1,111 @@
+"""Logits read out of early layers, for methods that contrast layers instead of branches (DoLa)."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from vlm_guard.architecture import Architecture
+from vlm_guard.branched_model import StandIn
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
+
+    from vlm_guard.method import Method
+
+_FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
+
+
+class LayerContrastModel(StandIn):
+    """The model, with the logits of every step combined with those of early layers.
+
+    Only the last position of each early hidden state is kept, so a prompt costs as many read-outs as a token.
+
+    Args:
+        model: the model.
+        architecture: its shape.
+        method: combines the logits.
+        layers: layers whose entering hidden state is read out; ascending.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, architecture: Architecture, method: "Method", layers: tuple[int, ...]
+    ) -> None:
+        super().__init__(model)
+        self.method = method
+        self.layers = layers
+        self.read_out = early_read_out(model, bool(getattr(method, "final_norm", False)))
+        self._last: dict[int, Tensor] = {}
+        modules = {entry.index: entry.layer for entry in architecture.layers}
+        self._hooks = [
+            modules[layer].register_forward_pre_hook(partial(self._keep, layer), with_kwargs=True) for layer in layers
+        ]
+
+    def __exit__(self, *exception: object) -> None:
+        """Take the hooks off."""
+        for hook in self._hooks:
+            hook.remove()
+        self._last.clear()
+
+    def _keep(self, layer: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        self._last[layer] = hidden[:, -1]
+
+    def _prefill(
+        self,
+        input_ids: Tensor,
+        generation_config: "GenerationConfig",
+        model_kwargs: dict,
+        is_first_iteration: bool = True,
+    ) -> ModelOutput:
+        return self._combine(self.model._prefill(input_ids, generation_config, model_kwargs, is_first_iteration))
+
+    def __call__(self, **model_inputs: Any) -> ModelOutput:
+        """One decoding step."""
+        return self._combine(self.forward(**model_inputs))
+
+    def _combine(self, output: ModelOutput) -> ModelOutput:
+        final = output.logits[:, -1].float()
+        early = torch.stack([self.read_out(self._last[layer]).to(final.device) for layer in self.layers])
+        output.logits = self.method.combine_layers(final, early, self.layers)[:, None]
+        return output
+
+
+def early_read_out(model: PreTrainedModel, final_norm: bool) -> Callable[[Tensor], Tensor]:
+    """Hidden states [B, hidden size] to float32 logits [B, V], as the model reads out its last layer.
+
+    Args:
+        model: the model.
+        final_norm: whether the decoder's final norm comes before the output embeddings.
+
+    Raises:
+        ValueError: the model has no output embeddings, or no final norm by a known name.
+    """
+    head = model.get_output_embeddings()
+    if head is None:
+        raise ValueError(f"{type(model).__name__} has no output embeddings, so early layers have no logits")
+    norm: nn.Module | None = None
+    if final_norm:
+        decoder = model.get_decoder()
+        owners = (decoder, getattr(decoder, "model", None))
+        found = [getattr(owner, name, None) for owner in owners for name in _FINAL_NORMS]
+        norm = next((module for module in found if isinstance(module, nn.Module)), None)
+        if norm is None:
+            raise ValueError(f"no final norm found in {type(decoder).__name__}; set final_norm=False")
+    text = model.config.get_text_config(decoder=True)
+    scale, divisor = getattr(text, "logit_scale", None), getattr(text, "logits_scaling", None)
+    softcap = getattr(text, "final_logit_softcapping", None)
+
+    def read_out(hidden: Tensor) -> Tensor:
+        logits = head(hidden if norm is None else norm(hidden)).float()
+        if scale is not None:
+            logits = logits * scale
+        if divisor is not None:
+            logits = logits / divisor
+        return logits if softcap is None else torch.tanh(logits / softcap) * softcap
+
+    return read_out
