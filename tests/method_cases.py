@@ -18,6 +18,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "zerotuning": {"factor": 0.3},
     "act": {"threshold": 0.05, "layers": "all"},
+    "paint": {"layers": "all", "local_gain": 2.0},
+}
+
+# Methods that need something most families lack; they refuse the others, which their own tests check.
+ONLY_FAMILIES: dict[str, set[str]] = {
+    "paint": {"llava", "video_llava", "llava_gpt_oss", "llava_gemma2"},
 }
 
 
@@ -29,3 +35,8 @@ def names() -> list[str]:
 def options(name: str) -> dict[str, Any]:
     """Options that make `name` act on a tiny random model."""
     return OPTIONS.get(name, {})
+
+
+def supports(name: str, family: str) -> bool:
+    """Whether method `name` works on the zoo's `family`."""
+    return family in ONLY_FAMILIES.get(name, {family})

@@ -15,7 +15,16 @@ torch.set_num_threads(1)
 # Families where a guard must refuse, or that feed images past the prompt, have tests of their own.
 OUTSIDE = {"git", "mllama", "blip_2", "instructblip"}
 FAMILIES = [name for name in families() if name not in OUTSIDE]
-METHODS = [name for name in method_cases.names() if method_class(name).edits_attention()]
+METHODS = [
+    name
+    for name in method_cases.names()
+    if method_class(name).edits_attention() or method_class(name).overrides("attach")
+]
+
+PAIRS = [(family, method) for family in FAMILIES for method in METHODS]
+SUPPORTED = [(family, method) for family, method in PAIRS if method_cases.supports(method, family)]
+every_case = pytest.mark.parametrize(("zoo", "method"), SUPPORTED, indirect=["zoo"])
+refused_case = pytest.mark.parametrize(("zoo", "method"), sorted({*PAIRS} - {*SUPPORTED}), indirect=["zoo"])
 
 PROMPTS = [
     Prompt(text_before=3, images=1, text_after=4, content=0),
@@ -35,7 +44,7 @@ def generate(model, inputs, **extra):
         return model.generate(**inputs, max_new_tokens=5, do_sample=False, **extra)
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture
 def zoo(request, zoo_model):
     return zoo_model(request.param)
 
@@ -45,7 +54,7 @@ def close(first, second, scale):
     return float((first - second).abs().max()) <= 2e-5 * max(1.0, float(scale.abs().max()))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@every_case
 def test_neutral_options_are_the_identity(zoo, method):
     inputs = zoo.make_inputs(zoo.adapt(PROMPTS))
     plain = logits(zoo.model, inputs)
@@ -64,7 +73,7 @@ def _neutral_names(method):
     return {item.name for item in fields(method_class(method)) if "neutral" in item.metadata}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@every_case
 def test_it_acts_and_leaves_no_trace(zoo, method):
     inputs = zoo.make_inputs(zoo.adapt(PROMPTS))
     plain = logits(zoo.model, inputs)
@@ -76,7 +85,7 @@ def test_it_acts_and_leaves_no_trace(zoo, method):
     assert_pristine(zoo.model)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@every_case
 def test_padded_batch_equals_each_prompt_alone(zoo, method):
     if not zoo.family.batch_invariant:
         pytest.skip(f"the stock {zoo.family.name} itself differs: {zoo.family.facts}")
@@ -90,7 +99,7 @@ def test_padded_batch_equals_each_prompt_alone(zoo, method):
             assert close(together[row][real], alone, alone), f"row {row}"
 
 
-@pytest.mark.parametrize("method", METHODS)
+@every_case
 def test_cached_decode_equals_full_recompute(zoo, method):
     inputs = zoo.make_inputs(zoo.adapt(PROMPTS))
     with wrap(zoo.model, None, method, **method_cases.options(method)):
@@ -100,4 +109,12 @@ def test_cached_decode_equals_full_recompute(zoo, method):
     assert torch.equal(cached.sequences, recomputed.sequences)
     for first, second in zip(cached.logits, recomputed.logits):
         assert close(first, second, second)
+    assert_pristine(zoo.model)
+
+
+@refused_case
+def test_families_without_what_a_method_needs_are_refused(zoo, method):
+    inputs = zoo.make_inputs(zoo.adapt(PROMPTS))
+    with pytest.raises(ValueError, match=method), wrap(zoo.model, None, method, **method_cases.options(method)):
+        logits(zoo.model, inputs)
     assert_pristine(zoo.model)
