@@ -1,0 +1,160 @@
+"""Batches for both stages: pictures with patch labels, and pictures with packed text.
+
+The text of one picture is one sequence: the prefix ``<s>USER: <image>`` and behind it several exchanges that all attend
+to the prefix but not to each other, each starting at the position after the prefix. So a picture is encoded once for
+all its questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+from transformers import PreTrainedTokenizerFast
+
+from vlm_guard.eval.scenes.categories import NAMES
+from vlm_guard.eval.scenes.draws import Draws
+from vlm_guard.eval.training.model import PATCHES
+from vlm_guard.eval.training.questions import exchanges
+from vlm_guard.eval.training.recipe import Recipe
+from vlm_guard.eval.training.scene_store import SceneStore
+from vlm_guard.eval.training.tokenizer import BOS, EOS, IMAGE, PAD, encode
+
+WEIGHTS = {"caption": 1.0, "short": 1.0, "yes_no": 2.0}
+
+
+@dataclass(kw_only=True)
+class Batch:
+    """Tensors of one step.
+
+    Attributes:
+        pixels: uint8 (B, 96, 96, 3).
+        patches: int64 (B, 64), 0 or category index plus one.
+        ids: int64 (B, N) token ids; image positions hold the image token.
+        labels: int64 (B, N), -100 where nothing is learned.
+        weights: float32 (B, N), weight of each label.
+        blocks: int64 (B, N): 0 for the prefix, 1... for exchanges, -1 for padding.
+        positions: int64 (B, N).
+        hidden: bool (B,), pictures hidden from the exchanges.
+    """
+
+    pixels: torch.Tensor
+    patches: torch.Tensor
+    ids: torch.Tensor | None = None
+    labels: torch.Tensor | None = None
+    weights: torch.Tensor | None = None
+    blocks: torch.Tensor | None = None
+    positions: torch.Tensor | None = None
+    hidden: torch.Tensor | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on another device."""
+        moved = {name: value.to(device, non_blocking=True) for name, value in vars(self).items() if value is not None}
+        return Batch(**moved)
+
+
+def category_frequency(store: SceneStore) -> np.ndarray:
+    """Number of scenes with each category, int64 (80,)."""
+    counts = np.zeros(len(NAMES), np.int64)
+    categories = store.objects[:, :, 0]
+    for category in range(len(NAMES)):
+        counts[category] = int((categories == category).any(1).sum())
+    return counts
+
+
+class SceneBatches(IterableDataset):
+    """Endless batches over a store, in a seeded order; with text unless ``tokenizer`` is None."""
+
+    def __init__(
+        self, store: SceneStore, recipe: Recipe, batch: int, stream: int, tokenizer: PreTrainedTokenizerFast | None
+    ) -> None:
+        super().__init__()
+        self.store, self.recipe, self.batch, self.stream = store, recipe, batch, stream
+        self.tokenizer = tokenizer
+        self.frequency = category_frequency(store) if tokenizer is not None else None
+        self.prefix = [BOS, *encode(tokenizer, "USER: ")] if tokenizer is not None else []
+
+    def __iter__(self) -> Iterator[Batch]:
+        info = get_worker_info()
+        seed = (self.recipe.seed, self.stream, info.id if info else 0)
+        order, draws = np.random.default_rng(seed), Draws(*seed)
+        while True:
+            places = order.permutation(len(self.store))
+            for start in range(0, len(places) - self.batch + 1, self.batch):
+                yield self._batch(np.sort(places[start : start + self.batch]), draws)
+
+    def _batch(self, places: np.ndarray, draws: Draws) -> Batch:
+        pixels, patches = self.store.pixels[places], self.store.patches[places].astype(np.int64)
+        mirrored = np.array([draws.chance(50) for _ in places])
+        pixels[mirrored] = pixels[mirrored][:, :, ::-1]
+        patches[mirrored] = patches[mirrored][:, :, ::-1]
+        batch = Batch(
+            pixels=torch.from_numpy(np.ascontiguousarray(pixels)),
+            patches=torch.from_numpy(patches.reshape(len(places), PATCHES)),
+        )
+        if self.tokenizer is not None:
+            self._add_text(batch, places, mirrored, draws)
+        return batch
+
+    def _tokens(self, place: int, mirrored: bool, draws: Draws) -> list[tuple[list[int], list[int], str, bool]]:
+        items = exchanges(
+            draws,
+            int(self.store.scene_types[place]),
+            self.store.objects_of(place, mirrored),
+            self.frequency,
+            self.recipe.presence_pairs,
+        )
+        questions = self.tokenizer([f"\n{item.question} ASSISTANT:" for item in items], add_special_tokens=False)
+        answers = self.tokenizer([f" {item.answer}" for item in items], add_special_tokens=False)
+        return [
+            (question, [*answer, EOS], item.kind, item.blind)
+            for question, answer, item in zip(questions.input_ids, answers.input_ids, items)
+        ]
+
+    def _add_text(self, batch: Batch, places: np.ndarray, mirrored: np.ndarray, draws: Draws) -> None:
+        rows = [self._tokens(int(p), bool(m), draws) for p, m in zip(places, mirrored)]
+        before, start = len(self.prefix), len(self.prefix) + PATCHES
+        length = start + max(sum(len(q) + len(a) for q, a, _, _ in row) for row in rows)
+        count = len(rows)
+        ids = np.full((count, length), PAD, np.int64)
+        labels = np.full((count, length), -100, np.int64)
+        weights = np.zeros((count, length), np.float32)
+        blocks = np.full((count, length), -1, np.int64)
+        positions = np.zeros((count, length), np.int64)
+        hidden = np.array([draws.below(1000) < 1000 * self.recipe.image_drop for _ in rows])
+        ids[:, :before], ids[:, before:start] = self.prefix, IMAGE
+        blocks[:, :start], positions[:, :start] = 0, np.arange(start)
+        for row, items in enumerate(rows):
+            # Without the image the text follows the prefix at once: its positions move up.
+            first, at = before if hidden[row] else start, start
+            for number, (question, answer, kind, blind) in enumerate(items, start=1):
+                end = at + len(question) + len(answer)
+                ids[row, at:end] = question + answer
+                blocks[row, at:end] = number
+                positions[row, at:end] = np.arange(first, first + end - at)
+                if blind or not hidden[row]:
+                    labels[row, at + len(question) : end] = answer
+                    weights[row, at + len(question) : end] = WEIGHTS[kind]
+                at = end
+        for name, value in (("ids", ids), ("labels", labels), ("weights", weights), ("blocks", blocks)):
+            setattr(batch, name, torch.from_numpy(value))
+        batch.positions, batch.hidden = torch.from_numpy(positions), torch.from_numpy(hidden)
+
+
+def attention_mask(blocks: torch.Tensor, hidden: torch.Tensor, prefix: int) -> torch.Tensor:
+    """Bool (B, 1, N, N), True where a row may look: causal, to the prefix and within its own exchange.
+
+    Args:
+        blocks: int64 (B, N) as in :class:`Batch`.
+        hidden: bool (B,), rows whose exchanges may not look at the picture.
+        prefix: Number of tokens before the first visual token.
+    """
+    length = blocks.shape[1]
+    allowed = (blocks[:, None, :] == 0) | (blocks[:, :, None] == blocks[:, None, :])
+    allowed &= torch.ones(length, length, dtype=torch.bool, device=blocks.device).tril()
+    blind = hidden[:, None, None] & (blocks[:, :, None] > 0)
+    allowed[:, :, prefix : prefix + PATCHES] &= ~blind
+    return allowed[:, None]

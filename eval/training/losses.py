@@ -1,0 +1,104 @@
+"""The two training objectives."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from transformers import LlavaForConditionalGeneration
+
+from vlm_guard.eval.training.batches import Batch, attention_mask
+from vlm_guard.eval.training.model import PATCHES, normalise, visual_features
+from vlm_guard.eval.training.recipe import Recipe
+
+BACKGROUND_WEIGHT = 0.3
+
+
+def patch_loss(
+    model: LlavaForConditionalGeneration, visual: torch.Tensor, patches: torch.Tensor, words: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy of naming every patch through the word embeddings, and the accuracy on object patches.
+
+    The scores are products of projected visual tokens with word embeddings, so visual tokens come to lie where the
+    words for what they show lie; the decoder then has little to learn to read them.
+
+    Args:
+        model: The model; its output layer is tied to the word embeddings.
+        visual: (B, 64, 192) projected visual tokens.
+        patches: int64 (B, 64), 0 or category index plus one.
+        words: int64 (81,) token of the background and of each category.
+    """
+    scores = F.linear(visual, model.get_input_embeddings().weight[words]).float()
+    weight = torch.ones(len(words), device=scores.device)
+    weight[0] = BACKGROUND_WEIGHT
+    loss = F.cross_entropy(scores.flatten(0, 1), patches.flatten(), weight=weight)
+    shown = patches > 0
+    return loss, (scores.argmax(-1) == patches)[shown].float().mean()
+
+
+def vision_step(
+    model: LlavaForConditionalGeneration, batch: Batch, words: torch.Tensor
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Loss and figures of the vision stage."""
+    with torch.autocast(batch.pixels.device.type, torch.bfloat16):
+        visual = visual_features(model, normalise(batch.pixels))
+        loss, accuracy = patch_loss(model, visual, batch.patches, words)
+    return loss, {"patch_loss": loss.item(), "patch_accuracy": accuracy.item()}
+
+
+def _repeat_loss(
+    scores: torch.Tensor, targets: torch.Tensor, exchange: torch.Tensor, words: torch.Tensor
+) -> torch.Tensor:
+    """Mean ``-log(1 - p)`` of the probability p given to categories that the same caption has already named.
+
+    Args:
+        scores: (T, V) logits at learned caption positions, in order.
+        targets: int64 (T,).
+        exchange: int64 (T,), equal for positions of the same caption.
+        words: int64 (80,) the categories' tokens.
+    """
+    named = (targets[:, None] == words[None, :]).float()
+    earlier = named.cumsum(0) - named
+    # What was counted before this caption's first position belongs to other captions.
+    starts = torch.ones_like(exchange, dtype=torch.bool)
+    starts[1:] = exchange[1:] != exchange[:-1]
+    first = torch.arange(len(targets), device=targets.device).where(starts, 0).cummax(0).values
+    earlier = ((earlier - earlier[first]) > 0).float() * (1 - named)
+    repeated = (scores.softmax(-1)[:, words] * earlier).sum(-1)
+    return -(1 - repeated).clamp_min(1e-4).log().mean()
+
+
+def joint_step(
+    model: LlavaForConditionalGeneration, batch: Batch, words: torch.Tensor, recipe: Recipe, prefix: int
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Loss and figures of the joint stage: answers, patches, and no repeats in captions."""
+    with torch.autocast(batch.pixels.device.type, torch.bfloat16):
+        visual = visual_features(model, normalise(batch.pixels))
+        naming, accuracy = patch_loss(model, visual, batch.patches, words)
+        embedded = model.get_input_embeddings()(batch.ids)
+        embedded = torch.cat([embedded[:, :prefix], visual.to(embedded.dtype), embedded[:, prefix + PATCHES :]], dim=1)
+        hidden = model.model.language_model(
+            inputs_embeds=embedded,
+            attention_mask=attention_mask(batch.blocks, batch.hidden, prefix),
+            position_ids=batch.positions,
+            use_cache=False,
+        ).last_hidden_state
+        learned = batch.labels[:, 1:] != -100
+        scores = model.lm_head(hidden[:, :-1][learned]).float()
+    targets, weights = batch.labels[:, 1:][learned], batch.weights[:, 1:][learned]
+    each = F.cross_entropy(scores, targets, reduction="none")
+    language = (each * weights).sum() / weights.sum()
+    block = batch.blocks[:, 1:][learned]
+    row = torch.arange(len(batch.ids), device=block.device)[:, None].expand_as(batch.blocks[:, 1:])[learned]
+    captions = block == 1
+    repeat = _repeat_loss(scores[captions], targets[captions], row[captions], words[1:])
+    loss = language + recipe.patch_weight * naming + recipe.repeat_weight * repeat
+    figures = {
+        "caption_loss": each[captions].mean().item(),
+        # The first of an answer's two tokens; the second, the end of the text, is soon certain.
+        "yes_no_loss": each[weights > 1.5][::2].mean().item() if bool((weights > 1.5).any()) else float("nan"),
+        "short_loss": each[(weights < 1.5) & ~captions].mean().item(),
+        "repeat_loss": repeat.item(),
+        "patch_loss": naming.item(),
+        "patch_accuracy": accuracy.item(),
+    }
+    return loss, figures
