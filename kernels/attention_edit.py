@@ -12,7 +12,6 @@ keys (P <= K: keys from P on are ordinary text with bias 0 and gain 0), D head d
 """
 
 from dataclasses import dataclass, fields
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from vlm_guard.kernels.policies import SegmentPolicy
 TEXT, TEXT_SINK, VISUAL_SINK, VISUAL_CONTENT = 0, 1, 2, 3
 SEGMENT_NAMES = ("text", "text sink", "visual sink", "visual content")
 SEGMENT_COUNT = len(SEGMENT_NAMES)
+_SPARE_KEYS = 256
 
 
 class Segments:
@@ -35,6 +35,8 @@ class Segments:
         if ids.dim() not in (2, 3) or ids.dtype != torch.uint8:
             raise TypeError(f"segment ids must be uint8 [B, P] or [B, H, P], given {ids.dtype} {list(ids.shape)}")
         self.ids = ids
+        self._one_hot: Tensor | None = None
+        self._padded: Tensor | None = None
 
     @classmethod
     def build(cls, visual_mask: Tensor, sink_mask: Tensor | None = None) -> "Segments":
@@ -45,11 +47,27 @@ class Segments:
             ids = torch.where(sink_mask, sink_ids, ids)
         return cls(ids)
 
-    @cached_property
+    @property
     def one_hot(self) -> Tensor:
-        """[B or 1, H or 1, P, 4] float32, one where key j belongs to segment g."""
-        one_hot = torch.nn.functional.one_hot(self.ids.long(), SEGMENT_COUNT).to(torch.float32)
-        return one_hot if self.per_head else one_hot[:, None]
+        """[B or 1, H or 1, P, 4] float32, one where key j belongs to segment g; made once."""
+        # Not functools.cached_property: its lock (until Python 3.12) would break the graph of a compiled step.
+        if self._one_hot is None:
+            one_hot = torch.nn.functional.one_hot(self.ids.long(), SEGMENT_COUNT).to(torch.float32)
+            self._one_hot = one_hot if self.per_head else one_hot[:, None]
+        return self._one_hot
+
+    def one_hot_for(self, keys: int) -> Tensor:
+        """[B or 1, H or 1, K, 4] float32 for `keys` = K keys; those behind the described ones are text.
+
+        A growing cache asks for one key more at every step, so the text rows are made in steps of `_SPARE_KEYS`.
+        """
+        if self._padded is None or self._padded.shape[-2] < keys:
+            spare = torch.zeros_like(self.one_hot[..., :1, :]).repeat_interleave(
+                max(0, keys - self.one_hot.shape[-2]) + _SPARE_KEYS, -2
+            )
+            spare[..., TEXT] = 1
+            self._padded = torch.cat((self.one_hot, spare), -2)
+        return self._padded[..., :keys, :]
 
     @property
     def per_head(self) -> bool:

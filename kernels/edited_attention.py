@@ -7,6 +7,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ class AttentionProblem:
         position_bias: [B or 1, H, R, K], added to the scores.
         own_value: [B, G, R, Dv] values of the rows themselves; needed by `edit.self_mix`.
         return_weights: also return the edited weights [B, H, R, K].
+        return_logsumexp: also return the logsumexp; a backend that gets it for nothing may return it anyway.
     """
 
     query: Tensor
@@ -47,6 +49,7 @@ class AttentionProblem:
     position_bias: Tensor | None = None
     own_value: Tensor | None = None
     return_weights: bool = False
+    return_logsumexp: bool = True
 
     def __post_init__(self) -> None:
         heads, groups = self.query.shape[1], self.key.shape[1]
@@ -66,7 +69,7 @@ class EditedAttention:
         output: [B, R, H, Dv] in the query's dtype, laid out as transformers' attention functions return it.
         masses: [B, H, R, 4] segment masses before the weight edit, at least float32; None without segments.
         weights: [B, H, R, K] edited weights when they were asked for.
-        logsumexp: [B, H, R] of the edited scores, at least float32.
+        logsumexp: [B, H, R] of the edited scores, at least float32; None when it was not asked for.
     """
 
     output: Tensor
@@ -75,7 +78,9 @@ class EditedAttention:
     logsumexp: Tensor | None = None
 
 
+TRITON_INSTALLED = find_spec("triton") is not None
 _LOADED: dict[str, Callable[[AttentionProblem], EditedAttention]] = {}
+_LIMITS: dict[str, Callable[[AttentionProblem], str | None]] = {}
 
 
 def load_backend(name: str) -> Callable[[AttentionProblem], EditedAttention]:
@@ -95,13 +100,7 @@ def load_backend(name: str) -> Callable[[AttentionProblem], EditedAttention]:
 
 def default_backend(device: torch.device) -> str:
     """`triton` on a CUDA device when Triton is installed, `torch` elsewhere."""
-    if device.type == "cuda":
-        try:
-            import_module("triton")
-        except ImportError:
-            return "torch"
-        return "triton"
-    return "torch"
+    return "triton" if device.type == "cuda" and TRITON_INSTALLED else "torch"
 
 
 def edited_attention(problem: AttentionProblem, impl: str | None = None) -> EditedAttention:
@@ -117,8 +116,13 @@ def edited_attention(problem: AttentionProblem, impl: str | None = None) -> Edit
     if impl is not None:
         return load_backend(impl)(problem)
     name = default_backend(problem.query.device)
-    if name == "triton":
-        unsupported = import_module("vlm_guard.kernels.triton_backend").unsupported_reason(problem)
-        if unsupported is not None:
-            name = "torch"
+    if name == "triton" and _triton_limits()(problem) is not None:
+        name = "torch"
     return load_backend(name)(problem)
+
+
+def _triton_limits() -> Callable[[AttentionProblem], str | None]:
+    # Looked up, not imported again: the graph compiler cannot follow an import in a decode step.
+    if "triton" not in _LIMITS:
+        _LIMITS["triton"] = import_module("vlm_guard.kernels.triton_backend").unsupported_reason
+    return _LIMITS["triton"]

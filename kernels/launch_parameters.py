@@ -29,6 +29,15 @@ class AttentionSizes:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DeviceLimits:
+    """What the choice depends on: multiprocessors, bytes of shared memory per block, compute capability (9, 0)."""
+
+    multiprocessors: int
+    shared_memory: int
+    capability: tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
 class LaunchParameters:
     """How the kernels are launched.
 
@@ -56,15 +65,15 @@ def power_of_two(number: int, *, at_least: int = 1) -> int:
     return max(at_least, 1 << max(0, number - 1).bit_length())
 
 
-def choose_launch(sizes: AttentionSizes, multiprocessors: int, shared_memory: int) -> LaunchParameters:
-    """Launch parameters for a device with that many multiprocessors and bytes of shared memory per block."""
+def choose_launch(sizes: AttentionSizes, device: DeviceLimits) -> LaunchParameters:
+    """Launch parameters of one call."""
     lines = sizes.rows * (sizes.heads // sizes.groups)
     if lines <= DECODE_LINES:
-        return _decode_launch(sizes, lines, multiprocessors, shared_memory)
-    return _prefill_launch(sizes, lines, multiprocessors, shared_memory)
+        return _decode_launch(sizes, lines, device)
+    return _prefill_launch(sizes, lines, device)
 
 
-def _decode_launch(sizes: AttentionSizes, lines: int, multiprocessors: int, shared_memory: int) -> LaunchParameters:
+def _decode_launch(sizes: AttentionSizes, lines: int, device: DeviceLimits) -> LaunchParameters:
     width = power_of_two(sizes.head_dim, at_least=16) + power_of_two(sizes.value_dim, at_least=16)
     # 64 keys of K and V are 32 KiB at D = 128 in 16 bit. Wider rows take fewer keys, so that the tile in registers
     # and a stage of the pipeline keep that size.
@@ -72,35 +81,29 @@ def _decode_launch(sizes: AttentionSizes, lines: int, multiprocessors: int, shar
     chunks = _ceil(sizes.keys, block_n)
     # Two programs per multiprocessor hide each other's start and end; a split shorter than two chunks would spend
     # more on its start and on the merge than on its keys.
-    wanted = _ceil(2 * multiprocessors, sizes.batch * sizes.groups)
-    splits = max(1, min(wanted, _ceil(chunks, 2), MAX_SPLITS))
-    splits = _ceil(chunks, _ceil(chunks, splits))
+    wanted = _ceil(2 * device.multiprocessors, sizes.batch * sizes.groups)
     return LaunchParameters(
         decode=True,
         block_m=power_of_two(lines * (4 if sizes.segmented else 1), at_least=16),
         block_n=block_n,
         block_s=16,
-        splits=splits,
+        splits=_even_splits(chunks, min(wanted, _ceil(chunks, 2), MAX_SPLITS)),
         warps=4,
-        stages=_stages(width * block_n * sizes.element_bytes, shared_memory),
+        stages=_stages(width * block_n * sizes.element_bytes, device.shared_memory),
     )
 
 
-def _prefill_launch(sizes: AttentionSizes, lines: int, multiprocessors: int, shared_memory: int) -> LaunchParameters:
+def _prefill_launch(sizes: AttentionSizes, lines: int, device: DeviceLimits) -> LaunchParameters:
     block_d = power_of_two(sizes.head_dim, at_least=16)
     block_dv = power_of_two(sizes.value_dim, at_least=16)
-    narrow = max(block_d, block_dv) <= 128 and sizes.element_bytes <= 2
-    # 8 warps hold two running outputs of 128 x 128 float32 in 128 registers a thread and the scores of a chunk in 32;
-    # wider heads and float32 (which multiplies outside the matrix unit) take smaller tiles.
-    block_m = min(128 if narrow else 32, power_of_two(lines, at_least=16))
-    block_n = 64 if narrow else 32
-    warps = 8 if block_m == 128 else 4
+    block_m, block_n = _prefill_tile(max(block_d, block_dv), sizes, device)
+    block_m = min(block_m, power_of_two(lines, at_least=16))
     tiles = _ceil(lines, block_m) * sizes.batch * sizes.groups
     chunks = _ceil(sizes.keys, block_n)
     splits = 1
-    if 2 * tiles <= multiprocessors:
-        splits = max(1, min(multiprocessors // tiles, chunks // 4, 16))
-        splits = _ceil(chunks, _ceil(chunks, splits))
+    if 2 * tiles <= device.multiprocessors:
+        # Few rows leave most of the chip idle. A split costs its partial outputs in memory, so it takes four chunks.
+        splits = _even_splits(chunks, min(device.multiprocessors // tiles, chunks // 4, 16))
     stage = (block_d + block_dv) * block_n * sizes.element_bytes
     query_bytes = block_m * block_d * sizes.element_bytes
     return LaunchParameters(
@@ -109,13 +112,34 @@ def _prefill_launch(sizes: AttentionSizes, lines: int, multiprocessors: int, sha
         block_n=block_n,
         block_s=16,
         splits=splits,
-        warps=warps,
-        stages=_stages(stage, shared_memory - query_bytes),
+        warps=8 if block_m >= 64 or block_d > 128 else 4,
+        stages=_stages(stage, device.shared_memory - query_bytes),
     )
 
 
+def _prefill_tile(width: int, sizes: AttentionSizes, device: DeviceLimits) -> tuple[int, int]:
+    """(query lines, keys) of a tile that the assembler fits into registers without spilling (8 warps: 255 each)."""
+    if sizes.element_bytes > 2 or width > 128:
+        # float32 multiplies outside the matrix unit; two running outputs of 256 columns leave room for 32 lines.
+        return 32, 32
+    if not sizes.segmented:
+        # One running output. More lines per key mean less traffic from the second-level cache.
+        return 128, 64
+    if device.capability >= (9, 0):
+        # Two running outputs of 128 lines by 128 columns take 128 registers a thread; warp-group products read K and
+        # V from shared memory, which leaves room for the scores of 32 keys.
+        return 128, 64 if width <= 64 else 32
+    return 64, 64
+
+
+def _even_splits(chunks: int, wanted: int) -> int:
+    """At most `wanted` splits, none of them empty."""
+    per_split = _ceil(chunks, max(1, wanted))
+    return _ceil(chunks, per_split)
+
+
 def _stages(stage_bytes: int, shared_memory: int) -> int:
-    """Three stages where two programs then still share a multiprocessor or one fits at all, else two, else one."""
+    """Three stages (two chunks on their way while one is computed) where shared memory holds them, else two or one."""
     spare = shared_memory - 8 * 1024  # reductions and layout changes
     return max(1, min(3, spare // stage_bytes))
 

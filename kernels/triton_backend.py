@@ -9,14 +9,24 @@ Limits: float16, bfloat16 or float32; head and value dimension 16 to 256 (they m
 capability 8.0 or later, or Triton's interpreter; no gradients.
 """
 
+import inspect
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
+from vlm_guard.kernels.attention_edit import Segments
 from vlm_guard.kernels.edited_attention import AttentionProblem, EditedAttention
-from vlm_guard.kernels.launch_parameters import AttentionSizes, LaunchParameters, choose_launch, power_of_two
+from vlm_guard.kernels.launch_parameters import (
+    AttentionSizes,
+    DeviceLimits,
+    LaunchParameters,
+    choose_launch,
+    power_of_two,
+)
 from vlm_guard.kernels.policies import MoveSinksToContent, MoveSinksToRest, SegmentPolicy
 from vlm_guard.kernels.triton_decode import decode_kernel, merge_kernel
 from vlm_guard.kernels.triton_prefill import (
@@ -42,7 +52,7 @@ INTERPRETED = not isinstance(decode_kernel, triton.JITFunction)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 SMALLEST_DIM, LARGEST_DIM = 16, 256
 # What the interpreter pretends to be, so that small problems also split their keys.
-INTERPRETER_DEVICE = (4, 96 * 1024)
+INTERPRETER_DEVICE = DeviceLimits(multiprocessors=4, shared_memory=96 * 1024, capability=(8, 0))
 
 
 def triton_attention(problem: AttentionProblem) -> EditedAttention:
@@ -70,7 +80,7 @@ def triton_attention(problem: AttentionProblem) -> EditedAttention:
         problem.own_value,
         edit.bias,
         edit.gain,
-        None if edit.segments is None else edit.segments.ids,
+        None if edit.segments is None else _ids_by_head(edit.segments),
         policy_code,
         constants,
         policy_heads,
@@ -157,11 +167,13 @@ def launch_attention(
             batch=batch, heads=heads, groups=groups, rows=rows, keys=keys, head_dim=head_dim, value_dim=value_dim,
             element_bytes=query.element_size(), segmented=segmented, outside_policy=outside,
         )  # fmt: skip
-        device_limits = INTERPRETER_DEVICE if INTERPRETED else _device_limits(query.device.index)
-        parameters = choose_launch(sizes, *device_limits)
+        parameters = choose_launch(sizes, INTERPRETER_DEVICE if INTERPRETED else _device_limits(query.device.index))
     widen = INTERPRETED and query.dtype == torch.bfloat16
+    per_group = heads // groups
+    # Lists of chunks belong to one set of segments, so a prefill tile must not mix heads that have their own.
+    per_tile = 1 if segmented and segment_ids.shape[1] > 1 and not parameters.decode else per_group
     shape = Shape(
-        heads // groups, head_dim, value_dim, power_of_two(head_dim, at_least=16),
+        per_tile, per_group // per_tile, head_dim, value_dim, power_of_two(head_dim, at_least=16),
         power_of_two(value_dim, at_least=16), parameters.block_m, parameters.block_n, parameters.block_s, widen,
     )  # fmt: skip
     score_terms = ScoreTerms(
@@ -171,7 +183,7 @@ def launch_attention(
         gain, _strides(gain, 3), 0 if gain is None else gain.shape[3],
         mask, _strides(mask, 3), True if mask is not None and mask.dtype != torch.bool else None,
         row_positions, _strides(row_positions, 1),
-        segment_ids, _strides(segment_ids, 1), 0 if segment_ids is None else min(keys, segment_ids.shape[1]),
+        segment_ids, _strides(segment_ids, 2), 0 if segment_ids is None else min(keys, segment_ids.shape[2]),
     )  # fmt: skip
     weight_terms = WeightTerms(*policy_constants, policy_heads, policy_rows, _strides(policy_rows, 1), sink_logits)
     output_terms = OutputTerms(
@@ -202,7 +214,7 @@ def _launch(
 ) -> None:
     query, _, keys_values, terms = arguments
     batch, heads, rows, _ = query.shape
-    groups, keys = keys_values.key.shape[1], keys_values.key.shape[2]
+    groups, keys = heads // shape.per_group, keys_values.key.shape[2]
     segments = 4 if terms.segment_ids is not None else 1
     splits = parameters.splits
     options = {"num_warps": parameters.warps, "num_stages": parameters.stages}
@@ -228,7 +240,7 @@ def _launch(
         block_dv = min(32, shape.block_dv)
         merge_kernel[(triton.cdiv(shape.value_dim, block_dv), batch * heads * rows)](
             partials, weight_terms, output_terms, results, heads, rows, splits,
-            PER_GROUP=shape.per_group, VALUE_DIM=shape.value_dim, BLOCK_DV=block_dv, SEGMENTS=segments,
+            PER_GROUP=shape.per_group * shape.kv_share, VALUE_DIM=shape.value_dim, BLOCK_DV=block_dv, SEGMENTS=segments,
             STATES=power_of_two(splits * segments), POLICY=policy_code, num_warps=4,
         )  # fmt: skip
 
@@ -237,8 +249,9 @@ def _launch_weights(arguments: tuple, results: Results, outside: bool, shape: Sh
     """Per-key weights; with a policy outside the kernels they are not yet multiplied by its factors."""
     query, _, keys_values, terms = arguments
     batch, heads, rows, _ = query.shape
-    groups, keys = keys_values.key.shape[1], keys_values.key.shape[2]
+    keys = keys_values.key.shape[2]
     weights = query.new_empty((batch, heads, rows, keys), dtype=torch.float32)
+    groups = heads // shape.per_group
     shape = shape._replace(block_m=16, block_n=32)
     grid = (triton.cdiv(rows * shape.per_group, 16), batch * groups, triton.cdiv(keys, 32))
     weights_kernel[grid](
@@ -250,14 +263,21 @@ def _launch_weights(arguments: tuple, results: Results, outside: bool, shape: Sh
 
 def _segment_lists(terms: ScoreTerms, keys: int, chunk: int) -> SegmentLists:
     ids = terms.segment_ids
-    list_rows, chunk_total = ids.shape[0], triton.cdiv(keys, chunk)
+    batch, heads, _ = ids.shape
+    chunk_total = triton.cdiv(keys, chunk)
     sizes = (chunk_total, chunk_total, chunk_total * chunk, 3 * (chunk_total + 1))
-    buffers = ids.new_empty(list_rows * sum(sizes), dtype=torch.int32).split([list_rows * size for size in sizes])
-    lists = SegmentLists(*buffers, chunk_total, True if list_rows > 1 else None)
-    at_once = min(32, power_of_two(chunk_total))
-    segment_list_kernel[(list_rows,)](
-        ids, terms.segment_strides, terms.segment_keys, keys, lists, CHUNK=chunk, AT_ONCE=at_once, num_warps=4
+    buffers = ids.new_empty(batch * heads * sum(sizes), dtype=torch.int32)
+    lists = SegmentLists(
+        *buffers.split([batch * heads * size for size in sizes]),
+        chunk_total,
+        heads if batch > 1 else 0,
+        1 if heads > 1 else 0,
     )
+    at_once = min(32, power_of_two(chunk_total))
+    segment_list_kernel[(batch * heads,)](
+        ids, terms.segment_strides, heads, terms.segment_keys, keys, lists,
+        CHUNK=chunk, AT_ONCE=at_once, num_warps=4,
+    )  # fmt: skip
     return lists
 
 
@@ -291,6 +311,11 @@ def _strides(tensor: Tensor | None, broadcast_dims: int) -> Strides | None:
     )
 
 
+def _ids_by_head(segments: Segments) -> Tensor:
+    """[B or 1, H or 1, P] segment ids."""
+    return segments.ids if segments.per_head else segments.ids[:, None]
+
+
 def _encode_policy(policy: SegmentPolicy | None) -> tuple[int, list[float], Tensor | None]:
     if policy is None:
         return NO_POLICY, [0.0, 0.0, 0.0], None
@@ -317,10 +342,10 @@ def _apply_outside_policy(
     if edit.head_scale is not None:
         output = output * edit.head_scale[:, None, :, None]
     if problem.return_weights:
-        of_key = torch.zeros(problem.key.shape[0], problem.key.shape[2], dtype=torch.long, device=masses.device)
-        ids = edit.segments.ids[:, : problem.key.shape[2]]
-        of_key[:, : ids.shape[1]] = ids
-        weights = weights * factors.gather(3, of_key[:, None, None, :].expand_as(weights))
+        of_key = torch.zeros_like(weights[:, :, 0], dtype=torch.long)
+        ids = _ids_by_head(edit.segments)[..., : of_key.shape[-1]]
+        of_key[..., : ids.shape[-1]] = ids
+        weights = weights * factors.gather(3, of_key[:, :, None].expand_as(weights))
     return output.to(problem.query.dtype), weights
 
 
@@ -329,12 +354,18 @@ def _compute_capability(index: int) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
 
 
-def _device_limits(index: int) -> tuple[int, int]:
+@lru_cache
+def _device_limits(index: int) -> DeviceLimits:
     properties = torch.cuda.get_device_properties(index)
-    return properties.multi_processor_count, properties.shared_memory_per_block_optin
+    return DeviceLimits(
+        multiprocessors=properties.multi_processor_count,
+        shared_memory=properties.shared_memory_per_block_optin,
+        capability=(properties.major, properties.minor),
+    )
 
 
-def _segment_attention(
+@torch.library.custom_op("vlm_guard::segment_attention", mutates_args=())
+def segment_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -356,7 +387,19 @@ def _segment_attention(
     self_mix: Tensor | None,
     want_weights: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`launch_attention` as one operator that `torch.compile` neither looks into nor breaks its graph at."""
     return launch_attention(**locals())
 
 
-torch.library.custom_op("vlm_guard::segment_attention", _segment_attention, mutates_args=())
+@segment_attention.register_fake
+def _segment_attention_shapes(
+    query: Tensor, key: Tensor, value: Tensor, *arguments: Any, **keywords: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Shapes and dtypes of what `launch_attention` returns."""
+    bound = inspect.signature(launch_attention).bind(query, key, value, *arguments, **keywords).arguments
+    segmented, outside = bound["segment_ids"] is not None, bound["policy_code"] == OUTSIDE_POLICY
+    batch, heads, rows, _ = query.shape
+    results = _allocate(query, rows, heads, value.shape[3], segmented, outside, False, False)
+    masses = query.new_empty(0, dtype=torch.float32) if results.masses is None else results.masses
+    weights_shape = (batch, heads, rows, key.shape[2]) if bound["want_weights"] else (0,)
+    return results.output, masses, results.logsumexp, query.new_empty(weights_shape, dtype=torch.float32)

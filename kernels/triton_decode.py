@@ -6,6 +6,8 @@ and only sees that segment's keys. One ordinary flash pass then yields the runni
 segment with a single product, where separate accumulators would need one product for each segment.
 """
 
+# ruff: noqa: ANN001, ANN201 (arguments of Triton functions are Triton values, which have no annotations)
+
 import triton
 import triton.language as tl
 
@@ -15,6 +17,7 @@ from vlm_guard.kernels.triton_scores import (
     batch_offset,
     edited_scores,
     finite_or_zero,
+    line_number,
     load_keys,
     load_lines,
     load_per_head,
@@ -66,13 +69,13 @@ def decode_kernel(
         products = tl.dot(lines.vectors, key_tile, input_precision="ieee")
         scores = edited_scores(products, terms, lines, keys, present)
         if SEGMENTS > 1:
-            of_key = load_segments(terms, lines, keys, present)
-            scores = tl.where(of_key[None, :] == segment[:, None], scores, float("-inf"))
+            of_key = load_segments(terms, lines, keys, present, SHAPE)
+            scores = tl.where(of_key == segment[:, None], scores, float("-inf"))
         running_max, weights, shrink = softmax_step(scores, running_max)
         running_sum = running_sum * shrink + tl.sum(weights, 1)
         output = tl.dot(weights.to(value_tile.dtype), value_tile, output * shrink[:, None], input_precision="ieee")
 
-    line = (batch.to(tl.int64) * groups * SHAPE.per_group + lines.heads) * edited_rows + lines.rows
+    line = line_number(lines, groups, edited_rows, SHAPE)
     state = (line * splits + split) * SEGMENTS + segment
     value_dims = tl.arange(0, SHAPE.block_dv)[None, :]
     written = (lines.real & (running_sum > 0))[:, None] & (value_dims < SHAPE.value_dim)

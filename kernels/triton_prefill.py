@@ -7,6 +7,8 @@ per chunk and keeps two running outputs alive, not three; a chunk on the border 
 scores are computed twice: first for the masses alone, then, with the policy known, for the output.
 """
 
+# ruff: noqa: ANN001, ANN201 (arguments of Triton functions are Triton values, which have no annotations)
+
 import triton
 import triton.language as tl
 
@@ -15,6 +17,7 @@ from vlm_guard.kernels.triton_scores import (
     batch_offset,
     edited_scores,
     finite_or_zero,
+    line_number,
     load_keys,
     load_lines,
     load_per_head,
@@ -27,12 +30,14 @@ from vlm_guard.kernels.triton_scores import (
 
 @triton.jit
 def segment_list_kernel(
-    segment_ids, strides, segment_keys, key_count, lists, CHUNK: tl.constexpr, AT_ONCE: tl.constexpr
+    segment_ids, strides, id_heads, segment_keys, key_count, lists, CHUNK: tl.constexpr, AT_ONCE: tl.constexpr
 ):
     """Fill `lists` for one row of segment ids, AT_ONCE chunks of CHUNK keys at a time; grid (rows of ids,)."""
     number = tl.program_id(0)
     chunk_total = lists.chunk_total
-    ids_base = segment_ids + batch_offset(strides, number)
+    ids_base = segment_ids + batch_offset(strides, number // id_heads)
+    if strides[1] is not None:
+        ids_base += (number % id_heads).to(tl.int64) * strides[1]
     text_list = lists.text_chunks + number * chunk_total
     content_list = lists.content_chunks + number * chunk_total
     sink_list = lists.sink_keys + number * chunk_total * CHUNK
@@ -45,7 +50,7 @@ def segment_list_kernel(
         chunks = start + tl.arange(0, AT_ONCE)
         keys = chunks[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
         is_key = keys < key_count
-        ids = tl.load(ids_base + keys * strides[1], mask=keys < segment_keys, other=0).to(tl.int32)
+        ids = tl.load(ids_base + keys * strides[2], mask=keys < segment_keys, other=0).to(tl.int32)
         has_text = tl.max(((ids == 0) & is_key).to(tl.int32), 1)
         has_content = tl.max(((ids == 3) & is_key).to(tl.int32), 1)
         is_sink = ((ids == 1) | (ids == 2)).to(tl.int32)
@@ -84,10 +89,11 @@ def sweep_chunks(lines, keys_values, terms, chunk_list, first, last, SEGMENT: tl
         present = keys < lines.last_key
         key_tile = load_keys(keys_values, lines, keys, present, SHAPE)
         value_tile = load_values(keys_values, lines, keys, present, SHAPE)
-        if SEGMENT >= 0:
-            present = present & (load_segments(terms, lines, keys, present) == SEGMENT)
         products = tl.dot(lines.vectors, key_tile, input_precision="ieee")
         scores = edited_scores(products, terms, lines, keys, present)
+        if SEGMENT >= 0:
+            of_key = load_segments(terms, lines, keys, present, SHAPE)
+            scores = tl.where(of_key == SEGMENT, scores, float("-inf"))
         running_max, weights, shrink = softmax_step(scores, running_max)
         running_sum = running_sum * shrink + tl.sum(weights, 1)
         output = tl.dot(weights.to(value_tile.dtype), value_tile, output * shrink[:, None], input_precision="ieee")
@@ -96,14 +102,14 @@ def sweep_chunks(lines, keys_values, terms, chunk_list, first, last, SEGMENT: tl
 
 @triton.jit
 def score_sinks(lines, keys_values, terms, sink_list, start, last, SHAPE: tl.constexpr):
-    """The next `block_s` gathered sink keys: (key numbers [S], present [S], segments [S], scores [M, S])."""
+    """The next `block_s` gathered sink keys: (key numbers [S], present [S], segments [1, S], scores [M, S])."""
     entries = start + tl.arange(0, SHAPE.block_s)
     present = entries < last
     keys = tl.load(sink_list + entries, mask=present, other=0)
     key_tile = load_keys(keys_values, lines, keys, present, SHAPE)
     products = tl.dot(lines.vectors, key_tile, input_precision="ieee")
     scores = edited_scores(products, terms, lines, keys, present)
-    return keys, present, load_segments(terms, lines, keys, present), scores
+    return keys, present, load_segments(terms, lines, keys, present, SHAPE), scores
 
 
 @triton.jit
@@ -115,8 +121,8 @@ def sum_sinks(lines, keys_values, terms, sink_list, first, last, SHAPE: tl.const
     for start in range(first, last, SHAPE.block_s):
         _keys, _present, ids, scores = score_sinks(lines, keys_values, terms, sink_list, start, last, SHAPE)
         top, weights, shrink = softmax_step(scores, top)
-        text_sum = text_sum * shrink + tl.sum(tl.where(ids[None, :] == 1, weights, 0), 1)
-        visual_sum = visual_sum * shrink + tl.sum(tl.where(ids[None, :] == 2, weights, 0), 1)
+        text_sum = text_sum * shrink + tl.sum(tl.where(ids == 1, weights, 0), 1)
+        visual_sum = visual_sum * shrink + tl.sum(tl.where(ids == 2, weights, 0), 1)
     return top, text_sum, visual_sum
 
 
@@ -124,10 +130,10 @@ def sum_sinks(lines, keys_values, terms, sink_list, first, last, SHAPE: tl.const
 def add_sinks(
     output, lines, keys_values, terms, sink_list, first, last, shift, text_factor, visual_factor, SHAPE: tl.constexpr
 ):  # fmt: skip
-    """`output` [M, block_dv] plus the sinks' values, each weighed by 2^(score - shift) times its segment's factor [M]."""
+    """`output` [M, block_dv] plus the sinks' values, weighed by 2^(score - shift) and their segment's factor [M]."""
     for start in range(first, last, SHAPE.block_s):
         keys, present, ids, scores = score_sinks(lines, keys_values, terms, sink_list, start, last, SHAPE)
-        factors = tl.where(ids[None, :] == 1, text_factor[:, None], visual_factor[:, None])
+        factors = tl.where(ids == 1, text_factor[:, None], visual_factor[:, None])
         weights = tl.exp2(scores - shift[:, None]) * factors
         values = load_values(keys_values, lines, keys, present, SHAPE)
         output = tl.dot(weights.to(values.dtype), values, output, input_precision="ieee")
@@ -135,8 +141,13 @@ def add_sinks(
 
 
 @triton.jit
-def store_partial(partials, state, lines, maximum, total, output, SHAPE: tl.constexpr):
-    """Leave one softmax state per line for `merge_kernel`."""
+def store_partial(
+    partials, segment, SEGMENTS: tl.constexpr, lines, maximum, total, output,
+    groups, edited_rows, splits, SHAPE: tl.constexpr,
+):  # fmt: skip
+    """Leave one softmax state per line, that of `segment`, for `merge_kernel`."""
+    line = line_number(lines, groups, edited_rows, SHAPE)
+    state = (line * splits + tl.program_id(2)) * SEGMENTS + segment
     dims = tl.arange(0, SHAPE.block_dv)[None, :]
     written = (lines.real & (total > 0))[:, None] & (dims < SHAPE.value_dim)
     tl.store(partials.maxima + state, maximum, mask=lines.real)
@@ -145,11 +156,11 @@ def store_partial(partials, state, lines, maximum, total, output, SHAPE: tl.cons
 
 
 @triton.jit
-def store_output(output, logsumexp, lines, output_terms, results, heads_total, edited_rows, SHAPE: tl.constexpr):
+def store_output(output, logsumexp, lines, output_terms, results, groups, edited_rows, SHAPE: tl.constexpr):
     """Apply the output edit to finished lines [M, block_dv] and store them with their logsumexp [M]."""
     dims = tl.arange(0, SHAPE.block_dv)[None, :]
     written = lines.real[:, None] & (dims < SHAPE.value_dim)
-    line = (lines.batch.to(tl.int64) * heads_total + lines.heads) * edited_rows + lines.rows
+    line = line_number(lines, groups, edited_rows, SHAPE)
     tl.store(results.logsumexp + line, logsumexp, mask=lines.real)
     if output_terms.self_mix is not None:
         strides = output_terms.own_value_strides
@@ -161,7 +172,7 @@ def store_output(output, logsumexp, lines, output_terms, results, heads_total, e
     if output_terms.head_scale is not None:
         strides = output_terms.head_scale_strides
         output *= load_per_head(output_terms.head_scale, strides, lines.batch, lines.heads)[:, None]
-    target = (lines.batch.to(tl.int64) * edited_rows + lines.rows) * heads_total + lines.heads
+    target = (lines.batch.to(tl.int64) * edited_rows + lines.rows) * groups * SHAPE.per_group + lines.heads
     pointers = results.output + target[:, None] * SHAPE.value_dim + dims
     tl.store(pointers, output.to(results.output.dtype.element_ty), mask=written)
 
@@ -195,13 +206,11 @@ def plain_prefill_kernel(
     query, query_strides, keys_values, terms, weight_terms, output_terms, results, partials,
     groups, edited_rows, key_count, splits, PARTIAL: tl.constexpr, SHAPE: tl.constexpr,
 ):  # fmt: skip
-    """Edited attention without segments; grid (tiles of lines, B * G, splits). PARTIAL leaves the merge to others."""
+    """Edited attention without segments; grid (tiles of lines, B * groups, splits). PARTIAL leaves a merge to do."""
     lines, first, last = locate(query, query_strides, terms, groups, edited_rows, key_count, splits, SHAPE)
-    heads_total = groups * SHAPE.per_group
     top, total, output = sweep_chunks(lines, keys_values, terms, terms.bias, first, last, -1, SHAPE)
     if PARTIAL:
-        line = (lines.batch.to(tl.int64) * heads_total + lines.heads) * edited_rows + lines.rows
-        store_partial(partials, line * splits + tl.program_id(2), lines, top, total, output, SHAPE)
+        store_partial(partials, 0, 1, lines, top, total, output, groups, edited_rows, splits, SHAPE)
     else:
         sink_logits = load_sink_logits(weight_terms, lines.heads, SHAPE)
         shift = finite_or_zero(tl.maximum(top, sink_logits))
@@ -209,7 +218,7 @@ def plain_prefill_kernel(
         total = total * scale + tl.exp2(sink_logits - shift)
         output *= (scale / tl.where(total > 0, total, 1.0))[:, None]
         logsumexp = (tl.log2(total) + shift) / LOG2_E
-        store_output(output, logsumexp, lines, output_terms, results, heads_total, edited_rows, SHAPE)
+        store_output(output, logsumexp, lines, output_terms, results, groups, edited_rows, SHAPE)
 
 
 @triton.jit
@@ -217,12 +226,12 @@ def segmented_prefill_kernel(
     query, query_strides, keys_values, terms, weight_terms, output_terms, results, partials, lists,
     groups, edited_rows, key_count, splits, PARTIAL: tl.constexpr, POLICY: tl.constexpr, SHAPE: tl.constexpr,
 ):  # fmt: skip
-    """Edited attention with segments; grid (tiles of lines, B * G, splits). PARTIAL leaves policy and merge to others."""
+    """Edited attention with segments; grid as above. PARTIAL leaves the policy and a merge to do.
+
+    Every line of a tile must have the same segments: with segments of each head, a tile takes one head.
+    """
     lines, first, last = locate(query, query_strides, terms, groups, edited_rows, key_count, splits, SHAPE)
-    heads_total = groups * SHAPE.per_group
-    list_row = lines.batch
-    if lists.row_per_batch is None:
-        list_row = lines.batch * 0
+    list_row = lines.batch * lists.rows_per_batch + lines.first_head * lists.rows_per_head
     text_list = lists.text_chunks + list_row * lists.chunk_total
     content_list = lists.content_chunks + list_row * lists.chunk_total
     sink_list = lists.sink_keys + list_row * lists.chunk_total * SHAPE.block_n
@@ -230,19 +239,17 @@ def segmented_prefill_kernel(
     content_counts = text_counts + lists.chunk_total + 1
     sink_counts = content_counts + lists.chunk_total + 1
     first_sink, last_sink = tl.load(sink_counts + first), tl.load(sink_counts + last)
-    line = (lines.batch.to(tl.int64) * heads_total + lines.heads) * edited_rows + lines.rows
-    state = (line * splits + tl.program_id(2)) * 4
 
     first_entry, last_entry = tl.load(text_counts + first), tl.load(text_counts + last)
     text_top, text, text_output = sweep_chunks(lines, keys_values, terms, text_list, first_entry, last_entry, 0, SHAPE)
     if PARTIAL:
-        store_partial(partials, state, lines, text_top, text, text_output, SHAPE)
+        store_partial(partials, 0, 4, lines, text_top, text, text_output, groups, edited_rows, splits, SHAPE)
     first_entry, last_entry = tl.load(content_counts + first), tl.load(content_counts + last)
     content_top, content, content_output = sweep_chunks(
         lines, keys_values, terms, content_list, first_entry, last_entry, 3, SHAPE
     )
     if PARTIAL:
-        store_partial(partials, state + 3, lines, content_top, content, content_output, SHAPE)
+        store_partial(partials, 3, 4, lines, content_top, content, content_output, groups, edited_rows, splits, SHAPE)
     sink_top, text_sink, visual_sink = sum_sinks(lines, keys_values, terms, sink_list, first_sink, last_sink, SHAPE)
     none = tl.zeros((SHAPE.block_m,), tl.float32)
     if PARTIAL:
@@ -251,11 +258,11 @@ def segmented_prefill_kernel(
         of_text = add_sinks(
             empty, lines, keys_values, terms, sink_list, first_sink, last_sink, shift, none + 1, none, SHAPE
         )
-        store_partial(partials, state + 1, lines, sink_top, text_sink, of_text, SHAPE)
+        store_partial(partials, 1, 4, lines, sink_top, text_sink, of_text, groups, edited_rows, splits, SHAPE)
         of_visual = add_sinks(
             empty, lines, keys_values, terms, sink_list, first_sink, last_sink, shift, none, none + 1, SHAPE
         )
-        store_partial(partials, state + 2, lines, sink_top, visual_sink, of_visual, SHAPE)
+        store_partial(partials, 2, 4, lines, sink_top, visual_sink, of_visual, groups, edited_rows, splits, SHAPE)
     else:
         sink_logits = load_sink_logits(weight_terms, lines.heads, SHAPE)
         shift = tl.maximum(tl.maximum(text_top, content_top), tl.maximum(sink_top, sink_logits))
@@ -270,6 +277,7 @@ def segmented_prefill_kernel(
         for_text, for_sinks, for_content = segment_factors(
             text, text_sink, visual_sink, content, weight_terms, lines.batch, lines.heads, lines.rows, POLICY
         )
+        line = line_number(lines, groups, edited_rows, SHAPE)
         store_four(results.masses, line, lines, text, text_sink, visual_sink, content)
         if results.factors is not None:
             store_four(results.factors, line, lines, for_text, for_sinks, for_sinks, for_content)
@@ -279,7 +287,7 @@ def segmented_prefill_kernel(
             output, lines, keys_values, terms, sink_list, first_sink, last_sink, shift, for_sinks, for_sinks, SHAPE
         )
         logsumexp = (tl.log2(total) + shift) / LOG2_E
-        store_output(output * share[:, None], logsumexp, lines, output_terms, results, heads_total, edited_rows, SHAPE)
+        store_output(output * share[:, None], logsumexp, lines, output_terms, results, groups, edited_rows, SHAPE)
 
 
 @triton.jit

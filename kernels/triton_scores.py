@@ -3,6 +3,8 @@
 All scores are kept in units of log2, so that the exponential is one hardware instruction (`exp2`).
 """
 
+# ruff: noqa: ANN001, ANN201 (arguments of Triton functions are Triton values, which have no annotations)
+
 import triton
 import triton.language as tl
 
@@ -27,25 +29,42 @@ def batch_offset(strides, batch):
 
 @triton.jit
 def load_lines(query, strides, place, batch, group, edited_rows, key_count, terms, SHAPE: tl.constexpr):
-    """The query lines number `place` [M] of a key-value group (line = row * per_group + head within the group)."""
+    """The query lines number `place` [M] of a group of heads (line = row * per_group + head within the group)."""
     total = edited_rows * SHAPE.per_group
     line = tl.minimum(place, total - 1)
     rows = line // SHAPE.per_group
     heads = group * SHAPE.per_group + line % SHAPE.per_group
-    positions = tl.zeros_like(rows).to(tl.int64)
+    positions = tl.zeros_like(rows)
     last_key = key_count
     if terms.row_positions is not None:
         pointer = terms.row_positions + batch_offset(terms.row_position_strides, batch)
-        positions = tl.load(pointer + rows * terms.row_position_strides[1])
+        positions = tl.load(pointer + rows * terms.row_position_strides[1]).to(tl.int32)
         # A static cache is longer than what it holds: only the keys some line may see are read.
-        last_key = tl.minimum(key_count, tl.max(positions, 0).to(tl.int32) + 1)
+        last_key = tl.minimum(key_count, tl.max(positions, 0) + 1)
     dims = tl.arange(0, SHAPE.block_d)
     offsets = heads.to(tl.int64) * strides[1] + rows.to(tl.int64) * strides[2]
     pointers = query + batch.to(tl.int64) * strides[0] + offsets[:, None] + dims[None, :] * strides[3]
     vectors = tl.load(pointers, mask=dims[None, :] < SHAPE.head_dim, other=0)
     if SHAPE.widen:
         vectors = vectors.to(tl.float32)
-    return Lines(vectors, batch, group, heads, rows, positions, place < total, last_key)
+    return Lines(
+        vectors,
+        batch,
+        group // SHAPE.kv_share,
+        group * SHAPE.per_group,
+        heads,
+        rows,
+        positions,
+        place < total,
+        last_key,
+    )
+
+
+@triton.jit
+def line_number(lines, groups, edited_rows, SHAPE: tl.constexpr):
+    """[M] int64 place of each line in a [B, H, R] tensor."""
+    heads_total = groups * SHAPE.per_group
+    return (lines.batch.to(tl.int64) * heads_total + lines.heads) * edited_rows + lines.rows
 
 
 @triton.jit
@@ -81,11 +100,17 @@ def load_values(keys_values, lines, keys, present, SHAPE: tl.constexpr):
 
 
 @triton.jit
-def load_segments(terms, lines, keys, present):
-    """[N] int32 segment of each numbered key; 0 (text) for keys that are not described."""
+def load_segments(terms, lines, keys, present, SHAPE: tl.constexpr):
+    """[1 or M, N] int32 segment of each numbered key for each line; 0 (text) for keys that are not described."""
     base = terms.segment_ids + batch_offset(terms.segment_strides, lines.batch)
-    described = present & (keys < terms.segment_keys)
-    return tl.load(base + keys * terms.segment_strides[1], mask=described, other=0).to(tl.int32)
+    columns = keys[None, :] * terms.segment_strides[2]
+    described = (present & (keys < terms.segment_keys))[None, :]
+    if terms.segment_strides[1] is not None:
+        if SHAPE.per_group == 1:
+            base += lines.first_head.to(tl.int64) * terms.segment_strides[1]
+        else:
+            columns = columns + lines.heads[:, None] * terms.segment_strides[1]
+    return tl.load(base + columns, mask=described, other=0).to(tl.int32)
 
 
 @triton.jit

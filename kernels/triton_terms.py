@@ -24,8 +24,8 @@ class ScoreTerms(NamedTuple):
     """Everything that turns q.k into an edited score.
 
     `position_bias`, `bias`, `gain` and `mask` are [B or 1, H or 1, R or 1, keys]; `row_positions` is [B or 1, R] and
-    `segment_ids` [B or 1, keys]. `bias_keys`, `gain_keys` and `segment_keys` say how many keys are described: the
-    rest is ordinary text without bias and gain. `mask_is_float` is True or None.
+    `segment_ids` [B or 1, H or 1, keys]. `bias_keys`, `gain_keys` and `segment_keys` say how many keys are described;
+    the rest is text without bias and gain. `mask_is_float` is True or None.
     """
 
     scaling: float
@@ -99,7 +99,8 @@ class SegmentLists(NamedTuple):
     """Chunks and sink keys by segment, int32, for each row of segment ids (C chunks).
 
     text_chunks and content_chunks [rows, C], sink_keys [rows, C * chunk length]; counts [rows, 3, C + 1] says how many
-    entries of each list lie before a chunk. `row_per_batch` is True, or None where one row serves the whole batch.
+    entries of each list lie before a chunk. The row of a batch row and head is batch * rows_per_batch + head *
+    rows_per_head, where a factor of 0 means that one row serves all.
     """
 
     text_chunks: Tensor
@@ -107,17 +108,21 @@ class SegmentLists(NamedTuple):
     sink_keys: Tensor
     counts: Tensor
     chunk_total: int
-    row_per_batch: bool | None
+    rows_per_batch: int
+    rows_per_head: int
 
 
 class Shape(NamedTuple):
     """Compile-time sizes of a tile. Blocks are powers of two, at least the dimension they hold.
 
-    `block_m` query lines, `block_n` keys of a chunk, `block_s` gathered sink keys; `widen` turns every loaded tile to
-    float32 (the interpreter has no bfloat16 arithmetic).
+    A tile takes its query lines from `per_group` heads; `kv_share` such tiles read the same keys (1 where a tile takes
+    all heads of a key-value group, the heads per group where it takes one). `block_m` query lines, `block_n` keys of a
+    chunk, `block_s` gathered sink keys; `widen` turns every loaded tile to float32 (the interpreter has no bfloat16
+    arithmetic).
     """
 
     per_group: int
+    kv_share: int
     head_dim: int
     value_dim: int
     block_d: int
@@ -129,11 +134,16 @@ class Shape(NamedTuple):
 
 
 class Lines(NamedTuple):
-    """The query lines of one tile: lines [M, D] of `batch` and `group`, with heads, rows and positions [M]."""
+    """The query lines of one tile: vectors [M, D] of `batch`, with heads, rows and positions [M] of each.
+
+    They read the key-value group `group`, their first head is `first_head`, only `real` lines are stored, and no line
+    may see a key from `last_key` on.
+    """
 
     vectors: Any
     batch: Any
     group: Any
+    first_head: Any
     heads: Any
     rows: Any
     positions: Any

@@ -4,6 +4,8 @@ Only tracing, head selection and heat-maps ask for them; the weights are as larg
 this is a kernel of its own and the attention kernels never hold them.
 """
 
+# ruff: noqa: ANN001, ANN201 (arguments of Triton functions are Triton values, which have no annotations)
+
 import triton
 import triton.language as tl
 
@@ -11,6 +13,7 @@ from vlm_guard.kernels.triton_scores import (
     LOG2_E,
     edited_scores,
     finite_or_zero,
+    line_number,
     load_keys,
     load_lines,
     load_segments,
@@ -32,11 +35,11 @@ def weights_kernel(
     key_tile = load_keys(keys_values, lines, keys, present, SHAPE)
     products = tl.dot(lines.vectors, key_tile, input_precision="ieee")
     scores = edited_scores(products, terms, lines, keys, present)
-    line = (batch.to(tl.int64) * groups * SHAPE.per_group + lines.heads) * edited_rows + lines.rows
+    line = line_number(lines, groups, edited_rows, SHAPE)
     normaliser = finite_or_zero(tl.load(logsumexp + line)) * LOG2_E
     of_key = tl.exp2(scores - normaliser[:, None])
     if SEGMENTED:
-        segments = load_segments(terms, lines, keys, present)
-        of_key *= tl.load(factors + line[:, None] * 4 + segments[None, :])
+        segments = load_segments(terms, lines, keys, present, SHAPE)
+        of_key *= tl.load(factors + line[:, None] * 4 + segments)
     written = lines.real[:, None] & present[None, :]
     tl.store(weights + line[:, None] * key_count + keys[None, :], of_key, mask=written)
