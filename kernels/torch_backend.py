@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from vlm_guard.kernels.attention_edit import SEGMENT_COUNT, Segments
 from vlm_guard.kernels.edited_attention import AttentionProblem, EditedAttention
 from vlm_guard.kernels.reference import allowed_keys
 
@@ -22,7 +23,7 @@ def torch_attention(problem: AttentionProblem) -> EditedAttention:
     return EditedAttention(
         output=torch.cat([part.output for part in parts], 1),
         masses=None if masses[0] is None else torch.cat(masses, 2),
-        logsumexp=torch.cat([part.logsumexp for part in parts], 2),
+        logsumexp=torch.cat([part.logsumexp for part in parts], 2) if problem.return_logsumexp else None,
     )
 
 
@@ -34,9 +35,12 @@ def _attend(problem: AttentionProblem, rows: slice) -> EditedAttention:
     per_group = heads // groups
     wide = torch.promote_types(query.dtype, torch.float32)
 
-    # The heads of one key-value group share its keys, so their rows are stacked instead of repeating the keys.
-    stacked = query.reshape(batch, groups, per_group * count, head_dim)
-    scores = (stacked @ key.transpose(-1, -2)).view(batch, heads, count, keys).to(wide) * problem.scaling
+    # The heads of one key-value group share its keys, so their rows are stacked instead of repeating the keys. Plain
+    # batched products of three-dimensional views: a decode step is short enough to feel each extra dispatch.
+    stacked = query.reshape(batch * groups, per_group * count, head_dim)
+    flat_key = key.flatten(0, 1).transpose(1, 2)
+    scores = torch.baddbmm(query.new_empty(()), stacked, flat_key, beta=0, alpha=problem.scaling)
+    scores = scores.view(batch, heads, count, keys).to(wide)
     if problem.softcap is not None:
         scores = torch.tanh(scores / problem.softcap) * problem.softcap
     if problem.position_bias is not None:
@@ -52,33 +56,28 @@ def _attend(problem: AttentionProblem, rows: slice) -> EditedAttention:
         scores = _add_described(scores, _rows(edit.bias, rows, 2).to(wide))
     scores = _apply_mask(scores, problem, rows)
 
+    logsumexp = None
     if problem.sink_logits is None and problem.mask is None and problem.row_positions is None:
-        logsumexp = scores.logsumexp(-1)
+        logsumexp = scores.logsumexp(-1) if problem.return_logsumexp else None
         weights = scores.softmax(-1)
     else:
         weights, logsumexp = _softmax_with_sinks(scores, problem.sink_logits)
 
     masses = None
     if edit.segments is not None:
-        one_hot = edit.segments.one_hot.to(wide)
-        described = one_hot.shape[-2]
-        masses = weights[..., :described] @ one_hot
-        if described < keys:
-            masses = masses.clone()
-            masses[..., 0] += weights[..., described:].sum(-1)
+        one_hot = _one_hot(edit.segments, batch, heads, keys, wide)
+        flat_weights = weights.view(one_hot.shape[0], -1, keys)
+        masses = torch.bmm(flat_weights, one_hot).view(batch, heads, count, SEGMENT_COUNT)
         if edit.policy is not None:
             factors = edit.policy.weights(masses)
             if edit.policy_rows is not None:
                 active = _rows(edit.policy_rows, rows, 1)
                 factors = torch.where(active[:, None, :, None], factors, torch.ones_like(factors))
-            key_factors = factors @ one_hot.transpose(-1, -2)
-            if described < keys:
-                tail = factors[..., :1].expand(*factors.shape[:3], keys - described)
-                key_factors = torch.cat((key_factors, tail), -1)
-            weights = weights * key_factors
+            key_factors = torch.bmm(factors.view(one_hot.shape[0], -1, SEGMENT_COUNT), one_hot.transpose(1, 2))
+            weights = (flat_weights * key_factors).view(batch, heads, count, keys)
 
-    stacked_weights = weights.to(value.dtype).reshape(batch, groups, per_group * count, keys)
-    output = (stacked_weights @ value).view(batch, heads, count, value.shape[-1])
+    stacked_weights = weights.to(value.dtype).view(batch * groups, per_group * count, keys)
+    output = torch.bmm(stacked_weights, value.flatten(0, 1)).view(batch, heads, count, value.shape[-1])
     output = _edit_output(output, problem, rows, per_group)
     return EditedAttention(
         output=output.transpose(1, 2).contiguous(),
@@ -86,6 +85,15 @@ def _attend(problem: AttentionProblem, rows: slice) -> EditedAttention:
         weights=weights if problem.return_weights else None,
         logsumexp=logsumexp,
     )
+
+
+def _one_hot(segments: Segments, batch: int, heads: int, keys: int, dtype: torch.dtype) -> Tensor:
+    """[B, K, 4], or [B * H, K, 4] where every head has segments of its own."""
+    one_hot = segments.one_hot_for(keys).to(dtype)
+    if one_hot.shape[1] == 1:
+        one_hot = one_hot[:, 0]
+        return one_hot if one_hot.shape[0] == batch else one_hot.expand(batch, -1, -1)
+    return one_hot.expand(batch, heads, -1, -1).flatten(0, 1)
 
 
 def _rows(tensor: Tensor, rows: slice, dim: int) -> Tensor:
@@ -120,11 +128,14 @@ def _softmax_with_sinks(scores: Tensor, sink_logits: Tensor | None) -> tuple[Ten
 
 
 def _edit_output(output: Tensor, problem: AttentionProblem, rows: slice, per_group: int) -> Tensor:
-    edit = problem.edit
+    edit, dtype = problem.edit, output.dtype
+    if edit.self_mix is None and edit.head_scale is None:
+        return output
+    output = output.to(torch.promote_types(dtype, torch.float32))
     if edit.self_mix is not None:
         own = problem.own_value[:, :, rows].repeat_interleave(per_group, 1)
         mix = edit.self_mix[:, :, None, None].to(output.dtype)
         output = (1 - mix) * output + mix * own
     if edit.head_scale is not None:
         output = output * edit.head_scale[:, :, None, None].to(output.dtype)
-    return output
+    return output.to(dtype)

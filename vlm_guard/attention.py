@@ -101,7 +101,8 @@ class AttentionCall:
         state: the generation. memory: what the method keeps for this layer. prepared: result of `Method.prepare`.
         first_key: absolute position of key 0 (above 0 in sliding layers whose cache was cut).
         problem: the attention operation of the asked rows under an edit.
-        select: the same call for the rows of another scope, to look at their attention; None when there are none.
+        select: the same call for the rows of another scope, or for any rows, to look at their attention; None when
+            there are none.
     """
 
     layer: int
@@ -115,7 +116,7 @@ class AttentionCall:
     prepared: Any
     first_key: int
     problem: Callable[[AttentionEdit], AttentionProblem]
-    select: "Callable[[RowScope], AttentionCall | None]"
+    select: "Callable[[RowScope | RowSelection], AttentionCall | None]"
 
     @property
     def is_decode(self) -> bool:
@@ -247,12 +248,12 @@ class _Context:
         for bound in self.processors:
             if rows is not None and _WIDEST_FIRST.index(bound.method.rows) > _WIDEST_FIRST.index(scope):
                 continue
-            edit = bound.method.edit_attention(self.call(bound, rows, scope))
+            edit = bound.method.edit_attention(self.call(bound, rows))
             if edit is not None:
                 merged = edit if merged is None else merged.merge(edit)
         return merged
 
-    def call(self, bound: BoundMethod, rows: RowSelection | None, scope: RowScope) -> AttentionCall:
+    def call(self, bound: BoundMethod, rows: RowSelection | None) -> AttentionCall:
         """What the processor of `bound` sees when it is asked for these rows."""
         return AttentionCall(
             layer=self.slot.layer,
@@ -265,28 +266,29 @@ class _Context:
             memory=self.state.memory(bound.method.name, self.slot.layer),
             prepared=bound.prepared,
             first_key=self.first_key,
-            problem=partial(self.problem, rows, scope),
+            problem=partial(self.problem, rows),
             select=partial(self.select, bound),
         )
 
-    def select(self, bound: BoundMethod, scope: RowScope) -> AttentionCall | None:
-        """The call for the rows of `scope`, which need not be the rows that are edited."""
-        rows = self.state.rows(scope, self.query.shape[2])
-        return None if rows is None else self.call(bound, rows, scope)
+    def select(self, bound: BoundMethod, rows: RowScope | RowSelection) -> AttentionCall | None:
+        """The call for the rows of a scope, or for any rows, which need not be the rows that are edited."""
+        if isinstance(rows, str):
+            rows = self.state.rows(rows, self.query.shape[2])
+        return None if rows is None else self.call(bound, rows)
 
     @property
     def first_key(self) -> int:
         """Position of key 0; the cache of a sliding or chunked layer holds only the last keys."""
         return max(0, self.state.offset + self.query.shape[2] - self.key.shape[2])
 
-    def problem(self, rows: RowSelection | None, scope: RowScope, edit: AttentionEdit) -> AttentionProblem:
+    def problem(self, rows: RowSelection | None, edit: AttentionEdit) -> AttentionProblem:
         """The operation for the selected rows (all of them when `rows` is None)."""
         query, key, kwargs = self.query, self.key, self.kwargs
         count, keys = query.shape[2], key.shape[2]
         mask, positions = self.mask, None
         if mask is not None:
             mask = mask[..., :keys]
-            mask = mask if rows is None else self.state.row_mask(scope, rows, mask)
+            mask = mask if rows is None else self.state.row_mask(rows, mask)
         elif count > 1 and self._is_causal():
             # No mask means the first tokens of a sequence: key j is query j (a static cache has empty keys behind).
             positions = torch.arange(count, device=query.device)[None] if rows is None else rows.index
@@ -310,6 +312,7 @@ class _Context:
             sink_logits=kwargs.get("sinks") if sinks is None else sinks,
             position_bias=bias,
             own_value=own_value,
+            return_logsumexp=False,
         )
 
     def _is_causal(self) -> bool:
@@ -333,7 +336,7 @@ def _record(context: _Context, tracer: "AttentionTrace") -> None:
         if rows is None:
             return
     edit = context.edit(rows, "answer") or AttentionEdit()
-    problem = replace(context.problem(rows, "answer", edit), return_weights=True)
+    problem = replace(context.problem(rows, edit), return_weights=True)
     tracer.record(context.slot.layer, edited_attention(problem, "torch").weights, context.first_key)
 
 
@@ -342,7 +345,7 @@ def _decode(context: _Context, previous: str) -> tuple[Tensor, Tensor | None]:
     edit = context.edit(None, "answer")
     if edit is not None and edit.changes_weights:
         backend = context.slot.guard.attention_backend
-        return edited_attention(context.problem(None, "answer", edit), backend).output, None
+        return edited_attention(context.problem(None, edit), backend).output, None
     arguments = (context.module, context.query, context.key, context.value, context.mask)
     output, weights = call_previous(previous, *arguments, **context.kwargs)
     if edit is not None:
@@ -363,7 +366,7 @@ def _edit_rows(context: _Context, output: Tensor) -> Tensor:
         if edit is None:
             continue
         if edit.changes_weights:
-            result = edited_attention(context.problem(rows, scope, edit), context.slot.guard.attention_backend)
+            result = edited_attention(context.problem(rows, edit), context.slot.guard.attention_backend)
             output = rows.write(output, result.output)
         else:
             output = _edit_output(output, edit, context, rows)
