@@ -36,7 +36,7 @@ def test_random_grids_show_every_colour_and_repeat_by_seed():
 
 @pytest.mark.parametrize("arguments", [(0, 2), (2, 2, 11), (2, 2, 0), (2, 2, 5), (2, 2, 2, "spiral")])
 def test_impossible_grids_are_explained(arguments):
-    with pytest.raises(ValueError, match="grid|cells"):
+    with pytest.raises(ValueError, match=r"grid|cells"):
         make_grid(*arguments)
 
 

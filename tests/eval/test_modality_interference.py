@@ -78,7 +78,7 @@ def test_switched_images_leave_none_in_place():
 
 
 def test_unknown_perturbations_are_explained():
-    with pytest.raises(ValueError, match="unrelated_text.*switched_image"):
+    with pytest.raises(ValueError, match=r"unrelated_text.*switched_image"):
         perturb([question()], "blur")
     assert set(IMAGE_HEAVY) == {"unrelated_text", "related_text"}
     assert set(TEXT_HEAVY) == {"noise_image", "full_black", "full_white"}
