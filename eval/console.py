@@ -11,7 +11,7 @@ from rich.text import Text
 from vlm_guard.eval.results import Difference, Estimate, MethodResult, RunResults
 
 ARROWS = {"better": "green", "worse": "red", "changed": "yellow", "unclear": "dim"}
-_COLUMNS: tuple[tuple[str, str], ...] = (
+COLUMNS: tuple[tuple[str, str], ...] = (
     ("chair_i", "CHAIR_i ↓"),
     ("chair_s", "CHAIR_s ↓"),
     ("recall", "recall ↑"),
@@ -83,7 +83,7 @@ def difference_text(name: str, difference: Difference) -> tuple[str, str]:
 
 def results_tables(results: RunResults) -> list[Table]:
     """A table of the methods' numbers and one of what they cost."""
-    columns = [(name, label) for name, label in _COLUMNS if any(name in item.estimates for item in results.methods)]
+    columns = [(name, label) for name, label in COLUMNS if any(name in item.estimates for item in results.methods)]
     groups = [[item for item in columns if item[0].startswith("pope") is pope] for pope in (False, True)]
     tables = [_metric_table(results, group) for group in groups if group]
     tables.append(_cost_table(results.methods))
@@ -91,18 +91,17 @@ def results_tables(results: RunResults) -> list[Table]:
 
 
 def _metric_table(results: RunResults, columns: Sequence[tuple[str, str]]) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("method", no_wrap=True)
+    images = {item.estimates[name].images for item in results.methods for name, _ in columns if name in item.estimates}
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column(f"n = {' or '.join(map(str, sorted(images)))}", no_wrap=True)
     for _, label in columns:
-        table.add_column(label, justify="right")
-    table.add_column("n", justify="right")
+        table.add_column(label, justify="right", overflow="fold")
     for method in results.methods:
-        images = max((method.estimates[name].images for name, _ in columns if name in method.estimates), default=0)
         cells = [_value_cell(name, method.estimates.get(name)) for name, _ in columns]
-        table.add_row(Text(method.label, style="bold"), *cells, str(images))
+        table.add_row(Text(method.label, style="bold"), *cells)
         if method.difference_to_baseline:
             cells = [_difference_cell(name, method.difference_to_baseline.get(name)) for name, _ in columns]
-            table.add_row(Text(f"  minus {results.baseline}", style="dim"), *cells, "")
+            table.add_row(Text(f"  − {results.baseline}", style="dim"), *cells)
     return table
 
 
@@ -148,10 +147,12 @@ def print_results(console: Console, results: RunResults) -> None:
         console.print(table)
     level = round(100 * results.statistics["level"])
     console.print(
-        f"\nIn percent (words: mean). Below each number its {level} % bootstrap interval over n images; differences are paired. "
-        "▲ ▼ the interval leaves out 0, ≈ it does not.",
+        f"\nIn percent (words: mean). Below each number its {level} % bootstrap interval over n images; "
+        "differences are paired. ▲ ▼ the interval leaves out 0, ≈ it does not.",
         style="dim",
     )
+    for note in results.notes:
+        console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
     skipped = max(len(method.skipped_images) for method in results.methods)
     if skipped:
         console.print(f"{skipped} images could not be read and were skipped; results.json lists them.", style="yellow")

@@ -92,6 +92,7 @@ class RunResults(_Part):
     environment: dict[str, Any]
     baseline: str
     methods: list[MethodResult]
+    notes: list[str] = []
 
     def method(self, label: str) -> MethodResult:
         """The results of one method.

@@ -1,7 +1,7 @@
 """What is asked about the images, and how an answer becomes a record: captions for CHAIR, yes/no questions for POPE."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -88,7 +88,8 @@ class ChairTask(Task):
 
     def score(self, sample: Sample, text: str) -> dict[str, Any]:
         """The caption's CHAIR record with every mention's place."""
-        return self._scorer.score(sample.image_id, text).to_dict()
+        score = self._scorer.score(sample.image_id, text).to_dict()
+        return {name: value for name, value in score.items() if name not in ("image_id", "caption")}
 
 
 class PopeTask(Task):
@@ -177,12 +178,13 @@ class PopeTask(Task):
         }
 
 
-def caption_score(score: Mapping[str, Any]) -> CaptionScore:
-    """The CHAIR score of a record's `score`."""
+def caption_score(record: Record) -> CaptionScore:
+    """The CHAIR score of an answered caption's record."""
+    score = record["score"]
     mentions = score["mentions"]
     return CaptionScore(
-        image_id=score["image_id"],
-        caption=score["caption"],
+        image_id=record["image_id"],
+        caption=record["text"],
         mentions=tuple(
             Mention(**{name: mention[name] for name in ("node", "text", "start", "end")}) for mention in mentions
         ),
@@ -196,7 +198,7 @@ def caption_score(score: Mapping[str, Any]) -> CaptionScore:
 
 def summarise_chair(records: Iterable[Record], mode: str) -> dict[str, Any]:
     """CHAIR's summary of the records of answered captions."""
-    return summarise((caption_score(record["score"]) for record in records), mode).to_dict()
+    return summarise((caption_score(record) for record in records), mode).to_dict()
 
 
 def summarise_pope(records: Iterable[Record], parser: str) -> dict[str, Any]:

@@ -1,0 +1,25 @@
+"""`vlm-guard compare`: methods of one or several runs side by side."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    folders: Annotated[list[Path], typer.Argument(help="Folders written by vlm-guard eval.")],
+    baseline: Annotated[str | None, typer.Option(help="Method to compare with; by default the first.")] = None,
+    resamples: Annotated[int | None, typer.Option(min=100, help="Bootstrap resamples; by default the run's.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
+) -> None:
+    """Paired differences with bootstrap intervals; refuses runs of different images, prompts or metric variants."""
+    from rich.console import Console
+
+    from vlm_guard.eval.compare import compare_runs
+    from vlm_guard.eval.console import print_results
+
+    comparison = compare_runs(folders, baseline, resamples)
+    if as_json:
+        typer.echo(comparison.results.to_json())
+    else:
+        print_results(Console(), comparison.results)

@@ -1,0 +1,26 @@
+"""`vlm-guard table`: the numbers of runs for a paper, a README or a program."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    folders: Annotated[list[Path], typer.Argument(help="Folders written by vlm-guard eval.")],
+    style: Annotated[str, typer.Option("--format", help="markdown, csv, json or html.")] = "markdown",
+    baseline: Annotated[str | None, typer.Option(help="Method to compare with; by default the first.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write; by default the terminal.")] = None,
+) -> None:
+    """Write the results as a table with paired differences."""
+    from vlm_guard.eval.compare import compare_runs
+    from vlm_guard.eval.records import write_atomically
+    from vlm_guard.eval.tables import FORMATS, render_table
+
+    if style not in FORMATS:
+        raise ValueError(f"the table format is {style!r}; it must be one of {', '.join(FORMATS)}")
+    text = render_table(compare_runs(folders, baseline).results, style)
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        write_atomically(out, text)
