@@ -76,7 +76,7 @@ class GenerationState:
         self.cache: weakref.ref | None = None
         self._memory: dict[tuple[str, int], SimpleNamespace] = {}
         self._rows: dict[RowScope, RowSelection | None] = {}
-        self._row_masks: dict[tuple[RowScope, int], tuple[Tensor, Tensor]] = {}
+        self._row_masks: dict[tuple[int, int], tuple[RowSelection, Tensor, Tensor]] = {}
 
     @property
     def prompt_length(self) -> int | None:
@@ -122,12 +122,12 @@ class GenerationState:
             self._rows[scope] = RowSelection.of(wanted)
         return self._rows[scope]
 
-    def row_mask(self, scope: RowScope, rows: RowSelection, mask: Tensor) -> Tensor:
+    def row_mask(self, rows: RowSelection, mask: Tensor) -> Tensor:
         """The selected rows of an attention mask; the same mask object is gathered once, not once a layer."""
-        key = (scope, id(mask))
+        key = (id(rows), id(mask))
         if key not in self._row_masks:
-            self._row_masks[key] = (mask, rows.take_mask(mask))
-        return self._row_masks[key][1]
+            self._row_masks[key] = (rows, mask, rows.take_mask(mask))
+        return self._row_masks[key][2]
 
     def memory(self, method: str, layer: int) -> SimpleNamespace:
         """What `method` keeps for `layer` during this generation."""
