@@ -1,0 +1,58 @@
+"""`vlm-guard inspect`: how a model is shaped and what can be applied to it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    model: Annotated[str, typer.Argument(help="builtin, a folder or a Hugging Face id.")],
+    attention: Annotated[
+        bool, typer.Option("--attention", help="Also measure where attention goes, on a few pictures, with plots.")
+    ] = False,
+    data: Annotated[str, typer.Option(help="Pictures for --attention: scenes:SPLIT[:SEED] or coco:FOLDER.")] = (
+        "scenes:broken:12"
+    ),
+    count: Annotated[int, typer.Option(help="Number of pictures for --attention.", min=1)] = 32,
+    out: Annotated[Path | None, typer.Option(help="Folder for the plots and numbers of --attention.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code shipped with the checkpoint.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")] = False,
+) -> None:
+    """Show a model's layers, heads and visual token ids, its profile, and which methods it takes."""
+    import json
+
+    from vlm_guard.eval.models import load_model
+    from vlm_guard.inspection import inspect_model
+
+    loaded = load_model(model, device=device, trust_remote_code=trust_remote_code)
+    report = inspect_model(loaded.model, loaded.processor)
+    if attention:
+        from vlm_guard.eval.attention_facts import measure_attention
+
+        report["attention"] = measure_attention(loaded.model, loaded.processor, data, count, out)
+    if as_json:
+        print(json.dumps(report, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    for section in ("model", "profile"):
+        table = Table(box=None, show_header=False, title=section, title_justify="left", title_style="bold")
+        table.add_column(style="dim")
+        table.add_column()
+        for key, value in report[section].items():
+            table.add_row(key, str(value))
+        console.print(table)
+    table = Table(box=None, title="methods", title_justify="left", title_style="bold", header_style="dim")
+    for column in ("method", "layers", "verdict"):
+        table.add_column(column)
+    for row in report["methods"]:
+        table.add_row(row["method"], row["layers"], row["verdict"])
+    console.print(table)
+    if attention:
+        console.print_json(json.dumps(report["attention"]))
