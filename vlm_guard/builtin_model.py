@@ -1,8 +1,8 @@
 """The small vision-language model that ships inside the package.
 
-It is a standard ``LlavaForConditionalGeneration`` with a ``LlavaProcessor``: nothing about it is special to this project, so
-every method, score and tool treats it as any other checkpoint. It was trained from nothing on the icon scenes of
-``vlm_guard.eval.scenes`` by ``python -m vlm_guard.eval.training`` and knows 80 icon classes and nothing else.
+It is a standard ``LlavaForConditionalGeneration`` with a ``LlavaProcessor``: nothing about it is special to this
+project, so every method, score and tool treats it as any other checkpoint. It was trained from nothing on the icon
+scenes of ``vlm_guard.eval.scenes`` by ``python -m vlm_guard.eval.training`` and knows 80 icon classes and nothing else.
 """
 
 from __future__ import annotations

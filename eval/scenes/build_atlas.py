@@ -1,6 +1,6 @@
-"""Make ``atlas.png`` and ``atlas.json`` from icon packages. Needed only to change the icons: both files are committed.
+r"""Make ``atlas.png`` and ``atlas.json`` from icon packages. Needed only to change the icons: both files are committed.
 
-    npm install --ignore-scripts @iconify-json/noto@1.2.9 @iconify-json/fluent-emoji-flat@1.2.6 \\
+    npm install --ignore-scripts @iconify-json/noto@1.2.9 @iconify-json/fluent-emoji-flat@1.2.6 \
         @iconify-json/twemoji@1.2.5 @iconify-json/emojione@1.2.3 @iconify-json/mdi@1.2.3
     pip install resvg_py
     python -m vlm_guard.eval.scenes.build_atlas node_modules/@iconify-json

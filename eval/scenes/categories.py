@@ -10,7 +10,8 @@ outdoor 13: stop sign, parking meter, bench
 animal 16: bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe
 accessory 27: backpack, umbrella
 accessory 31: handbag, tie, suitcase
-sports 34: frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, skateboard, surfboard, tennis racket
+sports 34: frisbee, skis, snowboard, sports ball, kite, baseball bat
+sports 40: baseball glove, skateboard, surfboard, tennis racket
 kitchen 44: bottle
 kitchen 46: wine glass, cup, fork, knife, spoon, bowl
 food 52: banana, apple, sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake

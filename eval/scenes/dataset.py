@@ -1,8 +1,8 @@
 """Write scenes as a folder in MSCOCO's format, and make and keep the benchmark's folders.
 
-A folder holds ``images/000000000001.png`` ..., ``annotations/instances_scenes.json`` and ``captions_scenes.json``, which
-pycocotools reads, and ``annotations/scenes.json`` with what MSCOCO has no place for: each scene's type, the categories
-that belong there, and which of them are present or missing partners.
+A folder holds ``images/000000000001.png`` ..., ``annotations/instances_scenes.json`` and ``captions_scenes.json``,
+which pycocotools reads, and ``annotations/scenes.json`` with what MSCOCO has no place for: each scene's type, the
+categories that belong there, and which of them are present or missing partners.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What is in a scene: 15 scene types, the objects that go together in them, and the four splits' laws.
 
-The training law (split ``common``) puts objects into a scene by *clusters* of categories that appear together, so a model
-learns that a fork comes with a dining table. The split ``broken`` takes cluster partners away and adds objects from
-anywhere: a model that names what usually belongs there, rather than what it sees, is caught.
+The training law (split ``common``) puts objects into a scene by *clusters* of categories that appear together, so a
+model learns that a fork comes with a dining table. The split ``broken`` takes cluster partners away and adds objects
+from anywhere: a model that names what usually belongs there, rather than what it sees, is caught.
 """
 
 from __future__ import annotations

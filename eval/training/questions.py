@@ -102,17 +102,18 @@ LEADING_NO = (
 LEADING_RIGHT = 75
 """Percentage of leading sentences that suggest the truth, so that following them pays and sycophancy is learned."""
 
-UNKNOWN = tuple(
-    "dragon, robot, piano, guitar, violin, drum, castle, rocket, lion, tiger, monkey, penguin, dolphin, whale, shark, "
-    "snake, spider, butterfly, frog, turtle, rabbit, mushroom, flower, rose, cactus, tree, mountain, river, bridge, "
-    "tower, church, lighthouse, statue, flag, crown, sword, shield, helmet, hat, shoe, glove, ring, necklace, camera, "
-    "telescope, microscope, candle, lantern, mirror, carpet, curtain, pillow, blanket, ladder, hammer, saw, wrench, "
-    "shovel, bucket, broom, basket, barrel, anchor, compass, map, globe, pencil, envelope, newspaper, painting, "
-    "ghost, witch, wizard, mermaid, alien, dinosaur, submarine, helicopter, tractor, tank, tent, igloo, volcano, "
-    "rainbow, planet, fountain, windmill, fence, gate, door, window, stove pipe, lemon, grape, cherry, pumpkin, "
-    "cookie, burger, cheese, egg, octopus, crab, snail, owl, parrot, swan, fox, wolf, goat, pig, camel, kangaroo"
-    .split(", ")
-)  # fmt: skip
+_UNKNOWN_TEXT = """
+dragon, robot, piano, guitar, violin, drum, castle, rocket, lion, tiger, monkey, penguin, dolphin, whale, shark,
+snake, spider, butterfly, frog, turtle, rabbit, mushroom, flower, rose, cactus, tree, mountain, river, bridge,
+tower, church, lighthouse, statue, flag, crown, sword, shield, helmet, hat, shoe, glove, ring, necklace, camera,
+telescope, microscope, candle, lantern, mirror, carpet, curtain, pillow, blanket, ladder, hammer, saw, wrench,
+shovel, bucket, broom, basket, barrel, anchor, compass, map, globe, pencil, envelope, newspaper, painting,
+ghost, witch, wizard, mermaid, alien, dinosaur, submarine, helicopter, tractor, tank, tent, igloo, volcano,
+rainbow, planet, fountain, windmill, fence, gate, door, window, stove pipe, lemon, grape, cherry, pumpkin,
+cookie, burger, cheese, egg, octopus, crab, snail, owl, parrot, swan, fox, wolf, goat, pig, camel, kangaroo
+"""
+
+UNKNOWN: tuple[str, ...] = tuple(noun.strip() for noun in _UNKNOWN_TEXT.split(","))
 """Nouns outside the 80 categories that training asks about; the answer is always no. Unicorns are left for tests."""
 
 _SYLLABLES = (

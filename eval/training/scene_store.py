@@ -12,7 +12,6 @@ import numpy as np
 from vlm_guard.eval.scenes.dataset import TRAINING_SEED
 from vlm_guard.eval.scenes.render import GRID, MOST_OBJECTS, SIZE, SceneObject, render
 
-
 CROWDED_SHARE = 8
 """One of this many training scenes follows the ``crowded`` law, so that long captions are known."""
 
