@@ -11,12 +11,14 @@ Station: logits. The noise is that of step t of a 1000-step forward diffusion of
 and the logits are z' = (1 + strength) z - strength z(x'), kept where z >= max z + ln(plausibility), before the
 processors and warpers of `generate`. Steps count from 0, so that abar_t has t + 1 factors, as in the released code.
 Defaults are the released command line's (strength 1, plausibility 0.1, step 500). The release draws noise without
-reseeding between questions, so that its answers depend on the order of questions; here a seed fixes the noise of
-every call. Its noise covers padding pixels as well; so does this.
+reseeding between questions, so that its answers depend on the order of questions; here a seed gives every image the
+same noise in every call and batch.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,9 +85,33 @@ class VCD(Method):
                 )
         else:
             active = call.prompt.has_image
-        generator = None if self.seed is None else torch.Generator().manual_seed(self.seed)
-        noised = {name: add_noise(value, self.noise_step, generator) for name, value in pixels.items()}
+        noised = {name: self._noised(name, value, call.inputs) for name, value in pixels.items()}
         return Branch(prompt=call.prompt.same(), images=noised, active=active)
+
+    def _noised(self, name: str, pixels: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+        """All images with noise; with a seed, the noise of an image is the same in any batch."""
+        if self.seed is None:
+            return add_noise(pixels, self.noise_step)
+        parts = pixels.split(_image_lengths(name, pixels, inputs))
+        areas = _image_areas(pixels, inputs)
+        return torch.cat([self._noised_image(part, area) for part, area in zip(parts, areas)])
+
+    def _noised_image(self, image: Tensor, areas: Sequence[tuple[int, int]] | None) -> Tensor:
+        """One image [1, C, H, W], its tiles [1, T, C, H, W] (or the images of one row), or its packed patches.
+
+        What pads images to the largest of a batch (columns, rows, tiles of zeros) stays as it is: some models
+        recognise padding by its zeros, and the noise must not depend on it.
+        """
+        generator = torch.Generator().manual_seed(self.seed)
+        if image.dim() < 4:
+            return add_noise(image, self.noise_step, generator)
+        tiles = image.clone().flatten(0, -4)
+        for index, tile in enumerate(tiles):
+            height, width = tile.shape[-2:] if areas is None else areas[index]
+            inner = tile[:, :height, :width]
+            if bool(inner.any()):
+                tile[:, :height, :width] = add_noise(inner, self.noise_step, generator)
+        return tiles.view_as(image)
 
     def combine_logits(self, positive: Tensor, negative: Tensor, step: int) -> Tensor:
         """(1 + strength) positive - strength negative, on plausible tokens."""
@@ -110,3 +136,22 @@ def add_noise(pixels: Tensor, step: int, generator: torch.Generator | None = Non
     share = signal_share(step)
     noise = torch.randn(pixels.shape, generator=generator).to(pixels.device)
     return (share**0.5 * pixels.float() + (1 - share) ** 0.5 * noise).to(pixels.dtype)
+
+
+def _image_lengths(name: str, pixels: Tensor, inputs: Mapping[str, Any]) -> list[int]:
+    """How many entries of the first dimension belong to each image (several where patches are packed)."""
+    grid = inputs.get("video_grid_thw" if "video" in name else "image_grid_thw")
+    if isinstance(grid, Tensor) and int(grid.prod(-1).sum()) == pixels.shape[0]:
+        return grid.prod(-1).tolist()
+    return [1] * pixels.shape[0]
+
+
+def _image_areas(pixels: Tensor, inputs: Mapping[str, Any]) -> list[list[tuple[int, int]] | None]:
+    """Height and width without padding of every tile, where the processor padded images to a common size."""
+    mask, sizes = inputs.get("pixel_attention_mask"), inputs.get("image_sizes")
+    if isinstance(mask, Tensor) and mask.dim() == 4 and pixels.dim() == 5:
+        heights, widths = mask.bool().any(-1).sum(-1), mask.bool().any(-2).sum(-1)
+        return [list(zip(high, wide)) for high, wide in zip(heights.tolist(), widths.tolist())]
+    if isinstance(sizes, Tensor) and pixels.dim() == 4 and sizes.shape == (pixels.shape[0], 2):
+        return [[(height, width)] for height, width in sizes.tolist()]
+    return [None] * pixels.shape[0]

@@ -105,10 +105,11 @@ class ContrastCall:
 
     def pixels(self) -> dict[str, Tensor]:
         """The image inputs given to `generate`, by name (`pixel_values`, for some families several)."""
+        tensors = {name: value for name, value in self.inputs.items() if isinstance(value, Tensor)}
         return {
             name: value
-            for name, value in self.inputs.items()
-            if (isinstance(value, Tensor) and value.is_floating_point() and "pixel" in name) or name == "image_patches"
+            for name, value in tensors.items()
+            if value.is_floating_point() and ("pixel" in name or name == "image_patches")
         }
 
 

@@ -1,0 +1,95 @@
+"""Every kind of contrast branch on every architecture, against branches run alone, unpadded and without a cache."""
+
+import contrast_oracle as oracle
+import pytest
+import torch
+
+from vlm_guard import wrap
+from vlm_guard.branch_prompt import image_markers
+from vlm_guard.methods.vcd import VCD
+from zoo import Prompt, assert_pristine, families
+from zoo.prompts import BOS
+
+torch.set_num_threads(1)
+
+# Refused by every guard (git, mllama), or generating from embeddings (tests/test_contrast.py).
+FAMILIES = [name for name in families() if name not in {"git", "mllama", "blip_2", "instructblip"}]
+PROMPTS = [
+    Prompt(text_before=3, images=1, text_after=4, content=0),
+    Prompt(text_before=9, images=2, text_after=6, between=3, content=1),
+    Prompt(text_before=2, images=1, text_after=7, content=3),
+]
+STEPS = 4
+DISTURBANCE = [151, 152, 153, 154, 155, 156]
+RECORD = {"return_dict_in_generate": True, "output_logits": True, "do_sample": False, "max_new_tokens": STEPS}
+
+
+class WordTokenizer:
+    """As much of a tokenizer as the disturbance needs: its words are the ids themselves."""
+
+    all_special_ids = list(range(10))
+    bos_token_id = BOS
+    pad_token_id = 0
+
+    def encode(self, text, add_special_tokens=True):
+        return [int(word) for word in text.split()]
+
+
+class WordProcessor:
+    """A processor around it."""
+
+    tokenizer = WordTokenizer()
+
+
+@pytest.fixture(params=FAMILIES)
+def zoo(request, zoo_model):
+    return zoo_model(request.param)
+
+
+def text_only(zoo, ids):
+    removed = {zoo.image_token_id, zoo.video_token_id, *image_markers(zoo.model, None)}
+    return [token for token in ids if token not in removed]
+
+
+def expected(zoo, prompt, method):
+    """Positive and negative branch of one row, built here by hand."""
+    inputs = zoo.make_inputs([prompt])
+    ids = inputs["input_ids"][0].tolist()
+    bare = {name: value for name, value in inputs.items() if name in ("input_ids", "attention_mask")}
+    if method == "m3id":
+        return (inputs, ids), (bare, text_only(zoo, ids)), oracle.formula(lambda step: 2.0**step - 1, 0.1)
+    if method == "icd":
+        return (inputs, ids), (inputs, [ids[0], *DISTURBANCE, *ids[1:]]), oracle.formula(1.0, 0.1)
+    vcd = VCD()
+    noised = {name: value for name, value in inputs.items() if "pixel" in name and value.is_floating_point()}
+    noised |= {name: value for name, value in inputs.items() if name == "image_patches"}
+    noised = {name: vcd._noised(name, value, inputs) for name, value in noised.items()}
+    return (inputs, ids), ({**inputs, **noised}, ids), oracle.formula(1.0, 0.1)
+
+
+OPTIONS = {
+    "m3id": {"forgetting": 0.6931471805599453, "max_strength": 1e6},
+    "icd": {"text": " ".join(map(str, DISTURBANCE)), "place": "start"},
+    "vcd": {},
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("method", ["m3id", "vcd", "icd"])
+def test_padded_cached_batch_equals_branches_run_alone(zoo, method):
+    if method == "icd" and "cross_attention_mask" in zoo.make_inputs(zoo.adapt(PROMPTS[:1])):
+        pytest.skip("refused: the images of this family are tied to positions of the prompt (tests/test_contrast.py)")
+    prompts = zoo.adapt(PROMPTS)
+    inputs = zoo.make_inputs(prompts)
+    with wrap(zoo.model, WordProcessor(), method, **OPTIONS[method]) as guard:
+        out = guard.generate(**inputs, **RECORD)
+        uncached = guard.generate(**inputs, **RECORD, use_cache=False)
+    assert torch.equal(out.sequences, uncached.sequences)
+    logits = torch.stack(out.logits, 1)
+    assert oracle.close(logits, torch.stack(uncached.logits, 1), 2.0)
+    if zoo.family.batch_invariant:
+        for row, prompt in enumerate(prompts):
+            tokens, rows = oracle.decode(zoo, *expected(zoo, prompt, method), STEPS)
+            assert out.sequences[row, -STEPS:].tolist() == tokens, f"row {row}"
+            assert oracle.close(logits[row], rows, 4.0), f"row {row}"
+    assert_pristine(zoo.model)
