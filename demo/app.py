@@ -1,0 +1,83 @@
+"""The page as a Gradio application, and how it is served."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+# Gradio reads this when it is imported; the application says so again.
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+import gradio as gr
+
+from vlm_guard.demo.answering import AnsweringModel
+from vlm_guard.demo.context import DemoContext
+from vlm_guard.demo.layout import lay_out
+from vlm_guard.demo.pictures import open_pictures
+from vlm_guard.demo.uploads import MAX_UPLOAD_BYTES
+from vlm_guard.demo.visitors import Visitors
+from vlm_guard.demo.wiring import wire_copying, wire_options, wire_pictures
+from vlm_guard.demo.wiring_answers import wire_comparison, wire_look
+from vlm_guard.demo.wiring_questions import wire_questions
+from vlm_guard.eval.datasets import EvaluationData
+
+MOST_WAITING = 16
+MOST_SESSIONS = 200
+_STYLE = Path(__file__).parent / "style.css"
+
+
+def build_app(model: Any, processor: Any, data: str | EvaluationData | None = None) -> gr.Blocks:
+    """The page for a model. Nothing is served yet.
+
+    Args:
+        model: a vision-language model that `wrap` accepts, in evaluation mode.
+        processor: its processor.
+        data: the pictures to browse, see `open_pictures`.
+
+    Raises:
+        ValueError: the model cannot be guarded, or the data are of no known kind.
+        FileNotFoundError: the data are not there.
+    """
+    context = DemoContext(model=AnsweringModel(model=model, processor=processor), browser=open_pictures(data))
+    visitors = Visitors()
+    with gr.Blocks(title="vlm_guard", analytics_enabled=False, fill_width=True) as app:
+        page = lay_out(context)
+        wire_pictures(page)
+        wire_options(page, app)
+        wire_copying(page, app)
+        wire_comparison(page, visitors)
+        wire_look(page)
+        wire_questions(page, visitors)
+
+        def leave(request: gr.Request) -> None:
+            visitors.forget(request.session_hash)
+
+        app.unload(leave)
+    app.queue(max_size=MOST_WAITING, default_concurrency_limit=1, api_open=False)
+    return app
+
+
+def launch_options(port: int | None = None) -> dict[str, Any]:
+    """Arguments of `launch`: this machine only, nothing shared, nothing sent, uploads limited."""
+    fonts = ["ui-sans-serif", "system-ui", "sans-serif"]
+    return {
+        "server_name": "127.0.0.1",
+        "server_port": port,
+        "share": False,
+        "show_error": False,
+        "max_file_size": MAX_UPLOAD_BYTES,
+        "allowed_paths": [],
+        "state_session_capacity": MOST_SESSIONS,
+        "footer_links": [],
+        "ssr_mode": False,
+        "pwa": False,
+        "mcp_server": False,
+        "enable_monitoring": False,
+        "css_paths": [_STYLE],
+        "theme": gr.themes.Base(
+            primary_hue="teal",
+            neutral_hue="stone",
+            radius_size="md",
+            font=fonts,
+            font_mono=["ui-monospace", "monospace"],
+        ),
+    }

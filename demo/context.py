@@ -1,0 +1,74 @@
+"""What all visitors of one page share."""
+
+from dataclasses import dataclass, field
+
+from vlm_guard.architecture import describe_architecture
+from vlm_guard.builtin_model import BUILTIN_DIR
+from vlm_guard.demo.answering import AnsweringModel
+from vlm_guard.demo.attention_record import AttentionRecord, RecordStore, read_record
+from vlm_guard.demo.comparing import Comparison
+from vlm_guard.demo.method_options import chosen_methods
+from vlm_guard.demo.pictures import PictureBrowser
+
+
+@dataclass(kw_only=True, eq=False)
+class DemoContext:
+    """The model, the pictures and the records; nothing in it belongs to one visitor.
+
+    Attributes:
+        model: answers, one generation at a time.
+        browser: the pictures to choose from.
+        records: attention of the answers that were looked at last.
+    """
+
+    model: AnsweringModel
+    browser: PictureBrowser
+    records: RecordStore = field(default_factory=RecordStore)
+
+    def __post_init__(self) -> None:
+        self.architecture = describe_architecture(self.model.model)
+
+    @property
+    def model_name(self) -> str:
+        """ "builtin", a Hugging Face id, or the last part of a folder's name (never a path of this machine)."""
+        name = str(getattr(self.model.model.config, "_name_or_path", "") or type(self.model.model).__name__)
+        if name == str(BUILTIN_DIR):
+            return "builtin"
+        return (
+            name.rstrip("/\\").replace("\\", "/").rpartition("/")[2]
+            if name.startswith(("/", ".", "~")) or "\\" in name
+            else name
+        )
+
+    @property
+    def model_line(self) -> str:
+        """Name, size and device, for the page's head."""
+        parameters = sum(parameter.numel() for parameter in self.model.model.parameters())
+        size = f"{parameters / 1e9:.1f} B" if parameters >= 1e9 else f"{parameters / 1e6:.1f} M"
+        name = "built-in model" if self.model_name == "builtin" else self.model_name
+        return f"{name}, {size} parameters, {self.model.model.device.type}"
+
+    def records_of(self, comparison: Comparison, side: str) -> dict[str, AttentionRecord]:
+        """Attention of both models along the words of one answer, "plain" and "guarded".
+
+        Raises:
+            ValueError: there is no such answer yet.
+        """
+        answer = comparison.answer(side)
+        if answer is None or answer.ending == "running":
+            raise ValueError(f"there is no {side} answer to look at yet; run the comparison first")
+        methods = {"plain": (), "guarded": chosen_methods(comparison.methods, comparison.options)}
+        return {
+            which: self.records.get(
+                (comparison.number, side, which),
+                lambda guarding=guarding: self.model.replay(
+                    comparison.picture.image,
+                    comparison.prompt,
+                    guarding,
+                    answer,
+                    comparison.settings,
+                    lambda trace, guard: read_record(trace, guard, len(answer.token_ids)),
+                ),
+            )
+            for which, guarding in methods.items()
+        }

@@ -1,0 +1,177 @@
+"""The tab "Where it looked": one word, the two models on the same words, and their difference."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from vlm_guard.demo.attention_record import AttentionRecord
+from vlm_guard.demo.heat_maps import ColourScale, as_grid, data_uri, gradient_css, outline_cells, overlay
+from vlm_guard.demo.marked_answer import escape
+from vlm_guard.demo.share_plot import share_plot, word_shares
+from vlm_guard.demo.words import Word
+
+METHOD_LAYERS = "the method's layers, mean"
+ALL_LAYERS = "all layers, mean"
+ALL_HEADS = "all heads, mean"
+CAUTION = "Attention is not an explanation: a patch that draws attention need not be what the word rests on."
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookSettings:
+    """What is averaged and how it is coloured.
+
+    Attributes:
+        layer: `METHOD_LAYERS`, `ALL_LAYERS` or "layer N".
+        head: `ALL_HEADS` or "head N".
+        absolute: one scale for all words of the answer instead of each map's own.
+    """
+
+    layer: str = METHOD_LAYERS
+    head: str = ALL_HEADS
+    absolute: bool = False
+
+    def layers_of(self, record: AttentionRecord, edited: Sequence[int]) -> tuple[int, ...]:
+        """The decoder layers to average.
+
+        Raises:
+            ValueError: the layer is none of the recorded ones.
+        """
+        if self.layer == ALL_LAYERS or (self.layer == METHOD_LAYERS and not edited):
+            return record.layers
+        if self.layer == METHOD_LAYERS:
+            return tuple(edited)
+        return (_number(self.layer, "layer"),)
+
+    @property
+    def head_number(self) -> int | None:
+        """The chosen head, or None for the mean."""
+        return None if self.head == ALL_HEADS else _number(self.head, "head")
+
+
+def _number(text: str, kind: str) -> int:
+    word, _, number = str(text).partition(" ")
+    if word != kind or not number.isdigit():
+        raise ValueError(f"{text!r} is no {kind}; choose one from the list")
+    return int(number)
+
+
+def layer_choices(layers: Sequence[int]) -> list[str]:
+    """What the layer list offers."""
+    return [METHOD_LAYERS, ALL_LAYERS, *(f"layer {layer}" for layer in layers)]
+
+
+def head_choices(heads: int) -> list[str]:
+    """What the head list offers."""
+    return [ALL_HEADS, *(f"head {head}" for head in range(heads))]
+
+
+def look_html(
+    image: Image.Image,
+    grid: tuple[int, int],
+    words: Sequence[Word],
+    selected: int,
+    records: dict[str, AttentionRecord],
+    settings: LookSettings,
+) -> str:
+    """The panel for one word.
+
+    Args:
+        image: the picture. grid: rows and columns of its patches.
+        words: the words of the answer that both models were led along. selected: the word to show.
+        records: "plain" and "guarded".
+        settings: what to average.
+
+    Raises:
+        ValueError: the word, layer or head does not exist.
+    """
+    if not 0 <= selected < len(words):
+        raise ValueError(f"word {selected + 1} does not exist; the answer has {len(words)} words")
+    edited = records["guarded"].edited_layers
+    chosen = {side: settings.layers_of(record, edited) for side, record in records.items()}
+
+    def word_map(side: str, word: Word) -> np.ndarray:
+        return as_grid(records[side].word_map(word.steps, chosen[side], settings.head_number), grid)
+
+    maps = {side: word_map(side, words[selected]) for side in ("plain", "guarded")}
+    maps["difference"] = maps["guarded"] - maps["plain"]
+    if settings.absolute:
+        everything = [(word_map("plain", word), word_map("guarded", word)) for word in words]
+        common = ColourScale.of([values for pair in everything for values in pair])
+        apart = ColourScale.of([guarded - plain for plain, guarded in everything], diverging=True)
+        scales = {"plain": common, "guarded": common, "difference": apart}
+    else:
+        scales = {side: ColourScale.of([values], diverging=side == "difference") for side, values in maps.items()}
+    word = words[selected].text
+    figures = "".join(_figure(image, side, maps[side], scales[side], word) for side in maps)
+    shares = {side: word_shares(words, record.image_share) for side, record in records.items()}
+    return (
+        f'<p class="vg-looking">Attention to the picture while the model was about to say '
+        f"<strong>{escape(word)}</strong> ({_described(settings, chosen['guarded'], edited)}), "
+        f"on {grid[0]} x {grid[1]} patches. Both models were led along the same words.</p>"
+        f'<div class="vg-maps">{figures}</div>'
+        f'<p class="vg-caution">{CAUTION}</p>'
+        f"{share_plot(words, shares, selected)}"
+    )
+
+
+def _described(settings: LookSettings, layers: Sequence[int], edited: Sequence[int]) -> str:
+    if len(layers) == 1:
+        where = f"layer {layers[0]}"
+    elif settings.layer == METHOD_LAYERS and edited:
+        where = f"mean of the {len(layers)} layers the method edits"
+    elif settings.layer == METHOD_LAYERS:
+        where = "mean of all layers; this method edits none of them"
+    else:
+        where = f"mean of all {len(layers)} layers"
+    return f"{where}, {'mean of all heads' if settings.head == ALL_HEADS else settings.head}"
+
+
+_TITLES = {"plain": "Plain", "guarded": "Guarded", "difference": "Guarded minus plain"}
+
+
+def _figure(image: Image.Image, side: str, cells: np.ndarray, scale: ColourScale, word: str) -> str:
+    total = float(cells.sum())
+    strongest = np.unravel_index(int(np.abs(cells).argmax()), cells.shape)
+    place = f"row {strongest[0] + 1}, column {strongest[1] + 1}"
+    if side == "difference":
+        summary = f"{100 * total:+.1f} points on the picture; largest change at {place}"
+    else:
+        summary = f"{100 * total:.1f} % on the picture; most at {place}"
+    low, high = (
+        f"{100 * scale.low:+.2f} %" if scale.diverging else "0",
+        f"{100 * scale.high:{'+' if scale.diverging else ''}.2f} %",
+    )
+    return (
+        f'<figure class="vg-map vg-map-{side}"><figcaption>{_TITLES[side]}</figcaption>'
+        f'<img src="{data_uri(overlay(image, cells, scale))}" alt="{_TITLES[side]}: attention heat-map for the word '
+        f'{escape(word)}, {summary}">'
+        f'<div class="vg-scale"><span>{low}</span><i style="background:{gradient_css(scale.diverging)}"></i>'
+        f"<span>{high}</span></div><p>{summary}</p></figure>"
+    )
+
+
+def findings_html(image: Image.Image, grid: tuple[int, int], record: AttentionRecord) -> str:
+    """What the methods found out about this picture, drawn; empty where they keep nothing."""
+    findings = record.findings
+    parts = []
+    if findings.visual_sinks:
+        parts.append(_sinks_html(image, grid, findings.visual_sinks, findings.text_sinks))
+    if not parts:
+        return ""
+    return f'<div class="vg-findings"><h4>What the method found</h4>{"".join(parts)}</div>'
+
+
+def _sinks_html(image: Image.Image, grid: tuple[int, int], visual: dict[int, np.ndarray], text: dict[int, int]) -> str:
+    layers = [layer for layer, sinks in visual.items() if sinks.any()]
+    counts = ", ".join(f"layer {layer}: {int(visual[layer].sum())} visual, {text[layer]} other" for layer in visual)
+    if not layers:
+        return f"<p>VAR found no visual sink token in this picture, so it moved nothing. Sink tokens by layer: {counts}.</p>"
+    union = np.logical_or.reduce([visual[layer] for layer in layers])
+    picture = outline_cells(image, as_grid(union, grid))
+    return (
+        f'<figure class="vg-map"><figcaption>VAR: visual sink tokens</figcaption><img src="{data_uri(picture)}" '
+        f'alt="{int(union.sum())} patches that VAR takes for attention sinks are crossed out">'
+        f"<p>{counts}</p></figure>"
+    )

@@ -1,0 +1,77 @@
+"""Wiring of the tab "Ask it"."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+from vlm_guard.demo.layout import Page
+from vlm_guard.demo.marked_answer import message_html
+from vlm_guard.demo.method_options import chosen_methods
+from vlm_guard.demo.pictures import Picture
+from vlm_guard.demo.visitors import Visitors
+from vlm_guard.demo.wiring import ONE_AT_A_TIME, QUICK, told
+from vlm_guard.demo.yes_no import AskedQuestion, ask, ladder, ladder_html, own_question, summary
+
+NOTHING_KNOWN = "what is in this picture is not known here, so there is no ladder; ask your own question instead"
+
+
+def wire_questions(page: Page, visitors: Visitors) -> None:
+    """The ladder, a visitor's own question, stop."""
+    context = page.context
+    shown = [page.ladder, page.ask, page.ask_stop]
+
+    def buttons(running: bool) -> tuple:
+        return gr.Button(interactive=not running), gr.Button(interactive=running)
+
+    def prepare(request: gr.Request) -> tuple:
+        visitors.begin(request.session_hash)
+        return (gr.skip(), *buttons(True))
+
+    def answers(
+        picture: Picture, rows: list[AskedQuestion], names: list[str], values: dict[str, Any], leading: bool, template: str,
+        request: gr.Request,
+    ) -> Iterator[tuple]:  # fmt: skip
+        title, stop = "+".join(names), visitors.current(request.session_hash)
+        methods = chosen_methods(names, values)
+        yield (ladder_html(rows, leading, title, template), *buttons(True))
+        for rows in ask(context.model, picture, rows, methods, leading, template, stop):
+            yield (_with_summary(rows, leading, title, template), *buttons(True))
+        yield (_with_summary(rows, leading, title, template), *buttons(False))
+
+    def ask_ladder(
+        picture: Picture | None, names: list[str], values: dict, leading: bool, template: str, request: gr.Request
+    ) -> Iterator[tuple]:
+        try:
+            picture = picture or context.browser.first()
+            rows = ladder(context.browser.questions(picture))
+            if not rows:
+                raise ValueError(NOTHING_KNOWN)
+            yield from answers(picture, rows, names, values, leading, template, request)
+        except Exception as error:
+            yield (message_html("error", told(error)), *buttons(False))
+
+    def ask_own(
+        picture: Picture | None, text: str, names: list[str], values: dict, leading: bool, template: str,
+        request: gr.Request,
+    ) -> Iterator[tuple]:  # fmt: skip
+        try:
+            picture = picture or context.browser.first()
+            yield from answers(picture, [own_question(text, picture)], names, values, leading, template, request)
+        except Exception as error:
+            yield (message_html("error", told(error)), *buttons(False))
+
+    def halt(request: gr.Request) -> None:
+        visitors.stop(request.session_hash)
+
+    common = [page.methods, page.options, page.leading, page.template]
+    page.ask.click(prepare, None, shown, **QUICK).then(ask_ladder, [page.picture, *common], shown, **ONE_AT_A_TIME)
+    page.own.submit(prepare, None, shown, **QUICK).then(
+        ask_own, [page.picture, page.own, *common], shown, **ONE_AT_A_TIME
+    )
+    page.ask_stop.click(halt, None, None, **QUICK)
+
+
+def _with_summary(rows: list[AskedQuestion], leading: bool, title: str, template: str) -> str:
+    text = summary(rows, leading)
+    return ladder_html(rows, leading, title, template) + (message_html("note", text) if text else "")

@@ -1,0 +1,30 @@
+"""`vlm-guard demo`: the page where one model answers twice, plain and guarded."""
+
+from typing import Annotated
+
+import typer
+
+
+def command(
+    port: Annotated[int | None, typer.Option(help="Port; the first free one from 7860 on by default.")] = None,
+    model: Annotated[str, typer.Option(help="builtin, a Hugging Face id, or a folder with a checkpoint.")] = "builtin",
+    data: Annotated[
+        str | None, typer.Option(help="Pictures: scenes:SPLIT, coco:FOLDER, or a folder in MSCOCO's format.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    open_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+) -> None:
+    """Serve the demo on this machine (127.0.0.1 only). Needs the extra 'demo'."""
+    from importlib.util import find_spec
+
+    if find_spec("gradio") is None or find_spec("matplotlib") is None:
+        raise ImportError("the demo needs Gradio and matplotlib: pip install 'vlm-guard-hf[demo]'")
+    if port is not None and not 1 <= port <= 65535:
+        raise ValueError(f"port is {port}; allowed: 1 to 65535")
+    from vlm_guard.demo.app import build_app, launch_options
+    from vlm_guard.eval.models import load_model
+
+    loaded = load_model(model, device=device, dtype=dtype)
+    app = build_app(loaded.model, loaded.processor, data)
+    app.launch(**launch_options(port), inbrowser=open_browser)
