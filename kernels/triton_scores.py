@@ -173,7 +173,7 @@ def edited_scores(products, terms, lines, keys, present):
         if terms.mask_is_float is not None:
             # A model's "minus infinity" may be the lowest finite number, which must not overflow to -inf here: a row
             # that is masked everywhere then attends evenly, as it does in eager attention.
-            scores += tl.where(mask < LOWEST_FLOAT32, mask, tl.maximum(mask * LOG2_E, LOWEST_FLOAT32))
+            scores += tl.where(mask < LOWEST_FLOAT32, mask, tl.maximum(mask, LOWEST_FLOAT32 / LOG2_E) * LOG2_E)
         else:
             allowed = allowed & (mask != 0)
     if terms.row_positions is not None:
