@@ -93,12 +93,10 @@ def read_image_ids(path: str | Path) -> list[int]:
 
 
 def _scenes_folder(name: str, count: int) -> Path:
-    from vlm_guard.eval.scenes import load_scenes
+    from vlm_guard.eval.scenes import load_scenes, parse_scenes_spec
 
-    parts = name.split(":")
-    if len(parts) > 2 or (len(parts) == 2 and not parts[1].isdigit()):
-        raise ValueError(f"'scenes:{name}' must be 'scenes:SPLIT' or 'scenes:SPLIT:SEED' with a whole number")
-    return load_scenes(parts[0], count=count, seed=int(parts[1]) if len(parts) == 2 else None)
+    spec = parse_scenes_spec(name)
+    return load_scenes(spec.split, count=count, seed=spec.seed)
 
 
 def open_dataset(
@@ -132,7 +130,7 @@ def open_dataset(
     if kind == "scenes":
         if split is not None:
             raise ValueError("a split of scenes is part of the name: 'scenes:broken'")
-        folder = _scenes_folder(rest, max(listed) + 1 if listed else count or DEFAULT_COUNT)
+        folder = _scenes_folder(name, max(listed) if listed else count or DEFAULT_COUNT)
     else:
         folder = Path(rest)
     read = read_coco(folder, mode, split)

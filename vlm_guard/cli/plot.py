@@ -1,0 +1,22 @@
+"""`vlm-guard plot`: pictures of a comparison."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    folders: Annotated[list[Path], typer.Argument(help="Folders written by vlm-guard eval.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for the files; by default 'plots' in the first folder.")
+    ] = None,
+    style: Annotated[str, typer.Option("--format", help="png, svg or pdf.")] = "png",
+    baseline: Annotated[str | None, typer.Option(help="Method that is drawn first; by default the first.")] = None,
+) -> None:
+    """Draw CHAIR against recall and length, hallucination over mention order, and POPE's ladder."""
+    from vlm_guard.eval.compare import compare_runs
+    from vlm_guard.eval.plots import save_plots
+
+    for path in save_plots(compare_runs(folders, baseline), out if out is not None else folders[0] / "plots", style):
+        typer.echo(path)
