@@ -19,11 +19,17 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "zerotuning": {"factor": 0.3},
     "act": {"threshold": 0.05, "layers": "all"},
     "paint": {"layers": "all", "local_gain": 2.0},
+    "gift": {"content_words": "all", "saliency_layer": "0", "layers": "1-"},
 }
 
 # Methods that need something most families lack; they refuse the others, which their own tests check.
 ONLY_FAMILIES: dict[str, set[str]] = {
     "paint": {"llava", "video_llava", "llava_gpt_oss", "llava_gemma2"},
+}
+
+# Families without what a method needs with the options above.
+REFUSED_FAMILIES: dict[str, set[str]] = {
+    "gift": {"qwen3_5"},  # its layer 0 has linear attention
 }
 
 
@@ -39,4 +45,4 @@ def options(name: str) -> dict[str, Any]:
 
 def supports(name: str, family: str) -> bool:
     """Whether method `name` works on the zoo's `family`."""
-    return family in ONLY_FAMILIES.get(name, {family})
+    return family in ONLY_FAMILIES.get(name, {family}) and family not in REFUSED_FAMILIES.get(name, set())
