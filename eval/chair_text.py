@@ -106,10 +106,23 @@ def split_sentences(text: str) -> Iterator[str]:
 
 _word_tokenizer = NLTKWordTokenizer()
 
+# Most sentences of a caption are plain: words of letters, digits and inner hyphens, commas behind words,
+# one full stop at the end. Cutting those takes one expression instead of NLTK's thirty.
+_PLAIN_SENTENCE = re.compile(r"\s*(?:[a-z0-9]++(?:-[a-z0-9]++)*+,?\s++)*+(?:[a-z0-9]++(?:-[a-z0-9]++)*+\.?\s*+)?+")
+_PLAIN_TOKEN = re.compile(r"[a-z0-9-]+|[,.]")
+_WRITTEN_TOGETHER = re.compile(r"\b(?:cannot|gimme|gonna|gotta|lemme|wanna)\b")
+
+
+def cut_sentence(sentence: str) -> list[str]:
+    """The tokens NLTK's word tokenizer gives for one lower-cased sentence."""
+    if _PLAIN_SENTENCE.fullmatch(sentence) and not _WRITTEN_TOGETHER.search(sentence):
+        return _PLAIN_TOKEN.findall(sentence)
+    return _word_tokenizer.tokenize(sentence)
+
 
 def split_words(text: str) -> list[str]:
     """The tokens `nltk.word_tokenize` gives for a lower-cased text, without its sentence model."""
-    return [token for sentence in split_sentences(text) for token in _word_tokenizer.tokenize(sentence)]
+    return [token for sentence in split_sentences(text) for token in cut_sentence(sentence)]
 
 
 _DOUBLE_QUOTES = ("``", "''", '"')

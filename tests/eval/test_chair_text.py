@@ -5,9 +5,11 @@ import time
 from itertools import pairwise
 
 import pytest
+from nltk.tokenize import NLTKWordTokenizer
 
 from vlm_guard.eval.chair_text import (
     Word,
+    cut_sentence,
     drop_toilet_seats,
     locate_tokens,
     lower_with_offsets,
@@ -92,6 +94,14 @@ def test_words_are_cut_as_the_reference_does():
     text = "the dog's cup. don't use cups/mugs, \"x-ray\" (3.5 km)."
     expected = ["the", "dog", "'s", "cup", ".", "do", "n't", "use", "cups/mugs", ",", "``", "x-ray", "''"]
     assert split_words(text) == [*expected, "(", "3.5", "km", ")", "."]
+
+
+def test_plain_sentences_are_cut_as_nltk_does():
+    generator = random.Random(1)
+    pieces = ["a", "b", "1", "-", "--", ",", ".", " ", "\n", "cannot", "gonna ", "x-ray", "1,000", "dog's", "e.g. "]
+    for _ in range(5000):
+        sentence = "".join(generator.choice(pieces) for _ in range(generator.randint(0, 8)))
+        assert cut_sentence(sentence) == NLTKWordTokenizer().tokenize(sentence)
 
 
 def test_tokens_are_found_in_the_text():
