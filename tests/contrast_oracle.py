@@ -56,13 +56,13 @@ def decode(
 
 
 def formula(strength: float | Callable[[int], float], plausibility: float) -> Combine:
-    """The published formula, entry by entry."""
+    """The published formula, entry by entry; implausible tokens are lowered by ten thousand instead of forbidden."""
 
     def combine(positive: Tensor, negative: Tensor, step: int) -> Tensor:
         weight = strength(step) if callable(strength) else strength
         floor = positive.max() + math.log(plausibility)
         mixed = [
-            (1 + weight) * p - weight * n if p >= floor else -math.inf
+            (1 + weight) * p - weight * n if p >= floor else p - 10_000
             for p, n in zip(positive.tolist(), negative.tolist())
         ]
         return torch.tensor(mixed)
@@ -72,6 +72,7 @@ def formula(strength: float | Callable[[int], float], plausibility: float) -> Co
 
 def close(first: Tensor, second: Tensor, scale: float = 1.0) -> bool:
     """Equal within float32 rounding of sums in another order; impossible tokens must agree."""
+    first, second = (scores.masked_fill(scores < -5000, -math.inf) for scores in (first, second))
     if not torch.equal(torch.isinf(first), torch.isinf(second)):
         return False
     finite = torch.isfinite(first)

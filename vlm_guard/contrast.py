@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from vlm_guard.guard import GuardTarget
     from vlm_guard.method import Method
 
+IMPLAUSIBLE = 1e4
+
 
 def contrast_logits(positive: Tensor, negative: Tensor, strength: float | Tensor, plausibility: float = 0.0) -> Tensor:
     """(1 + strength) positive - strength negative, cut to the plausible tokens of `positive`.
@@ -42,18 +44,23 @@ def contrast_logits(positive: Tensor, negative: Tensor, strength: float | Tensor
         plausibility: tokens less than this times as probable as the best are impossible; 0 keeps all.
 
     Returns:
-        [B, V]; minus infinity at implausible tokens.
+        [B, V]; implausible tokens are lowered by `IMPLAUSIBLE`, see `cut_implausible`.
     """
     mixed = positive + strength * (positive - negative)
     return cut_implausible(mixed, positive, plausibility)
 
 
 def cut_implausible(scores: Tensor, positive: Tensor, plausibility: float) -> Tensor:
-    """`scores` [B, V] with minus infinity where `positive` [B, V] is below its maximum + ln(plausibility)."""
+    """`scores` [B, V] without the tokens whose `positive` [B, V] is below its maximum + ln(plausibility).
+
+    Such tokens get their positive logit lowered by `IMPLAUSIBLE`. That is a probability of exactly 0, and unlike the
+    published minus infinity it leaves an order, by the positive branch, where a logits processor later forbids every
+    plausible token (the end token under `min_new_tokens`, `suppress_tokens`, a grammar).
+    """
     if plausibility <= 0:
         return scores
     least = positive.amax(-1, keepdim=True) + math.log(plausibility)
-    return scores.masked_fill(positive < least, -math.inf)
+    return torch.where(positive < least, positive - IMPLAUSIBLE, scores)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
