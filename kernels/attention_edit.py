@@ -80,6 +80,25 @@ class Segments:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class BiasFactors:
+    """A bias that is the same for every row: `head_gate * over_keys`.
+
+    Attributes:
+        over_keys: [B or 1, P] float32.
+        head_gate: [B or 1, H] float32, or None for 1.
+    """
+
+    over_keys: Tensor
+    head_gate: Tensor | None = None
+
+    @property
+    def bias(self) -> Tensor:
+        """[B or 1, H or 1, 1, P], as `AttentionEdit.bias` wants it."""
+        over_keys = self.over_keys[:, None, None]
+        return over_keys if self.head_gate is None else self.head_gate[:, :, None, None] * over_keys
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class AttentionEdit:
     """One edit of one attention call. Every field is optional; the empty edit is the identity.
 
@@ -91,6 +110,7 @@ class AttentionEdit:
         policy_rows: [B or 1, R] bool, the rows whose weights the policy may change; None means all rows.
         head_scale: [B or 1, H] float32, factor of a head's output.
         self_mix: [B or 1, H] float32 in [0, 1], share of the output that is replaced by the row's own value.
+        bias_factors: the factors of `bias`, when it has them: it can then run inside any stock attention.
     """
 
     bias: Tensor | None = None
@@ -100,6 +120,12 @@ class AttentionEdit:
     policy_rows: Tensor | None = None
     head_scale: Tensor | None = None
     self_mix: Tensor | None = None
+    bias_factors: BiasFactors | None = None
+
+    @classmethod
+    def constant_bias(cls, factors: BiasFactors) -> "AttentionEdit":
+        """The edit that adds the same bias to every row."""
+        return cls(bias=factors.bias, bias_factors=factors)
 
     def __post_init__(self) -> None:
         for name in ("bias", "gain"):
@@ -117,6 +143,12 @@ class AttentionEdit:
     def changes_weights(self) -> bool:
         """Whether the softmax itself has to be recomputed (otherwise only outputs are scaled or mixed)."""
         return self.bias is not None or self.gain is not None or self.policy is not None
+
+    @property
+    def is_constant_bias(self) -> bool:
+        """Whether the softmax changes by a bias with factors and by nothing else."""
+        others = (self.gain, self.policy, self.self_mix)
+        return self.bias_factors is not None and all(item is None for item in others)
 
     def merge(self, later: "AttentionEdit") -> "AttentionEdit":
         """Both edits in one: score edits add, head scales multiply; only one weight policy is possible.
@@ -137,6 +169,7 @@ class AttentionEdit:
             policy_rows=weight_edit.policy_rows,
             head_scale=_product(self.head_scale, later.head_scale),
             self_mix=self.self_mix if self.self_mix is not None else later.self_mix,
+            bias_factors=_only(self, later),
         )
 
     def is_empty(self) -> bool:
@@ -150,6 +183,13 @@ def _add_padded(first: Tensor | None, second: Tensor | None) -> Tensor | None:
     longest = max(first.shape[-1], second.shape[-1])
     pad = torch.nn.functional.pad
     return pad(first, (0, longest - first.shape[-1])) + pad(second, (0, longest - second.shape[-1]))
+
+
+def _only(first: AttentionEdit, second: AttentionEdit) -> BiasFactors | None:
+    """The factors of the merged bias: those of the only edit that has one."""
+    if first.bias is None or second.bias is None:
+        return (second if first.bias is None else first).bias_factors
+    return None
 
 
 def _product(first: Tensor | None, second: Tensor | None) -> Tensor | None:

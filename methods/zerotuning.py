@@ -30,16 +30,16 @@ from torch import Tensor
 from vlm_guard.attention import AttentionCall
 from vlm_guard.guard import GuardTarget
 from vlm_guard.head_list import select_heads
-from vlm_guard.kernels.attention_edit import AttentionEdit
+from vlm_guard.kernels.attention_edit import AttentionEdit, BiasFactors
 from vlm_guard.method import Method, option, register
 
 
 @dataclass(frozen=True, eq=False)
 class FirstTokenBias:
-    """What is added to the score of the first token: one number for all heads, or [H] by layer."""
+    """What is added to the score of the first token, and in which heads ([H] bool by layer, None for all)."""
 
     value: float
-    by_layer: dict[int, Tensor] | None
+    heads: dict[int, Tensor] | None
 
 
 @register("zerotuning")
@@ -81,10 +81,8 @@ class ZeroTuning(Method):
                 f"zerotuning needs its factor for this {target.architecture.model_type} model, and no profile has "
                 "it. Run 'vlm-guard calibrate MODEL' once, or pass factor=0.6 (below 1 takes attention from BOS)"
             )
-        value = math.log(factor)
-        chosen = select_heads(self.heads, target.architecture.depth, target.architecture.heads)
-        by_layer = None if chosen is None else {layer: mask * value for layer, mask in chosen.items()}
-        return FirstTokenBias(value, by_layer)
+        heads = select_heads(self.heads, target.architecture.depth, target.architecture.heads)
+        return FirstTokenBias(math.log(factor), heads)
 
     def active_layers(self, target: GuardTarget) -> tuple[int, ...]:
         """The layers of `layers` that have a chosen head."""
@@ -97,17 +95,21 @@ class ZeroTuning(Method):
         if call.prepared.value == 0:
             return None
         if not call.is_decode:
-            call.memory.bias = self._bias(call)
-        bias = call.memory.bias[..., call.first_key :]
-        return AttentionEdit(bias=bias) if bias.shape[-1] else None
+            call.memory.factors = self._factors(call)
+        factors: BiasFactors = call.memory.factors
+        if call.first_key == 0:
+            return AttentionEdit.constant_bias(factors)
+        over_keys = factors.over_keys[:, call.first_key :]
+        if over_keys.shape[1] == 0:
+            return None
+        return AttentionEdit.constant_bias(BiasFactors(over_keys=over_keys, head_gate=factors.head_gate))
 
-    def _bias(self, call: AttentionCall) -> Tensor:
-        """[B, H or 1, 1, P] float32, zero but for the first real token of each row."""
+    def _factors(self, call: AttentionCall) -> BiasFactors:
+        """Zero but for the first real token of each row that has an image."""
         bias: FirstTokenBias = call.prepared
         device = call.query.device
         first = call.state.real.to(torch.uint8).argmax(-1).to(device)
-        place = torch.nn.functional.one_hot(first).to(torch.float32)[:, None, None]
-        place = place * call.state.visual.any(-1).to(device)[:, None, None, None]
-        if bias.by_layer is None:
-            return place * bias.value
-        return place * bias.by_layer[call.layer].to(device)[:, None, None]
+        over_keys = torch.nn.functional.one_hot(first).to(torch.float32) * bias.value
+        over_keys = over_keys * call.state.visual.any(-1, keepdim=True).to(device)
+        gate = None if bias.heads is None else bias.heads[call.layer].to(device=device, dtype=torch.float32)[None]
+        return BiasFactors(over_keys=over_keys, head_gate=gate)

@@ -26,6 +26,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from vlm_guard.generation_state import GenerationState
 from vlm_guard.kernels.attention_edit import AttentionEdit
 from vlm_guard.kernels.edited_attention import AttentionProblem, EditedAttention, edited_attention
+from vlm_guard.kernels.low_rank_bias import low_rank_bias
 from vlm_guard.method import Method, RowScope, Sign
 from vlm_guard.visual_tokens import RowSelection
 
@@ -216,6 +217,9 @@ def _attend(
         return call_previous(previous, module, query, key, value, mask, **kwargs)
     if query.shape[2] == 1 and not state.reading:
         return _decode(context, previous)
+    biased = _constant_bias(context)
+    if biased is not None:
+        return _edit_rows(context, _attend_biased(context, previous, biased), biased), None
     output, weights = call_previous(previous, module, query, key, value, mask, **kwargs)
     return _edit_rows(context, output), weights
 
@@ -353,8 +357,34 @@ def _decode(context: _Context, previous: str) -> tuple[Tensor, Tensor | None]:
     return output, weights
 
 
-def _edit_rows(context: _Context, output: Tensor) -> Tensor:
-    """Overwrite the edited rows of a finished attention output; wider scopes first, so that narrower ones win."""
+def _constant_bias(context: _Context) -> AttentionEdit | None:
+    """The edit for all rows, if it is one that the model's previous attention can compute itself."""
+    # A soft cap comes before the bias, but a bias inside the dot product would be capped with it.
+    if all(bound.method.rows != "all" for bound in context.processors) or context.kwargs.get("softcap") is not None:
+        return None
+    rows = context.state.rows("all", context.query.shape[2])
+    edit = None if rows is None else context.edit(rows, "all")
+    return edit if edit is not None and edit.is_constant_bias else None
+
+
+def _attend_biased(context: _Context, previous: str, edit: AttentionEdit) -> Tensor:
+    """The previous attention with a constant bias, as extra columns of queries and keys; [B, Q, H, Dv]."""
+    query, value, kwargs = context.query, context.value, dict(context.kwargs)
+    scaling = kwargs.get("scaling")
+    kwargs["scaling"] = query.shape[-1] ** -0.5 if scaling is None else scaling
+    factors = edit.bias_factors
+    wide = low_rank_bias(
+        query, context.key, value, factors.over_keys, None, factors.head_gate, scaling=kwargs["scaling"]
+    )
+    output, _ = call_previous(previous, context.module, *wide, context.mask, **kwargs)
+    return output[..., : value.shape[-1]]
+
+
+def _edit_rows(context: _Context, output: Tensor, done: AttentionEdit | None = None) -> Tensor:
+    """Overwrite the edited rows of a finished attention output; wider scopes first, so that narrower ones win.
+
+    `done` is an edit for all rows whose weights `output` already has.
+    """
     scopes = {bound.method.rows for bound in context.processors}
     for scope in _WIDEST_FIRST:
         if scope not in scopes:
@@ -362,13 +392,13 @@ def _edit_rows(context: _Context, output: Tensor) -> Tensor:
         rows = context.state.rows(scope, context.query.shape[2])
         if rows is None:
             continue
-        edit = context.edit(rows, scope)
+        edit = done if done is not None and scope == "all" else context.edit(rows, scope)
         if edit is None:
             continue
-        if edit.changes_weights:
+        if edit.changes_weights and edit is not done:
             result = edited_attention(context.problem(rows, edit), context.slot.guard.attention_backend)
             output = rows.write(output, result.output)
-        else:
+        elif edit.head_scale is not None or edit.self_mix is not None:
             output = _edit_output(output, edit, context, rows)
     return output
 

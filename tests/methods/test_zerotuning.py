@@ -127,3 +127,24 @@ def test_the_profile_gives_the_factor(zoo_model):
         from_profile = logits(zoo.model, inputs)
     with wrap(zoo.model, None, "zerotuning", factor=0.5):
         assert torch.equal(logits(zoo.model, inputs), from_profile)
+
+
+@pytest.mark.parametrize(("family", "recomputed"), [("llava", False), ("llava_gemma2", True)])
+def test_no_row_of_the_prompt_is_recomputed_but_under_a_soft_cap(zoo_model, monkeypatch, family, recomputed):
+    """The bias rides along in the model's own attention; both ways give the same logits."""
+    zoo = zoo_model(family)
+    inputs = zoo.make_inputs(PROMPTS)
+    calls = []
+
+    def counted(problem, impl=None):
+        calls.append(problem.query.shape)
+        return edited_attention(problem, impl)
+
+    monkeypatch.setattr("vlm_guard.attention.edited_attention", counted)
+    with wrap(zoo.model, None, "zerotuning", factor=0.3):
+        riding = logits(zoo.model, inputs)
+        assert bool(calls) == recomputed
+        monkeypatch.setattr("vlm_guard.attention._constant_bias", lambda context: None)
+        rows = logits(zoo.model, inputs)
+    real = inputs["attention_mask"].bool()
+    assert torch.allclose(riding[real], rows[real], atol=2e-5)
