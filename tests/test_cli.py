@@ -1,0 +1,130 @@
+"""The command line as a newcomer uses it: help without torch, listings as JSON, one line for every mistake."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from vlm_guard import cli
+
+
+def run(capsys, *arguments):
+    """Exit code, standard output and standard error of a command run in this process."""
+    with pytest.raises(SystemExit) as finished:
+        cli.main(list(arguments))
+    printed = capsys.readouterr()
+    return finished.value.code, printed.out, printed.err
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "picture.png"
+    Image.new("RGB", (96, 96), (120, 180, 90)).save(path)
+    return path
+
+
+def test_help_does_not_import_torch():
+    code = (
+        "import sys; from vlm_guard import cli\n"
+        "try: cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    for name in (
+        "generate",
+        "eval",
+        "compare",
+        "methods",
+        "models",
+        "calibrate",
+        "inspect",
+        "doctor",
+        "bench",
+        "scenes",
+    ):
+        assert name in done.stdout
+
+
+def test_every_command_has_help(capsys):
+    from pathlib import Path
+
+    for path in Path(cli.__file__).parent.glob("[a-z]*.py"):
+        code, out, _ = run(capsys, path.stem.replace("_", "-"), "--help")
+        assert code == 0 and "Usage" in out, path.stem
+
+
+@pytest.mark.parametrize("command", ["methods", "models", "doctor"])
+def test_listings_are_json(capsys, command):
+    code, out, _ = run(capsys, command, "--json")
+    assert code == 0 and json.loads(out)
+
+
+def test_one_method_shows_its_options(capsys):
+    code, out, _ = run(capsys, "methods", "var", "--json")
+    described = json.loads(out)
+    assert code == 0 and described["name"] == "var"
+    assert {"move_fraction", "min_content_share", "layers"} <= {item["name"] for item in described["options"]}
+    code, out, _ = run(capsys, "methods", "var")
+    assert code == 0 and "move_fraction" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["methods", "vaar"], "Did you mean 'var'"),
+        (["generate", "nowhere.png"], "there is no picture nowhere.png"),
+        (["generate", "PICTURE", "--method", "vra"], "unknown method 'vra'"),
+        (["generate", "PICTURE", "--method", "var", "--set", "move_fraction"], "--set takes"),
+        (["generate", "PICTURE", "--method", "var", "--set", "move_fraction=2"], "allowed: 0.0 to 1.0"),
+        (["generate", "PICTURE", "--method", "none", "--device", "cuda:7"], "cuda:7"),
+        (["generate", "PICTURE", "--method", "none", "--dtype", "float8"], "allowed: auto"),
+        (["inspect", "no/such/model"], "no/such/model"),
+        (["calibrate", "no/such/model"], "no/such/model"),
+        (["calibrate", "builtin", "--data", "scenes:nowhere", "--count", "2"], "nowhere"),
+        (["calibrate", "builtin", "--data", "photos", "--count", "2"], "photos"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(capsys, picture, arguments, message):
+    given = [str(picture) if item == "PICTURE" else item for item in arguments]
+    code, _, err = run(capsys, *given)
+    lines = [line for line in err.splitlines() if line.startswith("error:")]
+    assert code == 2 and len(lines) == 1 and message in lines[0]
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("arguments", [["nothing"], ["generate"], ["generate", "a", "--max-new-tokens", "0"]])
+def test_wrong_usage_is_exit_code_2(capsys, arguments):
+    code, _, err = run(capsys, *arguments)
+    assert code == 2 and "Traceback" not in err
+
+
+def test_a_damaged_picture_is_a_clear_error(capsys, tmp_path):
+    path = tmp_path / "broken.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    code, _, err = run(capsys, "generate", str(path), "--method", "none")
+    assert code == 2 and "error:" in err and "Traceback" not in err
+
+
+def test_generate_prints_an_answer_for_each_method(capsys, picture):
+    arguments = ["generate", str(picture), "Is there a dog in the image?", "--method", "none", "--method", "var"]
+    code, out, _ = run(capsys, *arguments, "--max-new-tokens", "8", "--json")
+    answers = json.loads(out)
+    assert code == 0 and [answer["method"] for answer in answers] == ["none", "var"]
+    assert all(answer["text"] and answer["tokens"] > 0 for answer in answers)
+
+
+def test_calibrate_writes_a_profile_that_inspect_finds(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("VLM_GUARD_PROFILES", str(tmp_path / "profiles"))
+    code, out, _ = run(capsys, "calibrate", "builtin", "--count", "2", "--json")
+    profile = json.loads(out)
+    assert code == 0 and profile["facts"]["sink_dimensions"]["source"] == "calibrated"
+    assert (tmp_path / "profiles" / "builtin.json").is_file()
+    code, out, _ = run(capsys, "inspect", "builtin", "--json")
+    report = json.loads(out)
+    assert code == 0 and report["profile"]["name"] == "builtin"
+    verdicts = {row["method"]: row["verdict"] for row in report["methods"]}
+    assert verdicts["var"] == "ready"
