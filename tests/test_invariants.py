@@ -19,6 +19,8 @@ METHODS = [
     name
     for name in method_cases.names()
     if method_class(name).edits_attention() or method_class(name).overrides("attach")
+    # Methods that edit a contrast branch only act inside generate: tests/test_contrast.py, tests/methods.
+    if method_class(name).edited_branch == "positive"
 ]
 
 PAIRS = [(family, method) for family in FAMILIES for method in METHODS]

@@ -1,6 +1,7 @@
 """`wrap` and `Guard`: make a model that you already loaded guarded, and give it back exactly as it was."""
 
 import functools
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -123,6 +124,8 @@ class Guard(AbstractContextManager):
         self.row_groups: tuple[RowGroup, ...] | None = None
         self.joint_cache: Any = None
         self._side: Sign = "positive"
+        # One generation at a time: a guard has one state. Reentrant, as methods run passes of their own inside.
+        self._generating = threading.RLock()
         self._undo: list[Callable[[], Any]] = []
         self._slots_installed = False
         self._reads_forwards = False
@@ -187,6 +190,14 @@ class Guard(AbstractContextManager):
     def __exit__(self, *exception: object) -> None:
         self.remove()
 
+    def __deepcopy__(self, memo: dict) -> "Guard":
+        """Refused: a copy of a guarded model would go on calling the original."""
+        raise ValueError("a guarded model cannot be copied; call .remove() on its guard first, and wrap the copy anew")
+
+    def __reduce_ex__(self, protocol: int) -> Any:
+        """Refused: hooks and running state cannot be stored."""
+        raise ValueError("a guarded model cannot be pickled; call .remove() on its guard first")
+
     @property
     def is_attached(self) -> bool:
         """Whether the model is guarded by this guard now."""
@@ -249,13 +260,14 @@ class Guard(AbstractContextManager):
 
         @functools.wraps(original)
         def generate(*args: Any, **kwargs: Any) -> Any:
-            self._findings = {}
-            if any(bound.method.overrides("edit_inputs") for bound in self.methods):
-                args, kwargs = self._edit_inputs(args, kwargs)
-            with self._generation(args, kwargs):
-                if self.contrast is not None:
-                    args, kwargs = contrast_arguments(self, args, kwargs)
-                return original(*args, **kwargs)
+            with self._generating:
+                self._findings = {}
+                if any(bound.method.overrides("edit_inputs") for bound in self.methods):
+                    args, kwargs = self._edit_inputs(args, kwargs)
+                with self._generation(args, kwargs):
+                    if self.contrast is not None:
+                        args, kwargs = contrast_arguments(self, args, kwargs)
+                    return original(*args, **kwargs)
 
         # On the instance: pipelines and wrappers around the model find it, and the class stays untouched.
         inner.__dict__["generate"] = generate
@@ -302,6 +314,15 @@ class Guard(AbstractContextManager):
         finally:
             self._prompt = None
 
+    def rows_of(self, side: Sign) -> slice:
+        """The rows of the running forward pass that belong to a contrast branch; all rows without one.
+
+        For hooks of a method's own: an edit is for the rows of its `edited_branch` only.
+        """
+        if self.row_groups is None:
+            return slice(None) if side == self._side else slice(0, 0)
+        return next(slice(group.first, group.stop) for group in self.row_groups if group.state.side == side)
+
     @contextmanager
     def branch(self, side: Sign, prompt: PromptTokens, state: GenerationState | None) -> "Iterator[None]":
         """Forward passes inside belong to one contrast branch and its `state` (None: it begins)."""
@@ -325,6 +346,8 @@ class Guard(AbstractContextManager):
         if self.row_groups is not None and cache is self.joint_cache:
             for group in self.row_groups:
                 group.state.reading, group.state.offset = False, offset - group.shift
+                if group.state.side == "positive":
+                    self.state = group.state
             return
         state = self.state
         if state is not None and offset and state.cache is not None and state.cache() is cache:
