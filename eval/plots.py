@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#999933")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _POSITIONS = 8
+# A share of fewer mentions than this says nothing and would stretch the axis.
+_FEWEST_MENTIONS = 10
 _RESAMPLES = 1000
 
 
@@ -99,7 +101,7 @@ def plot_mention_order(comparison: Comparison) -> "Figure":
             continue
         drawn += 1
         total = table.sum(0)
-        known = total[:, 1] > 0
+        known = total[:, 1] >= _FEWEST_MENTIONS
         positions = np.arange(1, table.shape[1] + 1)[known]
         generator = np.random.default_rng(BOOTSTRAP_SEED)
         draws = np.stack([table[generator.integers(len(table), size=len(table))].sum(0) for _ in range(_RESAMPLES)])
@@ -112,7 +114,7 @@ def plot_mention_order(comparison: Comparison) -> "Figure":
     if not drawn:
         raise ValueError("these runs have no captions (task chair) to plot")
     axes.set_xticks(range(1, _POSITIONS + 1), [*map(str, range(1, _POSITIONS)), f"{_POSITIONS}+"])
-    axes.set_xlabel("place of the object mention in the caption")
+    axes.set_xlabel(f"place of the object mention in the caption (at least {_FEWEST_MENTIONS} mentions)")
     axes.set_ylabel("hallucinated in %")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
@@ -160,7 +162,7 @@ def plot_pope(results: RunResults) -> "Figure":
 
 def _entitle(figure: "Figure", results: RunResults, note: str) -> None:
     data = results.data
-    figure.suptitle(f"{results.model['name']} on {data['name']}, {data['images']} images; {note}", fontsize=9)
+    figure.suptitle(f"{results.model['name']} on {data['name']}, {data['images']} images\n{note}", fontsize=9)
 
 
 def save_plots(comparison: Comparison, folder: Path, style: str = "png") -> list[Path]:

@@ -119,6 +119,7 @@ def _begin_session(run: Evaluation, methods: Sequence[MethodRun]) -> dict[str, A
     session = {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "processes": run.group.size,
+        "image_folder": str(run.data.folder.resolve()),
         "order_of_methods": [spec.label for spec in run.specs],
         "versions": all_versions(),
         "hardware": hardware(),
@@ -170,8 +171,7 @@ def _answer(
     warm: set[tuple[str, str]],
 ) -> None:
     """Ask one batch with one method and append the records that are missing."""
-    files = run.data.images
-    common = {sample.key: _identity(sample, files[sample.image_id]) for sample in batch.samples}
+    common = {sample.key: _identity(sample, run) for sample in batch.samples}
     records = [{**common[key], "error": reason} for key, reason in prepared.broken.items()]
     if prepared.samples:
         model, processor, settings = run.loaded.model, run.loaded.processor, run.settings
@@ -214,8 +214,15 @@ def attached(guard: Guard) -> Iterator[None]:
         guard.remove()
 
 
-def _identity(sample: Sample, file: Path) -> Record:
-    return {"sample": sample.key, "task": sample.task, "image_id": sample.image_id, "image": file.name}
+def _identity(sample: Sample, run: Evaluation) -> Record:
+    file, folder = run.data.images[sample.image_id], run.data.folder
+    image = file.relative_to(folder).as_posix() if file.is_relative_to(folder) else file.name
+    return {"sample": sample.key, "task": sample.task, "image_id": sample.image_id, "image": image}
+
+
+def _without_folder(session: dict[str, Any]) -> dict[str, Any]:
+    # Results are passed on and committed: they name no folder of the machine.
+    return {name: value for name, value in session.items() if name != "image_folder"}
 
 
 def summarise_run(run: Evaluation, methods: Sequence[MethodRun]) -> RunResults:
@@ -235,7 +242,7 @@ def summarise_run(run: Evaluation, methods: Sequence[MethodRun]) -> RunResults:
             difference_to_baseline=records.differences_to(read[0], resamples) if index else {},
             cost=records.cost(),
             task_costs={task: records.cost(task) for task in records.answered},
-            sessions=method.folder.sessions,
+            sessions=[_without_folder(session) for session in method.folder.sessions],
             skipped_images=[
                 {"image_id": record["image_id"], "image": record["image"], "error": record["error"]}
                 for record in {record["image_id"]: record for record in records.skipped}.values()

@@ -89,7 +89,7 @@ def _costs(method: MethodResult) -> list[str]:
 
 def caption_of(results: RunResults) -> str:
     """One sentence that says what the numbers are."""
-    data, tasks, level = results.data, results.tasks, round(100 * results.statistics["level"])
+    data, tasks = results.data, results.tasks
     parts = [f"{results.model['name']} ({results.model['dtype']}) on {data['name']}, {data['images']} images"]
     if "chair" in tasks:
         chair = tasks["chair"]
@@ -97,11 +97,19 @@ def caption_of(results: RunResults) -> str:
             f'CHAIR in {chair["text_mode"]} mode, prompt "{chair["prompt"]}", at most {chair["max_new_tokens"]} tokens'
         )
     if "pope" in tasks:
-        parts.append(f'POPE read by the {tasks["pope"]["parser"]} parser, suffix "{tasks["pope"]["suffix"].strip()}"')
+        suffix = tasks["pope"]["suffix"].strip()
+        asked = f'with "{suffix}"' if suffix else "without suffix"
+        parts.append(f"POPE {asked}, read by the {tasks['pope']['parser']} parser")
     parts.append(_decoding(results.decoding))
+    return "; ".join(parts) + "."
+
+
+def legend_of(results: RunResults) -> str:
+    """One sentence on how to read the table."""
+    level = round(100 * results.statistics["level"])
     return (
-        "; ".join(parts) + f". In percent; in parentheses the paired difference to {results.baseline} with its "
-        f"{level} % bootstrap interval over images (▲ ▼ without 0, ≈ with 0)."
+        f"In percent, words as a mean. Differences to {results.baseline} are paired, with {level} % bootstrap intervals "
+        "over images; ▲ ▼ where the interval leaves out 0, ≈ where it does not."
     )
 
 
@@ -121,7 +129,7 @@ def _markdown(results: RunResults) -> str:
     for method in results.methods:
         label = method.label.replace("|", "\\|")
         lines.append(f"| {' | '.join([label, *_cells(results, method), *_costs(method)])} |")
-    return "\n".join(lines) + f"\n\n{caption_of(results)}\n"
+    return "\n".join(lines) + f"\n\n{caption_of(results)} {legend_of(results)}\n"
 
 
 def _html(results: RunResults) -> str:
@@ -130,5 +138,5 @@ def _html(results: RunResults) -> str:
     for method in results.methods:
         cells = "".join(f"<td>{html.escape(text)}</td>" for text in [*_cells(results, method), *_costs(method)])
         body += f"<tr><th>{html.escape(method.label)}</th>{cells}</tr>\n"
-    caption = html.escape(caption_of(results))
+    caption = html.escape(f"{caption_of(results)} {legend_of(results)}")
     return f"<table>\n<caption>{caption}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>\n"
