@@ -54,7 +54,7 @@ def make_optimiser(model: LlavaForConditionalGeneration, recipe: Recipe, stage: 
         {
             "params": weights,
             "weight_decay": recipe.weight_decay if decayed else 0.0,
-            "scale": 0.8 if seeing and stage == "joint" else 1.0,
+            "scale": recipe.tower_scale if seeing and stage == "joint" else 1.0,
         }
         for (seeing, decayed), weights in groups.items()
     ]
