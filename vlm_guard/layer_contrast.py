@@ -1,5 +1,6 @@
 """Logits read out of early layers, for methods that contrast layers instead of branches (DoLa)."""
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -96,9 +97,9 @@ def early_read_out(model: PreTrainedModel, final_norm: bool) -> Callable[[Tensor
         norm = next((module for module in found if isinstance(module, nn.Module)), None)
         if norm is None:
             raise ValueError(f"no final norm found in {type(decoder).__name__}; set final_norm=False")
-    text = model.config.get_text_config(decoder=True)
-    scale, divisor = getattr(text, "logit_scale", None), getattr(text, "logits_scaling", None)
-    softcap = getattr(text, "final_logit_softcapping", None)
+    scale, divisor, softcap = (
+        _logit_setting(model, name) for name in ("logit_scale", "logits_scaling", "final_logit_softcapping")
+    )
 
     def read_out(hidden: Tensor) -> Tensor:
         logits = head(hidden if norm is None else norm(hidden)).float()
@@ -109,3 +110,13 @@ def early_read_out(model: PreTrainedModel, final_norm: bool) -> Callable[[Tensor
         return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
     return read_out
+
+
+def _logit_setting(model: PreTrainedModel, name: str) -> float | None:
+    """What the model does to its logits after the output embeddings, if its forward pass does it.
+
+    A vision-language model does not always repeat what its text model would do alone, so the setting of the text
+    configuration counts only where the whole model's forward mentions it.
+    """
+    value = getattr(model.config.get_text_config(decoder=True), name, None)
+    return value if value is not None and name in inspect.getsource(type(model).forward) else None

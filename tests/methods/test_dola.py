@@ -1,0 +1,115 @@
+"""DoLa: the divergence, the choice of the layer row by row, and the read-out of early layers."""
+
+import math
+
+import pytest
+import torch
+
+from vlm_guard import wrap
+from vlm_guard.layer_contrast import early_read_out
+from vlm_guard.methods.dola import DoLa, layer_divergence
+from zoo import Prompt
+
+
+def divergence_by_hand(p, q, kind):
+    total = 0.0
+    for a, b in zip(p.tolist(), q.tolist()):
+        m = (a + b) / 2
+        if kind == "textbook":
+            total += (a * math.log(a / m) + b * math.log(b / m)) / 2
+        else:
+            total += (m * math.log(m / a) + m * math.log(m / b)) / 2
+    return total
+
+
+@pytest.mark.parametrize("kind", ["textbook", "reversed"])
+def test_divergence_by_hand(kind):
+    torch.manual_seed(0)
+    final, early = torch.randn(2, 12).log_softmax(-1), torch.randn(3, 2, 12).log_softmax(-1)
+    found = layer_divergence(final, early, kind)
+    for layer in range(3):
+        for row in range(2):
+            expected = divergence_by_hand(final[row].exp(), early[layer, row].exp(), kind)
+            assert float(found[layer, row]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_every_row_has_its_own_layer():
+    final = torch.zeros(2, 4)
+    near, far = torch.zeros(4), torch.tensor([9.0, 0.0, 0.0, 0.0])
+    early = torch.stack((torch.stack((near, far)), torch.stack((far, near))))
+    mixed = DoLa(plausibility=0.0).combine_layers(final, early, (0, 2))
+    expected = final.log_softmax(-1) - far.log_softmax(-1)
+    assert torch.allclose(mixed, expected)
+
+
+@pytest.mark.parametrize("final_norm", [False, True])
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_generation_equals_hidden_states_read_out_by_hand(zoo_model, final_norm, use_cache):
+    zoo = zoo_model("llava")
+    inputs = zoo.make_inputs([Prompt(content=0), Prompt(text_before=9, images=2, content=1)])
+    record = {"return_dict_in_generate": True, "output_logits": True, "max_new_tokens": 4, "do_sample": False}
+    method = DoLa(candidates="1-", final_norm=final_norm)
+    with wrap(zoo.model, None, method) as guard:
+        out = guard.generate(**inputs, **record, use_cache=use_cache)
+    length = inputs["input_ids"].shape[1]
+    for step in range(4):
+        ids = out.sequences[:, : length + step]
+        mask = torch.nn.functional.pad(inputs["attention_mask"], (0, step), value=1)
+        with torch.no_grad():
+            whole = zoo.model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=(mask.cumsum(-1) - 1).clamp_min(0),
+                pixel_values=inputs["pixel_values"],
+                output_hidden_states=True,
+            )
+        norm = zoo.model.model.language_model.norm if final_norm else torch.nn.Identity()
+        early = torch.stack([zoo.model.lm_head(norm(whole.hidden_states[layer][:, -1])) for layer in (1, 2)])
+        expected = method.combine_layers(whole.logits[:, -1].float(), early.float(), (1, 2))
+        assert torch.allclose(out.logits[step], expected, atol=2e-4, rtol=1e-4)
+
+
+def test_read_out_of_the_last_layer_is_the_models_own(zoo_model):
+    for family in ("llava", "cohere2_vision", "llava_gemma2"):  # plain, scaled logits, soft-capped logits
+        zoo = zoo_model(family)
+        inputs = zoo.make_inputs(zoo.adapt([Prompt()]))
+        with torch.no_grad():
+            whole = zoo.model(**inputs, output_hidden_states=True)
+            read = early_read_out(zoo.model, final_norm=False)(whole.hidden_states[-1][:, -1])
+        assert torch.allclose(read, whole.logits[:, -1].float(), atol=1e-4), family
+
+
+class Target:
+    """As much of a target as the choice of candidates needs."""
+
+    def __init__(self, depth, tied):
+        text = type("Text", (), {"tie_word_embeddings": tied})()
+        config = type("Config", (), {"get_text_config": lambda self, decoder: text})()
+        self.model = type("Model", (), {"config": config})()
+        self.architecture = type("Architecture", (), {"depth": depth})()
+
+
+@pytest.mark.parametrize(
+    ("candidates", "tied", "layers"),
+    [
+        ("low", False, tuple(range(0, 16, 2))),
+        ("high", False, tuple(range(16, 32, 2))),
+        ("even", False, tuple(range(0, 32, 2))),
+        ("even", True, tuple(range(2, 32, 2))),
+        ("20", False, (20,)),
+    ],
+)
+def test_published_candidates_of_32_layers(candidates, tied, layers):
+    assert DoLa(candidates=candidates).early_layers(Target(32, tied)) == layers
+
+
+def test_no_candidate_left_is_an_error():
+    with pytest.raises(ValueError, match="leaves no layer"):
+        DoLa(candidates="0").early_layers(Target(8, True))
+
+
+def test_hooks_are_taken_off(zoo_model):
+    zoo = zoo_model("llava")
+    with wrap(zoo.model, None, "dola") as guard:
+        guard.generate(**zoo.make_inputs([Prompt()]), max_new_tokens=2)
+        assert not any(layer._forward_pre_hooks for layer in zoo.model.model.language_model.layers)
