@@ -20,6 +20,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "act": {"threshold": 0.05, "layers": "all"},
     "paint": {"layers": "all", "local_gain": 2.0},
     "pai": {"layers": "all"},
+    "vhr": {"layers": "all"},
     "gift": {"content_words": "all", "saliency_layer": "0", "layers": "1-"},
 }
 

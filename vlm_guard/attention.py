@@ -101,6 +101,7 @@ class AttentionCall:
         rows: the rows the processor is asked for; None when it is every row (one-token decode, scope "all").
         state: the generation. memory: what the method keeps for this layer. prepared: result of `Method.prepare`.
         first_key: absolute position of key 0 (above 0 in sliding layers whose cache was cut).
+        output: [B, Q, H, Dv] the attention output of all current rows before row edits; None while it is unknown.
         problem: the attention operation of the asked rows under an edit.
         select: the same call for the rows of another scope, or for any rows, to look at their attention; None when
             there are none.
@@ -116,6 +117,7 @@ class AttentionCall:
     memory: SimpleNamespace
     prepared: Any
     first_key: int
+    output: Tensor | None
     problem: Callable[[AttentionEdit], AttentionProblem]
     select: "Callable[[RowScope | RowSelection], AttentionCall | None]"
 
@@ -210,6 +212,8 @@ def _attend(
     if not _acts(slot, state):
         return call_previous(previous, module, query, key, value, mask, **kwargs)
     processors = slot.of_side(state.side)
+    if state.only is not None:
+        processors = tuple(bound for bound in processors if bound.method.name == state.only)
     context = _Context(slot, processors, state, module, query, key, value, mask, kwargs)
     if slot.guard.tracer is not None and state.side == "positive":
         _record(context, slot.guard.tracer)
@@ -219,9 +223,10 @@ def _attend(
         return _decode(context, previous)
     biased = _constant_bias(context)
     if biased is not None:
-        return _edit_rows(context, _attend_biased(context, previous, biased), biased), None
-    output, weights = call_previous(previous, module, query, key, value, mask, **kwargs)
-    return _edit_rows(context, output), weights
+        output, weights = _attend_biased(context, previous, biased), None
+    else:
+        output, weights = call_previous(previous, module, query, key, value, mask, **kwargs)
+    return _edit_rows(replace(context, output=output), biased is not None), weights
 
 
 def _acts(slot: LayerSlot, state: GenerationState | None) -> bool:
@@ -245,6 +250,7 @@ class _Context:
     value: Tensor
     mask: Tensor | None
     kwargs: dict[str, Any]
+    output: Tensor | None = None
 
     def edit(self, rows: RowSelection | None, scope: RowScope) -> AttentionEdit | None:
         """The merged edit of all processors whose rows include `scope`."""
@@ -270,6 +276,7 @@ class _Context:
             memory=self.state.memory(bound.method.name, self.slot.layer),
             prepared=bound.prepared,
             first_key=self.first_key,
+            output=self.output,
             problem=partial(self.problem, rows),
             select=partial(self.select, bound),
         )
@@ -380,11 +387,12 @@ def _attend_biased(context: _Context, previous: str, edit: AttentionEdit) -> Ten
     return output[..., : value.shape[-1]]
 
 
-def _edit_rows(context: _Context, output: Tensor, done: AttentionEdit | None = None) -> Tensor:
+def _edit_rows(context: _Context, biased: bool) -> Tensor:
     """Overwrite the edited rows of a finished attention output; wider scopes first, so that narrower ones win.
 
-    `done` is an edit for all rows whose weights `output` already has.
+    `biased` says that the output already has the weights of the edit for all rows.
     """
+    output = context.output
     scopes = {bound.method.rows for bound in context.processors}
     for scope in _WIDEST_FIRST:
         if scope not in scopes:
@@ -392,14 +400,16 @@ def _edit_rows(context: _Context, output: Tensor, done: AttentionEdit | None = N
         rows = context.state.rows(scope, context.query.shape[2])
         if rows is None:
             continue
-        edit = done if done is not None and scope == "all" else context.edit(rows, scope)
+        edit = context.edit(rows, scope)
         if edit is None:
             continue
-        if edit.changes_weights and edit is not done:
+        if edit.changes_weights and not (biased and scope == "all"):
             result = edited_attention(context.problem(rows, edit), context.slot.guard.attention_backend)
             output = rows.write(output, result.output)
         elif edit.head_scale is not None or edit.self_mix is not None:
-            output = _edit_output(output, edit, context, rows)
+            # A head scale for all rows needs no selection of rows: where nothing is edited it is 1.
+            everywhere = scope == "all" and edit.self_mix is None
+            output = _edit_output(output, edit, context, None if everywhere else rows)
     return output
 
 

@@ -60,6 +60,7 @@ class GenerationState:
         reading: whether the current forward pass reads prompt tokens.
         offset: key position of the first current query.
         side: the contrast branch these rows are; "positive" without one.
+        only: the one method whose attention processor runs in a pass that this method makes on its own, or None.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class GenerationState:
         self.visual_token_ids = visual_token_ids
         self.prompt = prompt
         self.side = side
+        self.only: str | None = None
         self.visual: Tensor | None = None
         self.real: Tensor | None = None
         self.active = False
