@@ -2,7 +2,7 @@
 
 `s_ij + gate_i c_j` with s = scaling * q_i.k_j is again a scaled dot product: q_i gets the columns `gate_i`, k_j the
 columns `c_j / scaling`. So an unmodified flash kernel adds c_j to the logit of key j for all rows it computes (a factor
-g on the first token's attention is c = ln g there), without a Q x K mask (Wu et al., FlashBias, 2025).
+g on the first token's attention is c = ln g there), without a Q x K mask (FlashBias, arXiv 2505.12044).
 
 The columns are padded to a multiple of 8, as the flash kernels want. They are free where the kernel's own padding
 already covers them: PyTorch's flash kernel computes 80 columns as 96 and 64 as 64, so D = 80 costs nothing more, while

@@ -118,8 +118,8 @@ def _build_mask(case: Case, dtype: torch.dtype, random: torch.Generator) -> tupl
 
 def _build_edit(case: Case, random: torch.Generator) -> AttentionEdit:
     policies: dict[str, SegmentPolicy] = {
-        "var": MoveSinksToContent(move_fraction=0.6, min_content_share=0.5, min_visual_mass=0.2),
-        "everything": MoveSinksToContent(move_fraction=0.6, min_content_share=0.5, min_visual_mass=0.2),
+        "var": MoveSinksToContent(move_fraction=0.6, min_content_share=0.9, min_visual_mass=0.7),
+        "everything": MoveSinksToContent(move_fraction=0.6, min_content_share=0.9, min_visual_mass=0.7),
         "act": MoveSinksToRest(move_fraction=0.5),
         "act some heads": MoveSinksToRest(move_fraction=0.5, heads=torch.arange(case.heads) % 3 != 1),
         "outside policy": KeepHalf(),
