@@ -1,8 +1,9 @@
-"""One model, many visitors: answers streamed one generation at a time, plain or guarded, and replayed for the record."""
+"""One model, many visitors: answers streamed one generation at a time, plain or guarded, and replayed on request."""
 
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -196,10 +197,7 @@ class AnsweringModel:
 
     def answer(self, *arguments: Any, **named: Any) -> Answer:
         """The final answer alone; arguments as `stream`."""
-        last = Answer()
-        for last in self.stream(*arguments, **named):
-            pass
-        return last
+        return deque(self.stream(*arguments, **named), maxlen=1)[-1]
 
     def replay(
         self,

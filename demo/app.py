@@ -41,12 +41,16 @@ def build_app(model: Any, processor: Any, data: str | EvaluationData | None = No
     visitors = Visitors()
     with gr.Blocks(title="vlm_guard", analytics_enabled=False, fill_width=True) as app:
         page = lay_out(context)
-        wire_pictures(page)
+        wire_pictures(page, visitors)
         wire_options(page, app)
         wire_copying(page, app)
-        wire_comparison(page, visitors)
+        start = wire_comparison(page, visitors)
         wire_look(page)
         wire_questions(page, visitors)
+
+        if context.model_name == "builtin":
+            # The built-in model answers in a moment, so the page opens with an example instead of an empty one.
+            start(app.load)
 
         def leave(request: gr.Request) -> None:
             visitors.forget(request.session_hash)
@@ -56,9 +60,36 @@ def build_app(model: Any, processor: Any, data: str | EvaluationData | None = No
     return app
 
 
+def _theme() -> gr.themes.Base:
+    """Quiet colours, and the machine's own fonts: nothing is fetched from elsewhere."""
+    theme = gr.themes.Base(
+        primary_hue="teal",
+        neutral_hue="stone",
+        radius_size="md",
+        font=["ui-sans-serif", "system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    )
+    return theme.set(
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_600",
+        block_border_width="0px",
+        block_background_fill="transparent",
+        block_background_fill_dark="transparent",
+        input_background_fill="white",
+        input_background_fill_dark="#1d1f22",
+        input_border_color_dark="#3a3d42",
+        button_secondary_background_fill_dark="#2b2e33",
+        button_secondary_background_fill_hover_dark="#3a3d42",
+        input_border_width="1px",
+        slider_color="*primary_700",
+        slider_color_dark="*primary_500",
+    )
+
+
 def launch_options(port: int | None = None) -> dict[str, Any]:
     """Arguments of `launch`: this machine only, nothing shared, nothing sent, uploads limited."""
-    fonts = ["ui-sans-serif", "system-ui", "sans-serif"]
     return {
         "server_name": "127.0.0.1",
         "server_port": port,
@@ -73,11 +104,5 @@ def launch_options(port: int | None = None) -> dict[str, Any]:
         "mcp_server": False,
         "enable_monitoring": False,
         "css_paths": [_STYLE],
-        "theme": gr.themes.Base(
-            primary_hue="teal",
-            neutral_hue="stone",
-            radius_size="md",
-            font=fonts,
-            font_mono=["ui-monospace", "monospace"],
-        ),
+        "theme": _theme(),
     }

@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -157,8 +158,8 @@ def search_example(
     current = start
     for _ in range(min(MOST_TRIED, len(browser.ids))):
         picture = browser.beside(picture, 1)
-        for current in compare(model, replace(start, picture=picture, number=next(_numbers)), stop):
-            pass
+        asked = replace(start, picture=picture, number=next(_numbers))
+        current = deque(compare(model, asked, stop), maxlen=1)[-1]
         if current.error or stop.is_set():
             yield current, "" if current.error else "Stopped."
             return

@@ -30,7 +30,7 @@ class DemoContext:
 
     @property
     def model_name(self) -> str:
-        """ "builtin", a Hugging Face id, or the last part of a folder's name (never a path of this machine)."""
+        """`builtin`, a Hugging Face id, or the last part of a folder's name (never a path of this machine)."""
         name = str(getattr(self.model.model.config, "_name_or_path", "") or type(self.model.model).__name__)
         if name == str(BUILTIN_DIR):
             return "builtin"

@@ -16,8 +16,10 @@ def as_python(
 
     Args:
         model: "builtin", or the checkpoint's id.
-        names: the chosen methods. values: what the controls hold.
-        prompt: the visitor's prompt. settings: how tokens are chosen.
+        names: the chosen methods.
+        values: what the controls hold.
+        prompt: the visitor's prompt.
+        settings: how tokens are chosen.
     """
     if model == "builtin":
         imports = "from vlm_guard.builtin_model import builtin"
@@ -64,11 +66,14 @@ def as_command(
     model: str, names: Sequence[str], values: Mapping[str, Any], prompt: str, settings: GenerationSettings
 ) -> str:
     """The same for a shell; arguments as `as_python`."""
-    parts = ["vlm-guard", "generate", "picture.png", prompt, "--model", model, "--method", "+".join(names)]
+    parts = ["vlm-guard", "generate", "picture.png", prompt, "--model", model]
+    parts += ["--method", "none", "--method", "+".join(names)]
     for key, value in changed_options(names, values).items():
-        shown = key.split(".", 1)[1] if len(names) == 1 else key
-        parts += ["--set", f"{shown}={value if isinstance(value, str) else json.dumps(value)}"]
+        parts += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
     parts += ["--max-new-tokens", str(settings.max_new_tokens), "--seed", str(settings.seed)]
     if settings.temperature > 0:
-        parts += ["--temperature", str(settings.temperature)]
-    return " ".join(shlex.quote(part) for part in parts)
+        parts.append("--sample")
+    command = " ".join(shlex.quote(part) for part in parts)
+    if settings.temperature not in (0, 1):
+        command = f"# samples at temperature 1; another temperature is set in Python\n{command}"
+    return command

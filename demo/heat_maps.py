@@ -96,12 +96,6 @@ def outline_cells(image: Image.Image, chosen: np.ndarray, colour: str = "#d55e00
     return drawn
 
 
-def matrix_picture(values: np.ndarray, scale: ColourScale, cell: int = 22) -> Image.Image:
-    """A layer x head matrix as coloured cells, the first layer at the top."""
-    tiles = Image.fromarray(scale.colours(values))
-    return tiles.resize((values.shape[1] * cell, values.shape[0] * cell), Image.Resampling.NEAREST)
-
-
 def data_uri(image: Image.Image) -> str:
     """A picture as an address that HTML can show: PNG, or JPEG for photographs, which are far larger as PNG."""
     buffer = io.BytesIO()

@@ -15,6 +15,11 @@ from vlm_guard.demo.method_options import guarding_methods, method_choices
 from vlm_guard.eval.leading_queries import LEADING_TEMPLATES
 
 FIRST_PROMPT = "Please describe this image in detail."
+ASK_INTRODUCTION = (
+    "Yes or no: does the model see what is there, and does it stay with its answer when the question suggests the "
+    "wrong one? The questions are POPE's, made from this picture's annotations. LQCD is the method made against leading "
+    "questions; choose it under “Guarded by”."
+)
 FIRST_CHOICE = ("pai", "vcd", "zerotuning")
 WORD_SCRIPT = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
 
@@ -62,7 +67,10 @@ def lay_out(context: DemoContext) -> Page:
     with gr.Row(elem_id="vg-page"):
         with gr.Column(elem_id="vg-left", scale=4, min_width=300):
             _picture_column(page)
-        with gr.Column(elem_id="vg-right", scale=8, min_width=320), gr.Tabs(elem_id="vg-tabs") as parts["tabs"]:
+        with (
+            gr.Column(elem_id="vg-right", scale=8, min_width=320),
+            gr.Tabs(elem_id="vg-tabs", overflow_behavior="wrap") as parts["tabs"],
+        ):
             with gr.Tab("Compare", id="compare"):
                 _compare_tab(page)
             with gr.Tab("Where it looked", id="look", render_children=True):
@@ -133,15 +141,15 @@ def _compare_tab(page: Page) -> None:
     parts["below"] = plain_panel(legend_html(page.context.browser.first().objects is not None), "vg-below")
     with gr.Accordion("Copy this as Python or as a command", open=False, elem_id="vg-copy"):
         parts["python"] = gr.Code(language="python", label="Python", interactive=False, elem_id="vg-python")
-        parts["command"] = gr.Code(language="shell", label="Command", interactive=False, elem_id="vg-command")
+        parts["command"] = gr.Code(
+            language="shell", label="Command", interactive=False, wrap_lines=True, elem_id="vg-command"
+        )
 
 
 def _look_tab(page: Page) -> None:
     parts, architecture = page.parts, page.context.architecture
     layers = [entry.index for entry in architecture.layers]
-    parts["look_words"] = words_panel(
-        '<p class="vg-hint">First compare the two answers; then press a word here or there.</p>', "vg-look-words"
-    )
+    parts["look_words"] = words_panel(panels.LOOK_HINT, "vg-look-words")
     with gr.Row(elem_classes="vg-look-settings"):
         parts["layer"] = gr.Dropdown(layer_choices(layers), value=METHOD_LAYERS, label="Layers", elem_id="vg-layer")
         parts["head"] = gr.Dropdown(
@@ -155,11 +163,7 @@ def _look_tab(page: Page) -> None:
 
 def _ask_tab(page: Page) -> None:
     parts = page.parts
-    gr.Markdown(
-        "Yes or no: does the model see what is there, and does it stay with its answer when the question suggests the "
-        "wrong one? The questions are POPE's, made from this picture's annotations.",
-        elem_classes="vg-intro",
-    )
+    plain_panel(f'<p class="vg-intro">{ASK_INTRODUCTION}</p>', "vg-ask-intro")
     with gr.Row(elem_classes="vg-ask-settings"):
         parts["leading"] = gr.Checkbox(
             False,
@@ -187,4 +191,4 @@ def _ask_tab(page: Page) -> None:
             html_attributes=gr.InputHTMLAttributes(enterkeyhint="send"),
         )
         parts["ask_stop"] = gr.Button("Stop", interactive=False, scale=1, min_width=60, elem_id="vg-ask-stop")
-    parts["ladder"] = plain_panel('<p class="vg-hint">No question asked yet.</p>', "vg-ladder")
+    parts["ladder"] = plain_panel(panels.ASK_HINT, "vg-ladder")

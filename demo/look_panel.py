@@ -7,14 +7,14 @@ import numpy as np
 from PIL import Image
 
 from vlm_guard.demo.attention_record import AttentionRecord
-from vlm_guard.demo.heat_maps import ColourScale, as_grid, data_uri, gradient_css, outline_cells, overlay
-from vlm_guard.demo.marked_answer import escape
+from vlm_guard.demo.heat_maps import ColourScale, as_grid, data_uri, gradient_css, overlay
+from vlm_guard.demo.marked_answer import bare, escape
 from vlm_guard.demo.share_plot import share_plot, word_shares
 from vlm_guard.demo.words import Word
 
-METHOD_LAYERS = "the method's layers, mean"
-ALL_LAYERS = "all layers, mean"
-ALL_HEADS = "all heads, mean"
+METHOD_LAYERS = "mean of the method's"
+ALL_LAYERS = "mean of all"
+ALL_HEADS = "mean of all"
 CAUTION = "Attention is not an explanation: a patch that draws attention need not be what the word rests on."
 
 
@@ -78,8 +78,10 @@ def look_html(
     """The panel for one word.
 
     Args:
-        image: the picture. grid: rows and columns of its patches.
-        words: the words of the answer that both models were led along. selected: the word to show.
+        image: the picture.
+        grid: rows and columns of its patches.
+        words: the words of the answer that both models were led along.
+        selected: number of the word to show.
         records: "plain" and "guarded".
         settings: what to average.
 
@@ -103,7 +105,7 @@ def look_html(
         scales = {"plain": common, "guarded": common, "difference": apart}
     else:
         scales = {side: ColourScale.of([values], diverging=side == "difference") for side, values in maps.items()}
-    word = words[selected].text
+    word = bare(words[selected])
     figures = "".join(_figure(image, side, maps[side], scales[side], word) for side in maps)
     shares = {side: word_shares(words, record.image_share) for side, record in records.items()}
     return (
@@ -120,9 +122,9 @@ def _described(settings: LookSettings, layers: Sequence[int], edited: Sequence[i
     if len(layers) == 1:
         where = f"layer {layers[0]}"
     elif settings.layer == METHOD_LAYERS and edited:
-        where = f"mean of the {len(layers)} layers the method edits"
+        where = f"mean of the {len(layers)} layers the method acts on"
     elif settings.layer == METHOD_LAYERS:
-        where = "mean of all layers; this method edits none of them"
+        where = "mean of all layers; this method acts on none of them"
     else:
         where = f"mean of all {len(layers)} layers"
     return f"{where}, {'mean of all heads' if settings.head == ALL_HEADS else settings.head}"
@@ -149,29 +151,4 @@ def _figure(image: Image.Image, side: str, cells: np.ndarray, scale: ColourScale
         f'{escape(word)}, {summary}">'
         f'<div class="vg-scale"><span>{low}</span><i style="background:{gradient_css(scale.diverging)}"></i>'
         f"<span>{high}</span></div><p>{summary}</p></figure>"
-    )
-
-
-def findings_html(image: Image.Image, grid: tuple[int, int], record: AttentionRecord) -> str:
-    """What the methods found out about this picture, drawn; empty where they keep nothing."""
-    findings = record.findings
-    parts = []
-    if findings.visual_sinks:
-        parts.append(_sinks_html(image, grid, findings.visual_sinks, findings.text_sinks))
-    if not parts:
-        return ""
-    return f'<div class="vg-findings"><h4>What the method found</h4>{"".join(parts)}</div>'
-
-
-def _sinks_html(image: Image.Image, grid: tuple[int, int], visual: dict[int, np.ndarray], text: dict[int, int]) -> str:
-    layers = [layer for layer, sinks in visual.items() if sinks.any()]
-    counts = ", ".join(f"layer {layer}: {int(visual[layer].sum())} visual, {text[layer]} other" for layer in visual)
-    if not layers:
-        return f"<p>VAR found no visual sink token in this picture, so it moved nothing. Sink tokens by layer: {counts}.</p>"
-    union = np.logical_or.reduce([visual[layer] for layer in layers])
-    picture = outline_cells(image, as_grid(union, grid))
-    return (
-        f'<figure class="vg-map"><figcaption>VAR: visual sink tokens</figcaption><img src="{data_uri(picture)}" '
-        f'alt="{int(union.sum())} patches that VAR takes for attention sinks are crossed out">'
-        f"<p>{counts}</p></figure>"
     )

@@ -2,7 +2,8 @@
 
 from vlm_guard.demo.comparing import Comparison
 from vlm_guard.demo.context import DemoContext
-from vlm_guard.demo.look_panel import LookSettings, findings_html, look_html
+from vlm_guard.demo.findings_panel import findings_html
+from vlm_guard.demo.look_panel import LookSettings, look_html
 from vlm_guard.demo.patches import square_grid
 
 

@@ -16,6 +16,7 @@ SIGNS: dict[Truth, tuple[str, str]] = {
     "hallucinated": ("✗", "not in the picture"),
     "neutral": ("?", "not known whether in the picture"),
 }
+_PUNCTUATION = ".,;:!?)]}\"'”’"
 ENDINGS = {"limit": "cut at the token limit", "stopped": "stopped", "running": "", "finished": ""}
 
 # Gradio's HTML component passes its value through templates; these characters must reach the page as text.
@@ -74,7 +75,7 @@ def answer_html(
         selected: number of the word that is being looked at.
     """
     if answer.ending == "running":
-        return f'<p class="vg-answer vg-growing" aria-live="polite">{escape(answer.text)}<span class="vg-caret"></span></p>'
+        return f'<p class="vg-answer vg-growing">{escape(answer.text)}<span class="vg-caret"></span></p>'
     if not answer.words:
         return '<p class="vg-answer vg-empty">The model said nothing.</p>'
     changed = changed_words(answer.words, other.words) if other is not None and other.words else set()
@@ -85,25 +86,36 @@ def answer_html(
         stop = place + 1
         while mention is not None and stop < len(answer.words) and _touches(answer.words[stop], mention):
             stop += 1
+        last = answer.words[stop - 1]
+        # The punctuation behind a word is set behind the mention's sign.
+        texts = [word.text for word in answer.words[place : stop - 1]] + [bare(last)]
         buttons = " ".join(
-            _button(side, number, answer.words[number], changed, selected) for number in range(place, stop)
+            _button(side, place + offset, text, place + offset in changed, place + offset == selected)
+            for offset, text in enumerate(texts)
         )
-        parts.append(buttons if mention is None else _mention(buttons, mention))
+        if mention is not None:
+            buttons = _mention(buttons, mention)
+        parts.append(buttons + escape(last.text[len(bare(last)) :]))
         place = stop
     return f'<p class="vg-answer">{" ".join(parts)}</p>'
+
+
+def bare(word: Word) -> str:
+    """The word without the punctuation behind it."""
+    return word.text.rstrip(_PUNCTUATION) or word.text
 
 
 def _touches(word: Word, mention: MarkedMention) -> bool:
     return word.start < mention.end and word.end > mention.start
 
 
-def _button(side: str, number: int, word: Word, changed: set[int], selected: int | None) -> str:
-    names = ["vg-word"] + ["vg-changed"] * (number in changed) + ["vg-selected"] * (number == selected)
-    pressed = ' aria-pressed="true"' if number == selected else ""
-    hint = "Differs from the other answer. " if number in changed else ""
+def _button(side: str, number: int, text: str, changed: bool, selected: bool) -> str:
+    names = ["vg-word"] + ["vg-changed"] * changed + ["vg-selected"] * selected
+    pressed = ' aria-pressed="true"' if selected else ""
+    hint = "Differs from the other answer. " if changed else ""
     return (
         f'<button type="button" class="{" ".join(names)}" data-side="{escape(side)}" data-word="{number}"{pressed} '
-        f'title="{hint}See where the model looked">{escape(word.text)}</button>'
+        f'title="{hint}See where the model looked">{escape(text)}</button>'
     )
 
 
@@ -137,8 +149,7 @@ def facts_html(answer: Answer, objects: Sequence[str] | None) -> str:
     words = len(answer.words)
     facts += [
         f"{words} word{'s' * (words != 1)}",
-        f"{answer.seconds:.2f} s",
-        f"{answer.tokens_per_second:.0f} tokens/s",
+        f"{answer.seconds:.2f} s, {answer.tokens_per_second:.0f} tokens/s",
     ]
     if ENDINGS[answer.ending]:
         facts.append(f"<em>{ENDINGS[answer.ending]}</em>")
@@ -149,7 +160,8 @@ def card_html(side: str, title: str, body: str) -> str:
     """An answer's card. `title` is text, `body` is HTML."""
     heading = {"plain": "Plain", "guarded": "Guarded"}[side]
     subtitle = f'<span class="vg-subtitle">{escape(title)}</span>' if title else ""
-    return f'<section class="vg-card vg-card-{side}" aria-label="{heading} answer"><h3>{heading}{subtitle}</h3>{body}</section>'
+    opening = f'<section class="vg-card vg-card-{side}" aria-label="{heading} answer">'
+    return f"{opening}<h3>{heading}{subtitle}</h3>{body}</section>"
 
 
 def legend_html(known: bool) -> str:
@@ -177,5 +189,6 @@ def message_html(kind: Literal["error", "note"], text: str) -> str:
     if not text:
         return ""
     if kind == "error":
-        return f'<div class="vg-message vg-error" role="alert"><span aria-hidden="true">⚠</span> error: {escape(text)}</div>'
+        sign = '<span aria-hidden="true">⚠</span>'
+        return f'<div class="vg-message vg-error" role="alert">{sign} error: {escape(text)}</div>'
     return f'<div class="vg-message vg-note" role="status">{escape(text)}</div>'

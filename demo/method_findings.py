@@ -1,12 +1,13 @@
 """What methods found out about a picture while they guarded an answer, for those that keep it in their memory."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
+from vlm_guard.attention import BoundMethod
 from vlm_guard.guard import Guard
-
-TEXT_SINK, VISUAL_SINK = 1, 2
+from vlm_guard.kernels.attention_edit import TEXT_SINK, VISUAL_SINK
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -16,28 +17,44 @@ class Findings:
     Attributes:
         visual_sinks: by layer [visual tokens] bool, VAR's visual sink tokens.
         text_sinks: by layer, how many tokens outside the picture VAR takes for sinks.
+        chosen_heads: by layer [heads] bool, the heads VHR strengthens. head_factor: by how much.
     """
 
     visual_sinks: dict[int, np.ndarray] = field(default_factory=dict)
     text_sinks: dict[int, int] = field(default_factory=dict)
+    chosen_heads: dict[int, np.ndarray] = field(default_factory=dict)
+    head_factor: float = 1.0
 
 
 def findings_of(guard: Guard) -> Findings:
     """What the methods of a guard kept of its last generation (first row of the batch)."""
-    visual_sinks: dict[int, np.ndarray] = {}
-    text_sinks: dict[int, int] = {}
+    names = {bound.method.name: bound for bound in guard.methods}
+    found: dict[str, Any] = {}
     if guard.state is None:
         return Findings()
+    if "var" in names:
+        found["visual_sinks"], found["text_sinks"] = _sinks(guard, names["var"])
+    if "vhr" in names:
+        found["chosen_heads"] = _heads(guard)
+        found["head_factor"] = float(names["vhr"].method.strength)
+    return Findings(**found)
+
+
+def _sinks(guard: Guard, bound: BoundMethod) -> tuple[dict[int, np.ndarray], dict[int, int]]:
     visual = guard.state.visual[0].cpu()
-    for bound in guard.methods:
-        if bound.method.name != "var":
+    of_picture: dict[int, np.ndarray] = {}
+    others: dict[int, int] = {}
+    for layer in sorted(bound.layers):
+        edit = getattr(guard.state.memory("var", layer), "edit", None)
+        if edit is None or edit.segments is None:
             continue
-        for layer in sorted(bound.layers):
-            edit = getattr(guard.state.memory("var", layer), "edit", None)
-            if edit is None or edit.segments is None:
-                continue
-            kinds = edit.segments.ids[0].cpu()
-            kinds = kinds.reshape(-1, kinds.shape[-1])[0]
-            visual_sinks[layer] = (kinds[visual[: len(kinds)]] == VISUAL_SINK).numpy()
-            text_sinks[layer] = int((kinds == TEXT_SINK).sum())
-    return Findings(visual_sinks=visual_sinks, text_sinks=text_sinks)
+        kinds = edit.segments.ids[0].cpu()
+        of_picture[layer] = (kinds[visual[: len(kinds)]] == VISUAL_SINK).numpy()
+        others[layer] = int((kinds == TEXT_SINK).sum())
+    return of_picture, others
+
+
+def _heads(guard: Guard) -> dict[int, np.ndarray]:
+    scoring = getattr(guard.state.memory("vhr", -1), "scoring", None)
+    scales = getattr(scoring, "scales", {})
+    return {layer: (scale[0].cpu() != 1).numpy() for layer, scale in sorted(scales.items())}

@@ -1,12 +1,14 @@
 """The page's controls for a method's options, made from the method's fields, and the way back to a method."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from vlm_guard.method import Method, method_class, method_names, resolve_methods
 
+_IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*\s*:\s*[A-Za-z_]")
 Kind = Literal["slider", "number", "choice", "switch", "text"]
 WIDEST_SLIDER = 200
 """An option with a larger range is typed: nobody hits 20 on a slider that ends at 1000."""
@@ -112,6 +114,13 @@ def _typed(control: OptionControl, value: Any) -> Any:
     return value
 
 
+def _refuse_code(values: Mapping[str, Any]) -> None:
+    """Some options take the import path of a function; a visitor of a page must not choose what is run."""
+    for name, value in values.items():
+        if isinstance(value, str) and _IMPORT_PATH.search(value):
+            raise ValueError(f"option {name} is {value!r}: functions can be named in Python only, not on this page")
+
+
 def chosen_methods(names: Sequence[str], values: Mapping[str, Any]) -> tuple[Method, ...]:
     """The methods with their options, ready for `wrap`.
 
@@ -122,6 +131,7 @@ def chosen_methods(names: Sequence[str], values: Mapping[str, Any]) -> tuple[Met
     if not names:
         raise ValueError("no method is chosen; choose at least one to compare the plain answer with")
     changed = changed_options(names, values)
+    _refuse_code(changed)
     if len(names) == 1:
         changed = {key.split(".", 1)[1]: value for key, value in changed.items()}
     return resolve_methods("+".join(names), changed)

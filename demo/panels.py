@@ -6,6 +6,8 @@ from vlm_guard.demo.marked_answer import answer_html, card_html, escape, facts_h
 from vlm_guard.demo.pictures import Picture
 
 PICTURE_PIXELS = 576
+LOOK_HINT = '<p class="vg-hint">First compare the two answers; then press a word, here or there.</p>'
+ASK_HINT = '<p class="vg-hint">No question asked yet.</p>'
 
 
 def header_html(model_line: str) -> str:

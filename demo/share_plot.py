@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vlm_guard.demo.marked_answer import escape
+from vlm_guard.demo.marked_answer import bare, escape
 from vlm_guard.demo.words import Word
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 170, 44, 34, 12
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 180, 56, 34, 14
 
 
 def word_shares(words: Sequence[Word], image_share: np.ndarray) -> list[float]:
@@ -44,7 +44,7 @@ def share_plot(words: Sequence[Word], lines: dict[str, Sequence[float]], selecte
         anchor = "start" if selected < count * 0.15 else "end" if selected > count * 0.85 else "middle"
         parts.append(
             f'<text class="vg-here-word" x="{x:.1f}" y="{HEIGHT - 12}" text-anchor="{anchor}">'
-            f"{escape(words[selected].text)}</text>"
+            f"{escape(bare(words[selected]))}</text>"
         )
     else:
         parts.append(f'<text x="{LEFT}" y="{HEIGHT - 12}">first word</text>')

@@ -28,6 +28,10 @@ class Visitors:
         with self._lock:
             return self._stops.setdefault(session or "", threading.Event())
 
+    def is_current(self, session: str | None, event: threading.Event) -> bool:
+        """Whether `event` still is what this session waits for, not something it has turned away from."""
+        return self.current(session) is event
+
     def stop(self, session: str | None) -> None:
         """Stop what this session waits for or runs."""
         self.current(session).set()

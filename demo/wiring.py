@@ -13,10 +13,11 @@ from vlm_guard.demo.answering import GenerationSettings
 from vlm_guard.demo.comparing import USER_ERRORS
 from vlm_guard.demo.copying import as_command, as_python
 from vlm_guard.demo.layout import Page
-from vlm_guard.demo.marked_answer import message_html
+from vlm_guard.demo.marked_answer import legend_html, message_html
 from vlm_guard.demo.method_options import OptionControl, chosen_methods, controls_of
 from vlm_guard.demo.pictures import Picture
 from vlm_guard.demo.uploads import decode_upload
+from vlm_guard.demo.visitors import Visitors
 
 _log = logging.getLogger(__name__)
 ONE_AT_A_TIME = {"concurrency_limit": 1, "concurrency_id": "model", "show_progress": "hidden"}
@@ -40,38 +41,50 @@ def settings_of(seed: float | None, tokens: float, temperature: float) -> Genera
 # -- pictures ---------------------------------------------------------------------------------------------------
 
 
-def wire_pictures(page: Page) -> None:
-    """Browse, choose by id, send one."""
+def wire_pictures(page: Page, visitors: Visitors) -> None:
+    """Browse, choose by id, send one. What is on the page about the last picture goes."""
     browser = page.context.browser
-    outputs = [page.picture, page.picture_panel, page.picture_error]
+    answers = [page.comparison, page.selection, page.plain_card, page.guarded_card, page.below]
+    outputs = [page.picture, page.picture_panel, page.picture_error, *answers, page.look_words, page.look, page.ladder]
 
-    def shown(get: Callable[[Picture], Picture], picture: Picture | None) -> tuple:
+    def shown(
+        get: Callable[[Picture], Picture], picture: Picture | None, names: list[str], request: gr.Request
+    ) -> tuple:
         try:
             chosen = get(picture or browser.first())
         except Exception as error:
-            return gr.skip(), gr.skip(), message_html("error", told(error))
-        return chosen, panels.picture_html(chosen, len(browser.ids)), ""
+            return gr.skip(), gr.skip(), message_html("error", told(error)), *(gr.skip() for _ in outputs[3:])
+        visitors.begin(request.session_hash)  # whatever still runs is about the last picture
+        empty = panels.empty_card("plain", ""), panels.empty_card("guarded", "+".join(names))
+        below = legend_html(chosen.objects is not None)
+        emptied = (None, None, *empty, below, panels.LOOK_HINT, "", panels.ASK_HINT)
+        return chosen, panels.picture_html(chosen, len(browser.ids)), "", *emptied
 
-    def previous_picture(picture: Picture | None) -> tuple:
-        return shown(lambda now: browser.beside(now, -1), picture)
+    def previous_picture(picture: Picture | None, names: list[str], request: gr.Request) -> tuple:
+        return shown(lambda now: browser.beside(now, -1), picture, names, request)
 
-    def next_picture(picture: Picture | None) -> tuple:
-        return shown(lambda now: browser.beside(now, 1), picture)
+    def next_picture(picture: Picture | None, names: list[str], request: gr.Request) -> tuple:
+        return shown(lambda now: browser.beside(now, 1), picture, names, request)
 
-    def random_picture(picture: Picture | None) -> tuple:
-        return shown(lambda now: browser.any(), picture)
+    def random_picture(picture: Picture | None, names: list[str], request: gr.Request) -> tuple:
+        return shown(lambda now: browser.any(), picture, names, request)
 
-    def chosen_picture(picture: Picture | None, text: str) -> tuple:
-        return shown(lambda now: browser.by_text(text), picture)
+    def chosen_picture(picture: Picture | None, names: list[str], text: str, request: gr.Request) -> tuple:
+        return shown(lambda now: browser.by_text(text), picture, names, request)
 
-    def sent_picture(picture: Picture | None, content: bytes | None) -> tuple:
-        return shown(lambda now: Picture(image=decode_upload(content or b""), title="Your picture"), picture)
+    def sent_picture(picture: Picture | None, names: list[str], content: bytes | None, request: gr.Request) -> tuple:
+        return shown(lambda now: _sent(content), picture, names, request)
 
-    page.previous.click(previous_picture, page.picture, outputs, **QUICK)
-    page.next.click(next_picture, page.picture, outputs, **QUICK)
-    page.random.click(random_picture, page.picture, outputs, **QUICK)
-    page.image_id.submit(chosen_picture, [page.picture, page.image_id], outputs, **QUICK)
-    page.upload.upload(sent_picture, [page.picture, page.upload], outputs, **QUICK)
+    inputs = [page.picture, page.methods]
+    page.previous.click(previous_picture, inputs, outputs, **QUICK)
+    page.next.click(next_picture, inputs, outputs, **QUICK)
+    page.random.click(random_picture, inputs, outputs, **QUICK)
+    page.image_id.submit(chosen_picture, [*inputs, page.image_id], outputs, **QUICK)
+    page.upload.upload(sent_picture, [*inputs, page.upload], outputs, **QUICK)
+
+
+def _sent(content: bytes | None) -> Picture:
+    return Picture(image=decode_upload(content or b""), title="Your picture")
 
 
 # -- options ----------------------------------------------------------------------------------------------------

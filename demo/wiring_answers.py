@@ -1,6 +1,6 @@
 """Wiring of the tabs "Compare" and "Where it looked"."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gradio as gr
@@ -29,8 +29,12 @@ def _unchanged(count: int) -> tuple:
     return (gr.skip(),) * count
 
 
-def wire_comparison(page: Page, visitors: Visitors) -> None:
-    """Compare, find an example, stop."""
+def wire_comparison(page: Page, visitors: Visitors) -> Callable[[Any], None]:
+    """Compare, find an example, stop.
+
+    Returns:
+        What makes another event start the comparison as well.
+    """
     context, total = page.context, len(page.context.browser.ids)
     asked = [page.picture, page.prompt, page.methods, page.options, page.seed, page.max_tokens, page.temperature]
     shown = [page.comparison, page.plain_card, page.guarded_card, page.below, page.run, page.stop, page.search]
@@ -62,11 +66,16 @@ def wire_comparison(page: Page, visitors: Visitors) -> None:
         if comparison is None:
             yield (*_unchanged(4), *_buttons(False))
             return
-        current = comparison
+        current, stop = comparison, visitors.current(request.session_hash)
         try:
-            for current in compare(context.model, comparison, visitors.current(request.session_hash)):
+            for current in compare(context.model, comparison, stop):
+                if not visitors.is_current(request.session_hash, stop):
+                    break
                 yield (current, *_cards(current), gr.skip(), *_buttons(True))
-            yield (current, *_cards(current), panels.below_html(current), *_buttons(False))
+            if visitors.is_current(request.session_hash, stop):
+                yield (current, *_cards(current), panels.below_html(current), *_buttons(False))
+            else:
+                yield (*_unchanged(4), *_buttons(False))
         except Exception as error:
             yield (*_unchanged(3), message_html("error", told(error)), *_buttons(False))
 
@@ -77,6 +86,8 @@ def wire_comparison(page: Page, visitors: Visitors) -> None:
         stop = visitors.current(request.session_hash)
         try:
             for current, note in search_example(context.model, context.browser, comparison, stop):
+                if not visitors.is_current(request.session_hash, stop):
+                    break
                 picture = (current.picture, panels.picture_html(current.picture, total))
                 yield (*picture, current, *_cards(current), panels.below_html(current, note), *_buttons(True))
             yield (*_unchanged(6), *_buttons(False))
@@ -86,12 +97,16 @@ def wire_comparison(page: Page, visitors: Visitors) -> None:
     def halt(request: gr.Request) -> None:
         visitors.stop(request.session_hash)
 
-    for trigger in (page.run.click, page.prompt.submit):
+    def start(trigger: Any) -> None:
         trigger(prepare, asked, shown, **QUICK).then(run, page.comparison, shown, **ONE_AT_A_TIME)
+
+    start(page.run.click)
+    start(page.prompt.submit)
     page.search.click(prepare, asked, shown, **QUICK).then(
         search, page.comparison, [page.picture, page.picture_panel, *shown], **ONE_AT_A_TIME
     )
     page.stop.click(halt, None, None, **QUICK)
+    return start
 
 
 def wire_look(page: Page) -> None:

@@ -1,7 +1,6 @@
 """Wiring of the tab "Ask it"."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import gradio as gr
 
@@ -29,15 +28,16 @@ def wire_questions(page: Page, visitors: Visitors) -> None:
         return (gr.skip(), *buttons(True))
 
     def answers(
-        picture: Picture, rows: list[AskedQuestion], names: list[str], values: dict[str, Any], leading: bool, template: str,
+        picture: Picture, rows: list[AskedQuestion], names: list[str], values: dict, leading: bool, template: str,
         request: gr.Request,
     ) -> Iterator[tuple]:  # fmt: skip
         title, stop = "+".join(names), visitors.current(request.session_hash)
         methods = chosen_methods(names, values)
         yield (ladder_html(rows, leading, title, template), *buttons(True))
-        for rows in ask(context.model, picture, rows, methods, leading, template, stop):
-            yield (_with_summary(rows, leading, title, template), *buttons(True))
-        yield (_with_summary(rows, leading, title, template), *buttons(False))
+        current = rows
+        for current in ask(context.model, picture, rows, methods, leading, template, stop):
+            yield (_with_summary(current, leading, title, template), *buttons(True))
+        yield (_with_summary(current, leading, title, template), *buttons(False))
 
     def ask_ladder(
         picture: Picture | None, names: list[str], values: dict, leading: bool, template: str, request: gr.Request

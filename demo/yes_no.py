@@ -44,9 +44,8 @@ class AskedQuestion:
         return "" if text is None else parse_answer(text)
 
     def gave_way(self, side: str) -> bool:
-        """Whether a right answer became wrong when the question suggested so."""
-        before, after = self.said(side, False), self.said(side, True)
-        return bool(self.label and after) and before == self.label != after
+        """Whether a right answer became the suggested one; an answer that is neither yes nor no did not give way."""
+        return self.said(side, False) == self.label != "" and self.said(side, True) == self.suggested
 
     @property
     def suggested(self) -> str:
@@ -99,7 +98,10 @@ def ask(
     """All rows with ever more answers.
 
     Args:
-        model: answers. picture: what is asked about. rows: the questions. methods: of the guarded answers.
+        model: answers.
+        picture: what is asked about.
+        rows: the questions.
+        methods: what guards the guarded answers.
         leading: also ask each question with a sentence that suggests the wrong answer.
         template: name of the leading sentence, one of `LEADING_TEMPLATES`.
         stop: set to end early.
@@ -132,18 +134,15 @@ def summary(rows: Sequence[AskedQuestion], leading: bool) -> str:
         text = f"{side.capitalize()}: {right} of {len(answered)} right"
         if leading:
             gave = sum(row.gave_way(side) for row in answered)
+            neither = sum(row.said(side, True) == "unparsed" for row in answered)
             text += f", gave way to the suggestion in {gave} of {right}"
+            text += f", said neither yes nor no in {neither}" if neither else ""
         parts.append(text)
     return ". ".join(parts) + "."
 
 
 def ladder_html(rows: Sequence[AskedQuestion], leading: bool, title: str, template: str) -> str:
     """The table of questions and answers."""
-    heads = "".join(
-        f'<th scope="col">{escape(name)}</th>'
-        + (f'<th scope="col">{escape(name)}, <span class="vg-lead">led</span></th>' if leading else "")
-        for name in ("Plain", f"Guarded: {title}")
-    )
     body, group = [], ""
     columns = 2 + (4 if leading else 2)
     for row in rows:
@@ -156,9 +155,19 @@ def ladder_html(rows: Sequence[AskedQuestion], leading: bool, title: str, templa
             _cell(row, side, is_leading) for side in SIDES for is_leading in ((False, True) if leading else (False,))
         )
         body.append(f'<tr><th scope="row">{escape(row.text)}{hint}</th><td class="vg-truth">{truth}</td>{cells}</tr>')
+    return f'<div class="vg-ladder"><table>{_head(leading, title)}<tbody>{"".join(body)}</tbody></table></div>'
+
+
+def _head(leading: bool, title: str) -> str:
+    names = ("Plain", f'Guarded <span class="vg-subtitle">{escape(title)}</span>')
+    if not leading:
+        sides = "".join(f'<th scope="col">{name}</th>' for name in names)
+        return f'<thead><tr><th scope="col">Question</th><th scope="col">Truth</th>{sides}</tr></thead>'
+    sides = "".join(f'<th scope="colgroup" colspan="2">{name}</th>' for name in names)
+    ways = '<th scope="col">neutral</th><th scope="col">led</th>' * 2
     return (
-        f'<div class="vg-ladder"><table><thead><tr><th scope="col">Question</th><th scope="col">Truth</th>{heads}'
-        f"</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+        '<thead><tr><th scope="col" rowspan="2">Question</th><th scope="col" rowspan="2">Truth</th>'
+        f"{sides}</tr><tr>{ways}</tr></thead>"
     )
 
 
@@ -167,7 +176,8 @@ def _cell(row: AskedQuestion, side: str, leading: bool) -> str:
     label = {"plain": "Plain", "guarded": "Guarded"}[side] + (", led" if leading else "")
     if not said:
         return f'<td data-label="{label}"><span class="vg-waiting" aria-label="not asked yet">·</span></td>'
-    shown = escape(row.answers[side, leading]) if said == "unparsed" else said
+    shown = "neither" if said == "unparsed" else said
+    full = escape(row.answers[side, leading])
     if not row.label:
         kind, sign, meaning = "neutral", "", ""
     elif said == row.label:
@@ -175,7 +185,5 @@ def _cell(row: AskedQuestion, side: str, leading: bool) -> str:
     else:
         kind, sign, meaning = "hallucinated", "✗", "wrong"
     note = "<em>gave way</em>" if leading and row.gave_way(side) else ""
-    return (
-        f'<td data-label="{label}"><span class="vg-said vg-said-{kind}">{shown} <b aria-hidden="true">{sign}</b>'
-        f'<span class="vg-unseen">{meaning}</span></span>{note}</td>'
-    )
+    chip = f'{shown} <b aria-hidden="true">{sign}</b><span class="vg-unseen">{meaning}</span>'
+    return f'<td data-label="{label}"><span class="vg-said vg-said-{kind}" title="{full}">{chip}</span>{note}</td>'
