@@ -1,6 +1,5 @@
 """Answering one batch of prompts, with the time and the memory it took."""
 
-import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -16,8 +15,6 @@ from torch import Tensor
 from vlm_guard.eval.prompting import PromptTemplate
 from vlm_guard.eval.tasks import Sample
 from vlm_guard.guard import inference_device
-
-_PIXEL_KEYS = ("pixel_values",)
 
 
 class Decoding(BaseModel):
@@ -144,10 +141,7 @@ def generate_batch(
     if cuda:
         torch.cuda.synchronize(device)
     begin = time.perf_counter()
-    moved = inputs.to(device)
-    for key in _PIXEL_KEYS:
-        if key in moved and moved[key].is_floating_point():
-            moved[key] = moved[key].to(model.dtype)
+    moved = inputs.to(device, dtype=model.dtype)  # changes the type of pixels only, ids stay whole numbers
     with torch.inference_mode():
         output = model.generate(**moved, max_new_tokens=max_new_tokens, **decoding.arguments())
     if cuda:
@@ -215,6 +209,8 @@ class MemoryPeak:
             for line in status.read_text(encoding="ascii", errors="replace").splitlines():
                 if line.startswith("VmHWM:"):
                     return int(line.split()[1]) * 1024
+        import resource  # absent on Windows
+
         usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return usage if sys.platform == "darwin" else usage * 1024
 

@@ -98,9 +98,9 @@ def load_model(
             model = AutoModelForImageTextToText.from_pretrained(
                 name, dtype=weights_type or "auto", device_map=device_map, **options
             )
-        except OSError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"cannot load the model {name!r}: {reason}") from error
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0][:300]
+            raise ValueError(f"cannot load {name!r} as a vision-language model: {reason}") from error
         model = model.eval() if device_map is not None else model.eval().to(chosen)
     prepare_processor(processor)
     return LoadedModel(model=model, processor=processor, identity=identify(name, model))

@@ -108,8 +108,8 @@ def legend_of(results: RunResults) -> str:
     """One sentence on how to read the table."""
     level = round(100 * results.statistics["level"])
     return (
-        f"In percent, words as a mean. Differences to {results.baseline} are paired, with {level} % bootstrap intervals "
-        "over images; ▲ ▼ where the interval leaves out 0, ≈ where it does not."
+        f"In percent, words as a mean. Differences to {results.baseline} are paired, with {level} % bootstrap "
+        "intervals over images; ▲ ▼ where the interval leaves out 0, ≈ where it does not."
     )
 
 

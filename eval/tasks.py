@@ -142,7 +142,13 @@ class PopeTask(Task):
         order = {image_id: place for place, image_id in enumerate(data.images)}
         self._by_key: dict[str, list[PopeQuestion]] = {}
         for question in sorted(questions, key=lambda item: order[item.image_id]):
-            self._by_key.setdefault(f"pope/{question.image_id}/{question.text}", []).append(question)
+            asked = self._by_key.setdefault(f"pope/{question.image_id}/{question.text}", [])
+            if asked and asked[0].label != question.label:
+                raise ValueError(
+                    f"{question.text!r} about image {question.image_id} is labelled yes and no; the question files "
+                    "contradict each other"
+                )
+            asked.append(question)
 
     def describe(self) -> dict[str, Any]:
         """Questions (by hash), suffix, parser and token limit."""
