@@ -55,9 +55,10 @@ def object_vocabulary() -> ObjectVocabulary:
     return ObjectVocabulary(MappingProxyType(node_of), MappingProxyType(data["word_pairs"]), tuple(data["synonyms"]))
 
 
-# A full stop that may end a sentence: more text follows it, either at once (a closing or opening mark) or after space.
-_FULL_STOP = re.compile(r"\.(?=[)\";}\]*:@'({\[!?]|\s+\S)")
-_WORD_BEFORE = re.compile(r"[^\s(\"`{\[:;&#*@)}\],]*\Z")
+# A mark that may end a sentence: more text follows it, either at once (a closing or opening mark) or after space.
+_END_MARK = re.compile(r"[.?!](?=[)\";}\]*:@'({\[!?]|\s+\S)")
+_WORD_BEFORE = re.compile(r"[^\s)\";}\]*:@({\[!?]*\Z")
+_NOT_AT_WORD_START = "`&#,-"
 _NUMBER_OR_INITIAL = re.compile(r"-?[.,]?\d[\d,.-]*|[^\W\d]")
 _CLOSING_MARKS = re.compile(r"[\"')\]}]+?(?:\s+|(?=--)|\Z)")
 _LONGEST_WORD = 80
@@ -68,39 +69,53 @@ def _abbreviations() -> frozenset[str]:
     return frozenset(read_data_file("abbreviations.json")["abbreviations"])
 
 
-def _ends_sentence(text: str, stop: int, following: int) -> bool:
-    """Whether the full stop at `stop` ends a sentence; `following` is the next character that is no space.
+def _next_character(text: str, position: int) -> int:
+    while text[position].isspace():
+        position += 1
+    return position
+
+
+def _ends_sentence(text: str, stop: int) -> bool:
+    """Whether the mark at `stop` ends a sentence.
 
     These are the decisions Punkt takes on lower-cased English: no end after an ellipsis or an abbreviation, and none
     between a number or an initial and a lower-case word ("no. 7. the") or a punctuation mark.
     """
+    if text[stop] != ".":
+        return True
     window = text[max(0, stop - _LONGEST_WORD) : stop]
-    word = _WORD_BEFORE.search(window).group()  # the pattern matches the empty string, so there is always a match
+    # The pattern matches the empty string, so there is always a match.
+    word = _WORD_BEFORE.search(window).group().lstrip(_NOT_AT_WORD_START)
     if word.endswith("."):
         return False
     if word in _abbreviations() or word.rsplit("-", 1)[-1] in _abbreviations():
         return False
     if _NUMBER_OR_INITIAL.fullmatch(word):
-        return not (text[following].islower() or text[following] in ";:,.!?")
+        following = text[_next_character(text, stop + 1)]
+        return not (following.islower() or following in ";:,.!?")
     return True
 
 
 def split_sentences(text: str) -> Iterator[str]:
     """The sentences of a lower-cased text, without loss: joined they are the text again.
 
-    Only ends marked by a full stop are split, because no other end changes how the words are cut. Closing quotes and
-    brackets stay with the sentence they close.
+    Closing quotes and brackets stay with the sentence they close. Of several marks in one word ("etc.).") only the
+    last can be the end, and it is if one of them ends a sentence.
     """
     begin = 0
-    for match in _FULL_STOP.finditer(text):
-        following = match.end()
-        while text[following].isspace():
-            following += 1
-        if _ends_sentence(text, match.start(), following):
+    ends = False
+    matches = list(_END_MARK.finditer(text))
+    for match, later in zip(matches, [*matches[1:], None]):
+        ends = ends or _ends_sentence(text, match.start())
+        if later is not None and not any(map(str.isspace, text[match.end() : later.start()])):
+            continue
+        if ends:
+            following = _next_character(text, match.end())
             closing = _CLOSING_MARKS.match(text, following)
             cut = closing.end() if closing else following
             yield text[begin:cut]
             begin = cut
+        ends = False
     yield text[begin:]
 
 
