@@ -7,31 +7,33 @@ list of English function words. A function of one's own, from text to character 
 
 import re
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
+
+from vlm_guard.branch_prompt import INSERTED, BranchPrompt, GivenPrompt
 
 ContentWordFinder = Callable[[str], list[tuple[int, int]]]
 
 _WORD = re.compile(r"[^\W_]+(?:['’\-][^\W_]+)*")
 # Function words: articles, pronouns, auxiliaries, prepositions, conjunctions, question words, and the courtesies and
 # answer words of instructions. Written for this project.
-_FUNCTION_WORDS = frozenset(
-    """
-    a an the this that these those some any each every either neither no not none both all such same other another
-    i you he she it we they me him her us them my your his its our their mine yours hers ours theirs myself yourself
-    himself herself itself ourselves themselves one ones someone anyone everyone something anything everything nothing
-    am is are was were be been being do does did doing done have has had having can could may might must shall should
-    will would ought isn't aren't wasn't weren't don't doesn't didn't haven't hasn't hadn't can't couldn't won't wouldn't
-    shouldn't of in on at by for from to into onto with without within about above across after against along among
-    around as before behind below beneath beside between beyond despite down during except inside like near off out
-    outside over past per since than through throughout till toward towards under until up upon via and or but nor so yet
-    if because although though while whereas whether unless when where who whom whose which what why how there here then
-    just also too very only even please yes ok okay user assistant human system
-    """.split()
-)
+_LISTED = """
+    a an the this that these those some any each every either neither no not none both all such same other another i
+    you he she it we they me him her us them my your his its our their mine yours hers ours theirs myself yourself
+    himself herself itself ourselves themselves one ones someone anyone everyone something anything everything
+    nothing am is are was were be been being do does did doing done have has had having can could may might must
+    shall should will would ought isn't aren't wasn't weren't don't doesn't didn't haven't hasn't hadn't can't
+    couldn't won't wouldn't shouldn't of in on at by for from to into onto with without within about above across
+    after against along among around as before behind below beneath beside between beyond despite down during except
+    inside like near off out outside over past per since than through throughout till toward towards under until up
+    upon via and or but nor so yet if because although though while whereas whether unless when where who whom whose
+    which what why how there here then just also too very only even please yes ok okay user assistant human system
+"""
+_FUNCTION_WORDS = frozenset(_LISTED.split())
 
 
 def content_words(text: str) -> list[tuple[int, int]]:
-    """Character spans of the content words of `text`: nouns, verbs, adjectives, adverbs, names and numbers, by rules."""
+    """Character spans of the content words of `text` (nouns, verbs, adjectives, names, numbers, ...), by rules."""
     return [match.span() for match in _WORD.finditer(text) if match[0].lower().replace("’", "'") not in _FUNCTION_WORDS]
 
 
@@ -77,7 +79,7 @@ def question_range(
 def token_spans(ids: Sequence[int], tokenizer: Any) -> list[tuple[int, int]]:
     """Character span of each token in the decoded text of `ids`."""
     ends = [len(tokenizer.decode(ids[:count], clean_up_tokenization_spaces=False)) for count in range(len(ids) + 1)]
-    return list(zip(ends[:-1], ends[1:]))
+    return list(pairwise(ends))
 
 
 def content_flags(ids: Sequence[int], tokenizer: Any, find: ContentWordFinder) -> list[bool]:
@@ -85,3 +87,34 @@ def content_flags(ids: Sequence[int], tokenizer: Any, find: ContentWordFinder) -
     words = find(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
     flags = [any(first < stop and start < last for start, stop in words) for first, last in token_spans(ids, tokenizer)]
     return flags if any(flags) else [True] * len(flags)
+
+
+def with_question(
+    prompt: GivenPrompt, tokenizer: Any, opening: str, rewrite: Callable[[str], str], method: str
+) -> BranchPrompt:
+    """The prompt with the question of every row that has an image passed through `rewrite`.
+
+    Args:
+        prompt: the prompt as it was given.
+        tokenizer: of the model.
+        opening: what follows the question, see `answer_opening`.
+        rewrite: from the question to another text; the space around it stays.
+        method: who asks, for the error message.
+
+    Raises:
+        ValueError: no text follows the image of a row.
+    """
+
+    def edit(ids: list[int], places: list[int]) -> tuple[list[int], list[int]]:
+        if not any(token in prompt.visual_token_ids for token in ids):
+            return ids, places
+        start, stop = question_range(ids, prompt.visual_token_ids, tokenizer, opening)
+        text = tokenizer.decode(ids[start:stop], clean_up_tokenization_spaces=False)
+        if not text.strip():
+            raise ValueError(f"{method} rewrites the question behind the image, and this prompt has none there")
+        front, back = len(text) - len(text.lstrip()), len(text.rstrip())
+        changed = text[:front] + rewrite(text.strip()) + text[back:]
+        new = tokenizer.encode(changed, add_special_tokens=False)
+        return ids[:start] + new + ids[stop:], places[:start] + [INSERTED] * len(new) + places[stop:]
+
+    return prompt.edited(edit)
