@@ -146,10 +146,7 @@ class CARVE(Method):
 
 def _prompt_of(inputs: dict[str, Any], target: GuardTarget) -> GivenPrompt:
     ids, mask = inputs["input_ids"], inputs.get("attention_mask")
-    visual_token_ids = target.architecture.visual_token_ids
-    return GivenPrompt(
-        input_ids=ids,
-        attention_mask=ids.new_ones(ids.shape) if mask is None else mask,
-        visual_token_ids=visual_token_ids,
-        pad_id=padding_id(target.model, target.processor, visual_token_ids),
-    )
+    visual = target.architecture.visual_token_ids
+    mask = ids.new_ones(ids.shape) if mask is None else mask
+    pad_id = padding_id(target.model, target.processor, visual)
+    return GivenPrompt(input_ids=ids, attention_mask=mask, visual_token_ids=visual, pad_id=pad_id)

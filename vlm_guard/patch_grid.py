@@ -66,7 +66,7 @@ def place_images(model: Any, inputs: Mapping[str, Any], visual: Tensor, method: 
     return placed
 
 
-def _grids(model: Any, inputs: Mapping[str, Any], tokens: int, method: str, count: int | None) -> list[tuple[int, int]]:
+def _grids(model: Any, inputs: Mapping[str, Any], tokens: int, method: str) -> list[tuple[int, int]]:
     family = model.config.model_type
     vision = getattr(model.config, "vision_config", None)
     if family in _TILED:
