@@ -22,7 +22,8 @@ def tiny():
 
 
 def picture(seed=0, size=(96, 96)):
-    image = Image.effect_noise(size, 60).convert("RGB")
+    noise = np.random.default_rng(seed).integers(60, 200, (size[1], size[0], 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
     ImageDraw.Draw(image).ellipse((10 + seed, 50, 40 + seed, 80), fill=(200, 30, 30))
     return image
 
