@@ -67,6 +67,13 @@ def _repeat_loss(
     return -(1 - repeated).clamp_min(1e-4).log().mean()
 
 
+def _decoder_mask(model: LlavaForConditionalGeneration, allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The mask in the form that the decoder's attention takes: bool for SDPA, added to the scores for eager."""
+    if model.config.text_config._attn_implementation != "eager":
+        return allowed
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, -3e4)
+
+
 def joint_step(
     model: LlavaForConditionalGeneration, batch: Batch, words: torch.Tensor, recipe: Recipe, prefix: int
 ) -> tuple[torch.Tensor, dict[str, float]]:
@@ -76,9 +83,10 @@ def joint_step(
         naming, accuracy = patch_loss(model, visual, batch.patches, words)
         embedded = model.get_input_embeddings()(batch.ids)
         embedded = torch.cat([embedded[:, :prefix], visual.to(embedded.dtype), embedded[:, prefix + PATCHES :]], dim=1)
+        allowed = attention_mask(batch.blocks, batch.hidden, prefix)
         hidden = model.model.language_model(
             inputs_embeds=embedded,
-            attention_mask=attention_mask(batch.blocks, batch.hidden, prefix),
+            attention_mask=_decoder_mask(model, allowed, torch.bfloat16),
             position_ids=batch.positions,
             use_cache=False,
         ).last_hidden_state
