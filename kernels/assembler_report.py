@@ -22,7 +22,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from vlm_guard.kernels import triton_backend
+from vlm_guard.kernels import triton_backend, triton_launch
 from vlm_guard.kernels.attention_edit import AttentionEdit, Segments
 from vlm_guard.kernels.edited_attention import AttentionProblem
 from vlm_guard.kernels.launch_parameters import DeviceLimits
@@ -94,12 +94,12 @@ def compile_only(device: DeviceLimits) -> Iterator[list[CompiledKernel]]:
 
             return record
 
-    names = [name for name in vars(triton_backend) if name.endswith("_kernel")]
-    recorders = {name: Recorder(getattr(triton_backend, name)) for name in names}
+    names = [name for name in vars(triton_launch) if name.endswith("_kernel")]
+    recorders = {name: Recorder(getattr(triton_launch, name)) for name in names}
     before = driver._active
     driver.set_active(AbsentGpu(device.capability))
     try:
-        with mock.patch.multiple(triton_backend, _device_limits=lambda index: device, **recorders):
+        with mock.patch.multiple(triton_launch, _device_limits=lambda index: device, **recorders):
             yield launched
     finally:
         driver._active = before

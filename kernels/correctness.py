@@ -196,8 +196,10 @@ def main() -> None:
     parser.add_argument("--backend", required=True, choices=("torch", "triton"))
     parser.add_argument("--cases", required=True, choices=("interpreter", "torch", "grid"))
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--part", default="0/1", help="I/N: every Nth case, beginning with case I")
     options = parser.parse_args()
-    cases = {"interpreter": interpreter_cases, "torch": torch_cases, "grid": whole_grid}[options.cases]()
+    part, parts = map(int, options.part.split("/"))
+    cases = {"interpreter": interpreter_cases, "torch": torch_cases, "grid": whole_grid}[options.cases]()[part::parts]
     for comparison in check_many(cases, torch.device(options.device), options.backend):
         line = {field.name: getattr(comparison, field.name) for field in fields(comparison)}
         print(json.dumps(line | {"passed": comparison.passed}), flush=True)

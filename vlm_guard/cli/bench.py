@@ -1,0 +1,81 @@
+"""`vlm-guard bench kernels|generate`: what a guard costs on this machine."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+def command(
+    what: Annotated[
+        Literal["kernels", "generate"], typer.Argument(help="kernels: attention alone; generate: whole calls.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="auto (float32 on the CPU, else bfloat16), float32, bfloat16, ...")
+    ] = "auto",
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="generate: builtin or a random model's shape such as llava-0.3b or llava-1.5-7b. "
+            "kernels: a model shape such as LLaVA-1.5-7B; may be repeated."
+        ),
+    ] = None,
+    method: Annotated[list[str] | None, typer.Option(help="generate: a method; may be repeated. [var]")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Batch size; kernels: may be repeated.")] = None,
+    keys: Annotated[list[int] | None, typer.Option(help="kernels: number of keys; may be repeated.")] = None,
+    provider: Annotated[
+        list[str] | None, typer.Option(help="kernels: sdpa, flex, eager, torch, triton; may be repeated.")
+    ] = None,
+    attention_backend: Annotated[str | None, typer.Option(help="generate: reference, torch or triton.")] = None,
+    new_tokens: Annotated[int, typer.Option(help="generate: tokens of every call.", min=2)] = 32,
+    cache: Annotated[Literal["dynamic", "static"], typer.Option(help="generate: kind of key-value cache.")] = "dynamic",
+    compiled: Annotated[bool, typer.Option("--compile", help="generate: compile the decode step.")] = False,
+    rounds: Annotated[int | None, typer.Option(help="Timed calls of each. [kernels 50, generate 5]", min=3)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole result as JSON.")] = False,
+) -> None:
+    """Time the edited attention, or guarded against unguarded generation, in interleaved calls."""
+    import json
+    import sys
+
+    import torch
+
+    from vlm_guard.kernels.measure import write_json
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def report(line: str) -> None:
+        print(line, file=sys.stderr if as_json else sys.stdout, flush=True)
+
+    arguments = {"device": device, "dtype": None if dtype == "auto" else dtype, "report": report}
+    if what == "kernels":
+        from vlm_guard.kernels.benchmark import run_benchmark
+
+        result = run_benchmark(
+            models=model, keys=keys, batches=batch, providers=provider, rounds=rounds or 50, **arguments
+        )
+        for note in result["notes"]:
+            report(note)
+    else:
+        from vlm_guard.generate_benchmark import benchmark_generate
+
+        if len(model or []) > 1 or len(batch or []) > 1:
+            raise ValueError("bench generate takes one --model and one --batch")
+        result = benchmark_generate(
+            model=(model or ["builtin"])[0],
+            methods=method or ["var"],
+            attention_backend=attention_backend,
+            batch=(batch or [1])[0],
+            new_tokens=new_tokens,
+            cache=cache,
+            compiled=compiled,
+            rounds=rounds or 5,
+            **arguments,
+        )
+    if out is not None:
+        write_json(out, result)
+        report(f"written to {out}")
+    if as_json:
+        print(json.dumps(result, indent=1))
