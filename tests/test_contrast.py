@@ -397,6 +397,33 @@ def test_perturbation_stays_in_the_negative_rows(llava, inputs, monkeypatch, use
     assert oracle.close(negative, branch_logits(llava.model, inputs, tokens, perturbed(**options)))
 
 
+def test_the_picture_is_read_once_where_branches_begin_alike(llava, zoo_processor):
+    from vlm_guard.methods.lqcd import LQCD
+    from zoo.prompts import BOS, IMAGE
+
+    def read_lengths(method, inputs):
+        lengths = []
+        hook = llava.model.register_forward_pre_hook(
+            lambda module, args, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+        )
+        try:
+            with wrap(llava.model, zoo_processor("llava"), method) as guard:
+                guard.generate(**inputs, max_new_tokens=2, do_sample=False)
+        finally:
+            hook.remove()
+        return lengths
+
+    one = llava.make_inputs([Prompt(text_before=3, text_after=5)])
+    assert read_lengths("softpag", one) == [25, 5, 1], "a perturbed branch reads the text behind the picture"
+    tokenizer = zoo_processor("llava").tokenizer
+    words = tokenizer.encode("is this red ? yes it is . ASSISTANT :", add_special_tokens=False)
+    ids = torch.tensor([[BOS, *[IMAGE] * 16, *words]])
+    leading = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": one["pixel_values"]}
+    method = LQCD(neutraliser=lambda text: text.replace("yes it is . ", ""))
+    assert read_lengths(method, leading) == [27, 2, 1], "and a neutral query what differs"
+    assert read_lengths("vcd", one) == [25, 25, 1]
+
+
 def test_trace_sees_the_positive_branch(llava):
     inputs = llava.make_inputs(PROMPTS[:1])
     with wrap(llava.model, None, "m3id") as guard, guard.trace() as trace:

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from vlm_guard import wrap
+from vlm_guard.architecture import describe_architecture
 from vlm_guard.branch_prompt import image_markers
 from vlm_guard.methods.vcd import VCD
 from zoo import Prompt, assert_pristine, families
@@ -92,4 +93,20 @@ def test_padded_cached_batch_equals_branches_run_alone(zoo, method):
             tokens, rows = oracle.decode(zoo, *expected(zoo, prompt, method), STEPS)
             assert out.sequences[row, -STEPS:].tolist() == tokens, f"row {row}"
             assert oracle.close(logits[row], rows, 4.0), f"row {row}"
+    assert_pristine(zoo.model)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("scope", ["text", "answer"])
+def test_perturbed_branch_with_a_shared_beginning_equals_whole_passes(zoo, scope):
+    inputs = zoo.make_inputs(zoo.adapt(PROMPTS))
+    layers = [entry.index for entry in describe_architecture(zoo.model).layers]
+    options = {"layers": ",".join(map(str, layers)), "scope": scope, "plausibility": 0.0}
+    plain = zoo.model.generate(**inputs, **RECORD)
+    with wrap(zoo.model, None, "softpag", **options) as guard:
+        out = guard.generate(**inputs, **RECORD)
+        uncached = guard.generate(**inputs, **RECORD, use_cache=False)
+    assert torch.equal(out.sequences, uncached.sequences)
+    assert oracle.close(torch.stack(out.logits, 1), torch.stack(uncached.logits, 1), 2.0)
+    assert not oracle.close(torch.stack(out.logits[:1]), torch.stack(plain.logits[:1])), "the perturbation acts"
     assert_pristine(zoo.model)

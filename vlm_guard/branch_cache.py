@@ -66,7 +66,7 @@ def merge_caches(target: Cache, first: DynamicCache, second: DynamicCache) -> in
             values = _stack(one.values, other.values, length)
             one.reset()
             other.reset()
-            target.update(keys, values, index)
+            _put(target, index, keys, values)
     return length
 
 
@@ -115,12 +115,25 @@ def _has_keys(layer: DynamicLayer) -> bool:
     return layer.is_initialized and layer.keys is not None and layer.keys.numel() > 0
 
 
+def _put(target: Cache, index: int, keys: Tensor, values: Tensor) -> None:
+    """Hand the keys and values of a layer over to the cache."""
+    layer = target.layers[index] if index < len(target.layers) else None
+    if type(layer) is DynamicLayer and not target.offloading and not layer.is_initialized:
+        # Its own update would copy them behind an empty tensor.
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys, values
+    else:
+        target.update(keys, values, index)
+
+
 def _stack(first: Tensor, second: Tensor, length: int) -> Tensor:
     """[N + M, G, length, D] of [N, G, P, D] and [M, G, Q, D], padded on the left with zeros."""
     rows = first.shape[0]
-    stacked = first.new_zeros(rows + second.shape[0], first.shape[1], length, first.shape[3])
-    stacked[:rows, :, length - first.shape[2] :] = first
-    stacked[rows:, :, length - second.shape[2] :] = second
+    stacked = first.new_empty(rows + second.shape[0], first.shape[1], length, first.shape[3])
+    for part, states in ((stacked[:rows], first), (stacked[rows:], second)):
+        padding = length - states.shape[2]
+        part[:, :, :padding] = 0
+        part[:, :, padding:] = states
     return stacked
 
 

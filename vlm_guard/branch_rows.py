@@ -6,6 +6,7 @@ branch would have had alone. Edits therefore see exactly what they see without a
 run the model's own attention.
 """
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from vlm_guard.generation_state import PromptTokens
+from vlm_guard.generation_state import GenerationState, PromptTokens
 from vlm_guard.method import Sign
 
 if TYPE_CHECKING:
     from vlm_guard.branch_inputs import BranchInputs
-    from vlm_guard.generation_state import GenerationState
     from vlm_guard.guard import Guard
 
 
@@ -81,7 +81,12 @@ class BranchRows:
     def reading(self, index: int, part: "BranchInputs") -> Iterator[None]:
         """Forward passes inside read the prompt of branch `index`."""
         token_ids = self.guard.target.architecture.visual_token_ids
-        self.prompts[index] = PromptTokens.of(part.input_ids, part.attention_mask, token_ids)
+        prompt = self.prompts[index] = PromptTokens.of(part.input_ids, part.attention_mask, token_ids)
+        cache = part.model_kwargs.get("past_key_values")
+        if cache is not None and cache.get_seq_length():
+            # Its beginning was copied from the other branch: to the guard this is a prompt read in two pieces.
+            state = self.states[index] = GenerationState(token_ids, prompt, self.signs[index])
+            state.cache = weakref.ref(cache)
         with self.stepping(index):
             yield
 

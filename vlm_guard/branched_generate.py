@@ -97,7 +97,10 @@ class ContrastGenerate:
         if layers:
             return LayerContrastModel(model, self.target.architecture, self.method, layers)
         branch = self.branch(input_ids, model_kwargs)
-        return None if branch is None else BranchedModel(model, self.method, branch, self.inputs, guard=self.guard)
+        if branch is None:
+            return None
+        token_ids = self.target.architecture.visual_token_ids
+        return BranchedModel(model, self.method, branch, self.inputs, token_ids, guard=self.guard)
 
     def branch(self, input_ids: Tensor, model_kwargs: Mapping[str, Any]) -> Branch | None:
         """The method's branch for the rows of `generate`; None when no row of this prompt has one."""

@@ -21,6 +21,7 @@ from vlm_guard.branch_cache import (
 from vlm_guard.branch_inputs import BranchInputs, given_inputs, joint_step_kwargs, prepare_branch
 from vlm_guard.branch_rows import BranchRows
 from vlm_guard.contrast import Branch
+from vlm_guard.shared_prefix import copy_prefix, shared_prefix
 
 if TYPE_CHECKING:
     from vlm_guard.guard import Guard
@@ -68,6 +69,7 @@ class BranchedModel(StandIn):
         method: combines the logits.
         branch: the second branch.
         inputs: what `generate` was given.
+        visual_token_ids: placeholder ids of images and videos.
         guard: whose attention edits keep to the rows of their branch.
     """
 
@@ -79,6 +81,7 @@ class BranchedModel(StandIn):
         method: "Method",
         branch: Branch,
         inputs: Mapping[str, Any],
+        visual_token_ids: tuple[int, ...],
         *,
         guard: "Guard | None" = None,
     ) -> None:
@@ -86,6 +89,8 @@ class BranchedModel(StandIn):
         self.method = method
         self.branch = branch
         self.inputs = inputs
+        self.visual_token_ids = visual_token_ids
+        self.methods = () if guard is None else guard.methods
         self.branch_rows = None if guard is None else BranchRows(guard, branch.sign)
         self.given: BranchInputs | None = None
         self.second: BranchInputs | None = None
@@ -156,10 +161,29 @@ class BranchedModel(StandIn):
         """Read a branch's prompt into a cache of its own."""
         if part.model_kwargs.get("use_cache", True):
             part.model_kwargs["past_key_values"] = prompt_cache(self.model)
+        kept = self._copy_shared_prefix(generation_config) if index else 0
         with self._reading(index, part):
-            output = self.model._prefill(part.input_ids, generation_config, part.model_kwargs)
+            if kept:
+                inputs = self.model.prepare_inputs_for_generation(
+                    part.input_ids, next_sequence_length=part.length - kept, **part.model_kwargs
+                )
+                output = self.model(**inputs, return_dict=True)
+            else:
+                output = self.model._prefill(part.input_ids, generation_config, part.model_kwargs)
         part.model_kwargs.update(self.model._update_model_kwargs_for_generation(output, part.model_kwargs))
         return output
+
+    def _copy_shared_prefix(self, generation_config: GenerationConfig) -> int:
+        """Fill the second branch's cache with the keys of the beginning that both prompts have in common."""
+        caches = [part.model_kwargs.get("past_key_values") for part in (self.given, self.second)]
+        if caches[1] is None or generation_config.prefill_chunk_size is not None:
+            return 0
+        length = shared_prefix(
+            self.branch, self.given, self.second, caches[0], self.methods, self.branch.sign, self.visual_token_ids
+        )
+        if length:
+            copy_prefix(self.given, self.second, *caches, length)
+        return length
 
     def _join_caches(self, prepared_cache: Any) -> Any:
         first, second = (part.model_kwargs.get("past_key_values") for part in (self.given, self.second))

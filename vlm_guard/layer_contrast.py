@@ -71,13 +71,15 @@ class LayerContrastModel(StandIn):
 
     def _combine(self, output: ModelOutput) -> ModelOutput:
         final = output.logits[:, -1].float()
-        early = torch.stack([self.read_out(self._last[layer]).to(final.device) for layer in self.layers])
+        # One product for all layers, so that the output embeddings are read from memory once.
+        hidden = torch.stack([self._last[layer].to(self._last[self.layers[-1]].device) for layer in self.layers])
+        early = self.read_out(hidden).to(final.device)
         output.logits = self.method.combine_layers(final, early, self.layers)[:, None]
         return output
 
 
 def early_read_out(model: PreTrainedModel, final_norm: bool) -> Callable[[Tensor], Tensor]:
-    """Hidden states [B, hidden size] to float32 logits [B, V], as the model reads out its last layer.
+    """Hidden states [..., hidden size] to float32 logits [..., V], as the model reads out its last layer.
 
     Args:
         model: the model.
