@@ -22,7 +22,7 @@ def run_command(settings: RunSettings, out: Path, *, dry_run: bool, as_json: boo
     messages = Console(stderr=True)
     if not messages.is_terminal:
         transformers_logging.disable_progress_bar()
-    group = ProcessGroup()
+    group = ProcessGroup(cpu=settings.device == "cpu")
     try:
         if dry_run:
             print_dry_run(Console(), settings, group, as_json=as_json)

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+import torch
+
 # A rank that has finished its share waits for the slowest one; the usual limits of 10 to 30 minutes are for steps of
 # training.
 _PATIENCE = timedelta(days=7)
@@ -14,18 +16,28 @@ _PATIENCE = timedelta(days=7)
 class ProcessGroup:
     """The processes of this run and what they exchange. With one process everything is local.
 
+    Args:
+        cpu: let the processes talk over gloo and answer on the CPU, also where there are GPUs.
+
     Attributes:
         rank: number of this process, 0 for the one that writes results.
         size: number of processes.
         device: the device accelerate assigned to this process, or None with a single process.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, cpu: bool = False) -> None:
         self.rank, self.size, self.device = 0, 1, None
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        if started > 1:
             from accelerate import PartialState
 
-            state = PartialState(timeout=_PATIENCE)
+            # Without being told, accelerate takes processes without a GPU for so many single ones.
+            state = PartialState(cpu=cpu or not torch.accelerator.is_available(), timeout=_PATIENCE)
+            if state.num_processes != started:
+                raise ValueError(
+                    f"{started} processes were started but accelerate joins {state.num_processes}; they would "
+                    "overwrite each other's records. Start them with 'accelerate launch' or 'torchrun'"
+                )
             self.rank, self.size, self.device = state.process_index, state.num_processes, str(state.device)
 
     @property

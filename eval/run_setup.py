@@ -73,7 +73,7 @@ def set_up(settings: RunSettings, group: ProcessGroup | None = None) -> Evaluati
     Raises:
         ValueError, FileNotFoundError: a setting is wrong or something is missing; the message says what.
     """
-    group = group if group is not None else ProcessGroup()
+    group = group if group is not None else ProcessGroup(cpu=settings.device == "cpu")
     specs = parse_methods(settings.methods, settings.options)
     with group.main_first():
         data = open_dataset(

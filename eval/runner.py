@@ -73,7 +73,7 @@ def evaluate(
         ValueError: a setting is wrong, `out` holds a run with other settings, or (with `strict`) an image is broken.
         FileNotFoundError: something that was named is missing.
     """
-    group = group if group is not None else ProcessGroup()
+    group = group if group is not None else ProcessGroup(cpu=settings.device == "cpu")
     run = set_up(settings, group)
     methods = _open_folders(run, out)
     begin = time.perf_counter()

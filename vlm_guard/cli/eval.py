@@ -63,8 +63,8 @@ def command(
 ) -> None:
     """Score methods on a data set: CHAIR and POPE with paired intervals, speed and memory.
 
-    Run it again with the same --out to go on with a run that was stopped. Several processes or machines:
-    accelerate launch -m vlm_guard.eval with the same options.
+    Run it again with the same --out to go on with a run that was stopped. To share the work, start the same options by
+    "accelerate launch -m vlm_guard.eval" (GPUs, machines) or "torchrun --nproc-per-node 2 -m vlm_guard.eval" (CPU).
     """
     from vlm_guard.eval.command import run_command
     from vlm_guard.eval.settings import parse_options, read_settings

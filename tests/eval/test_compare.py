@@ -1,0 +1,154 @@
+"""Comparing runs: what may stand in one table and what may not, and the tables' formats."""
+
+import csv
+import io
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from run_records import careful, careless, write_run
+from small_coco import make_coco_folder
+
+from vlm_guard.eval.compare import compare_runs
+from vlm_guard.eval.results import read_results
+from vlm_guard.eval.tables import render_table
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory) -> Path:
+    return make_coco_folder(tmp_path_factory.mktemp("data") / "small", images=12)
+
+
+@pytest.fixture(scope="module")
+def run(coco, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    write_run(folder, coco, {"none": careless, "var": careful})
+    return folder
+
+
+def test_differences_are_those_of_the_made_up_answers(run):
+    results = compare_runs([run]).results
+    plain, better = results.methods
+    assert plain.estimates["chair_i"].value == pytest.approx(0.5)
+    assert better.estimates["chair_i"].value == 0
+    difference = better.difference_to_baseline["chair_i"]
+    assert (difference.value, difference.low, difference.high) == (-0.5, -0.5, -0.5)
+    assert difference.verdict == "better"
+    assert better.difference_to_baseline["recall"].verdict == "unclear"
+    assert better.difference_to_baseline["mean_words"].verdict == "changed"
+    assert plain.estimates["pope.mean.unparsed"].value > 0
+    assert better.estimates["pope.mean.yes_ratio"].value == 1
+
+
+def test_another_baseline_comes_first_and_turns_the_signs(run):
+    results = compare_runs([run], baseline="var").results
+    assert [method.label for method in results.methods] == ["var", "none"]
+    assert results.methods[1].difference_to_baseline["chair_i"].value == 0.5
+    with pytest.raises(ValueError, match=r"no method 'pai'.*none, var"):
+        compare_runs([run], baseline="pai")
+
+
+def test_two_runs_on_the_same_images_stand_together(run, coco, tmp_path):
+    write_run(tmp_path / "second", coco, {"none": careless, "pai": careful})
+    results = compare_runs([run, tmp_path / "second"]).results
+    assert [method.label for method in results.methods] == ["first/none", "var", "second/none", "pai"]
+    assert results.methods[2].difference_to_baseline["chair_i"].value == 0
+    with pytest.raises(ValueError, match="same run"):
+        compare_runs([run, run])
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"prompt": "What is this?"}, "tasks.chair.prompt"),
+        ({"count": 6}, "data.images"),
+        ({"template": {"source": "given", "sha256": "1" * 64}}, "template.source"),
+        (
+            {"decoding": {"do_sample": True, "num_beams": 1, "batch_size": 4, "seed": 0, "checkpoint": {}}},
+            "decoding.do_sample",
+        ),
+    ],
+)
+def test_other_variants_prompts_and_subsets_are_refused(run, coco, tmp_path, changes, field):
+    write_run(tmp_path / "second", coco, {"none": careless}, **changes)
+    with pytest.raises(ValueError, match=rf"cannot be compared: {field.replace('.', '[.]')} is "):
+        compare_runs([run, tmp_path / "second"])
+
+
+def test_other_text_modes_are_refused(run, coco, tmp_path):
+    write_run(tmp_path / "second", coco, {"pai": careless})
+    path = tmp_path / "second" / "results.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"text_mode": "pattern"', '"text_mode": "wordnet"'))
+    with pytest.raises(ValueError, match="text_mode is 'pattern' in one and 'wordnet' in the other"):
+        compare_runs([run, tmp_path / "second"])
+
+
+def test_what_changes_speed_or_rounding_only_is_noted(run, coco, tmp_path):
+    decoding = {"do_sample": False, "num_beams": 1, "batch_size": 8, "seed": 0, "checkpoint": {}}
+    write_run(tmp_path / "second", coco, {"pai": careless}, decoding=decoding)
+    notes = compare_runs([run, tmp_path / "second"]).notes
+    assert notes == ("second: decoding.batch_size is 8, not 4",)
+
+
+def test_images_that_one_method_skipped_do_not_count_in_its_difference(coco, tmp_path):
+    write_run(tmp_path / "run", coco, {"none": careless, "var": careful}, skipped={"var": (1, 2)})
+    comparison = compare_runs([tmp_path / "run"])
+    assert comparison.results.methods[1].difference_to_baseline["chair_i"].images == 10
+    assert "skipped different images (none 0, var 2)" in comparison.notes[0]
+
+
+def test_results_of_another_major_version_are_refused(run, tmp_path):
+    content = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    (tmp_path / "results.json").write_text(json.dumps({**content, "schema_version": "2.0"}), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"schema version 2\.0"):
+        read_results(tmp_path)
+    newer = {**content, "schema_version": "1.7", "something_new": 3}
+    (tmp_path / "results.json").write_text(json.dumps(newer), encoding="utf-8")
+    assert read_results(tmp_path).baseline == "none"
+    (tmp_path / "results.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ValueError, match="no results file"):
+        read_results(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no results\.json"):
+        read_results(tmp_path / "nothing")
+
+
+def test_csv_and_json_hold_every_metric_as_fractions(run):
+    results = compare_runs([run]).results
+    rows = json.loads(render_table(results, "json"))
+    found = {(row["method"], row["metric"]): row for row in rows}
+    assert found["var", "chair_i"]["difference_value"] == -0.5
+    assert found["none", "chair_i"]["value"] == 0.5
+    assert found["none", "chair_i"]["baseline"] is None
+    read = list(csv.DictReader(io.StringIO(render_table(results, "csv"))))
+    assert [(row["method"], row["metric"], float(row["value"])) for row in read] == [
+        (row["method"], row["metric"], row["value"]) for row in rows
+    ]
+
+
+def test_markdown_has_one_row_per_method_and_says_what_it_is(run):
+    lines = render_table(compare_runs([run]).results, "markdown").splitlines()
+    width = lines[0].count("|")
+    assert [line.count("|") for line in lines[1:4]] == [width] * 3
+    assert "0.0 (-50.0 ▼, -50.0..-50.0)" in lines[3]
+    assert "pattern mode" in lines[-1] and "12 images" in lines[-1] and "strict parser" in lines[-1]
+
+
+def test_html_is_a_table_with_escaped_labels(coco, tmp_path):
+    write_run(tmp_path / "run", coco, {"none": careless})
+    results = read_results(tmp_path / "run")
+    odd = results.model_copy(update={"methods": [results.methods[0].model_copy(update={"label": "<a&b>"})]})
+    text = render_table(odd, "html")
+    assert "&lt;a&amp;b&gt;" in text
+
+    class Counter(HTMLParser):
+        tags: list[str] = []
+
+        def handle_starttag(self, tag, attributes):
+            self.tags.append(tag)
+
+    counter = Counter()
+    counter.feed(text)
+    assert counter.tags.count("tr") == 2
+    with pytest.raises(ValueError, match="must be one of markdown"):
+        render_table(results, "latex")
