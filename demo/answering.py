@@ -108,15 +108,14 @@ class _TokenStream:
 
 
 class _Repeat(LogitsProcessor):
-    """Leaves only the next token of a known answer possible."""
+    """Leaves only the next token of a known answer possible. Called once a token; a prompt's length may change."""
 
-    def __init__(self, prompt_length: int, token_ids: Sequence[int]) -> None:
-        self.prompt_length, self.token_ids = prompt_length, token_ids
+    def __init__(self, token_ids: Sequence[int]) -> None:
+        self.remaining = iter(token_ids)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        step = input_ids.shape[1] - self.prompt_length
         forced = torch.full_like(scores, -torch.inf)
-        forced[:, self.token_ids[step]] = 0
+        forced[:, next(self.remaining)] = 0
         return forced
 
 
@@ -178,7 +177,7 @@ class AnsweringModel:
             ValueError: the prompt cannot be used, or a method cannot be applied to this model.
         """
         settings, stop = settings or GenerationSettings(), stop or threading.Event()
-        inputs = self.encode(image, prompt)
+        inputs = {**self.encode(image, prompt), **_pictures_for(methods, image)}
         with self._turn, self._guarded(methods):
             stream = _TokenStream()
             arguments = settings.arguments() | {"streamer": stream}
@@ -218,9 +217,8 @@ class AnsweringModel:
         """
         if not answer.token_ids:
             raise ValueError("the answer is empty, so there is no word to look at")
-        inputs = self.encode(image, prompt)
-        length = inputs["input_ids"].shape[1]
-        forced = LogitsProcessorList([_Repeat(length, answer.token_ids)])
+        inputs = {**self.encode(image, prompt), **_pictures_for(methods, image)}
+        forced = LogitsProcessorList([_Repeat(answer.token_ids)])
         greedy = replace(settings, temperature=0.0, max_new_tokens=len(answer.token_ids)).arguments()
         with self._turn, self._guarded(methods or resolve_methods("none")) as guard:
             torch.manual_seed(settings.seed)
@@ -249,6 +247,11 @@ class AnsweringModel:
     def _end_tokens(self) -> tuple[int, ...]:
         given = self.model.generation_config.eos_token_id
         return tuple(given) if isinstance(given, list | tuple) else (given,)
+
+
+def _pictures_for(methods: Sequence[Method], image: Image.Image) -> dict[str, Any]:
+    """The picture itself for methods that rewrite the inputs; the pixels may have lost its detail."""
+    return {"images": [image]} if any(method.overrides("edit_inputs") for method in methods) else {}
 
 
 class _Generation:

@@ -3,13 +3,15 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from vlm_guard.demo.method_findings import Findings, findings_of
+from vlm_guard.demo.patches import PictureView
 from vlm_guard.guard import Guard
 from vlm_guard.trace import AttentionTrace
 
@@ -29,6 +31,8 @@ class AttentionRecord:
             act elsewhere.
         image_share: [steps] float32, share of attention on the picture, mean of layers and heads.
         findings: what the methods found out about this picture.
+        view: the picture as the model saw it; None where its visual tokens form no grid.
+        no_view: why there is no view.
     """
 
     weights: np.ndarray
@@ -36,6 +40,8 @@ class AttentionRecord:
     edited_layers: tuple[int, ...]
     image_share: np.ndarray
     findings: Findings
+    view: PictureView | None = None
+    no_view: str = ""
 
     @property
     def heads(self) -> int:
@@ -73,7 +79,7 @@ def read_record(trace: AttentionTrace, guard: Guard, steps: int) -> AttentionRec
     """
     if guard.state is None or guard.state.visual is None or not bool(guard.state.visual[0].any()):
         raise ValueError("no attention was recorded: the prompt has no visual token")
-    if trace.steps < steps:
+    if trace.steps != steps:
         raise ValueError(f"the trace has {trace.steps} steps for an answer of {steps} tokens")
     mask = guard.state.visual[0].cpu()
     layers = tuple(layer for layer in trace.layers if layer in trace.weights)
@@ -98,6 +104,25 @@ def read_record(trace: AttentionTrace, guard: Guard, steps: int) -> AttentionRec
 def _visual_part(weights: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """[H, visual tokens] of one step's weights [H, K]; K has the prompt and the answer so far."""
     return weights[:, : mask.shape[0]][:, mask[: weights.shape[-1]]]
+
+
+def with_view(record: AttentionRecord, find: Callable[[Image.Image | None], PictureView]) -> AttentionRecord:
+    """The record with the picture its visual tokens belong to.
+
+    Where a method put a refined picture in, that is the one; behind the original, its tokens are the last ones.
+
+    Args:
+        record: the record.
+        find: the view of a refined picture, or of the visitor's own for None; ValueError where there is none.
+    """
+    try:
+        view = find(record.findings.refined)
+    except ValueError as error:
+        return replace(record, no_view=str(error))
+    tokens = record.weights.shape[-1]
+    if tokens < view.tokens:
+        return replace(record, no_view=f"the model has {tokens} visual tokens, its grid {view.tokens}")
+    return replace(record, view=view, weights=record.weights[..., tokens - view.tokens :])
 
 
 class RecordStore:

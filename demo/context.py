@@ -1,14 +1,19 @@
 """What all visitors of one page share."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from vlm_guard.architecture import describe_architecture
 from vlm_guard.builtin_model import BUILTIN_DIR
-from vlm_guard.demo.answering import AnsweringModel
-from vlm_guard.demo.attention_record import AttentionRecord, RecordStore, read_record
+from vlm_guard.demo.answering import Answer, AnsweringModel
+from vlm_guard.demo.attention_record import AttentionRecord, RecordStore, read_record, with_view
 from vlm_guard.demo.comparing import Comparison
 from vlm_guard.demo.method_options import chosen_methods
+from vlm_guard.demo.patches import view_of
 from vlm_guard.demo.pictures import PictureBrowser
+from vlm_guard.guard import Guard
+from vlm_guard.method import Method
+from vlm_guard.trace import AttentionTrace
 
 
 @dataclass(kw_only=True, eq=False)
@@ -61,14 +66,17 @@ class DemoContext:
         return {
             which: self.records.get(
                 (comparison.number, side, which),
-                lambda guarding=guarding: self.model.replay(
-                    comparison.picture.image,
-                    comparison.prompt,
-                    guarding,
-                    answer,
-                    comparison.settings,
-                    lambda trace, guard: read_record(trace, guard, len(answer.token_ids)),
-                ),
+                lambda guarding=guarding: self._record(comparison, answer, guarding),
             )
             for which, guarding in methods.items()
         }
+
+    def _record(self, comparison: Comparison, answer: Answer, guarding: Sequence[Method]) -> AttentionRecord:
+        image, prompt = comparison.picture.image, comparison.prompt
+        token_ids = self.architecture.visual_token_ids
+
+        def read(trace: AttentionTrace, guard: Guard) -> AttentionRecord:
+            return read_record(trace, guard, len(answer.token_ids))
+
+        record = self.model.replay(image, prompt, guarding, answer, comparison.settings, read)
+        return with_view(record, lambda refined: view_of(self.model, token_ids, refined or image, prompt))

@@ -3,23 +3,25 @@
 import numpy as np
 from PIL import Image
 
-from vlm_guard.demo.attention_record import AttentionRecord
-from vlm_guard.demo.heat_maps import as_grid, data_uri, outline_cells
+from vlm_guard.demo.heat_maps import ColourScale, as_grid, data_uri, enlarge, outline_cells, overlay
+from vlm_guard.demo.method_findings import Findings
+from vlm_guard.demo.patches import PictureView
 
 CELL = 16
 
 
-def findings_html(image: Image.Image, grid: tuple[int, int], record: AttentionRecord) -> str:
-    """VAR's sink tokens and VHR's heads; empty for methods that keep nothing of the kind.
+def findings_html(view: PictureView | None, findings: Findings) -> str:
+    """VAR's sink tokens, VHR's heads, CARVE's map and picture; empty for methods that keep nothing of the kind.
 
     Args:
-        image: the picture.
-        grid: rows and columns of its patches.
-        record: of the guarded model.
+        view: the picture as the plain model sees it; maps need it, head tables do not.
+        findings: what the guarded model's methods kept.
     """
-    findings, parts = record.findings, []
-    if findings.visual_sinks:
-        parts.append(_sinks_html(image, grid, findings.visual_sinks, findings.text_sinks))
+    parts = []
+    if findings.visual_sinks and view is not None:
+        parts.append(_sinks_html(view, findings.visual_sinks, findings.text_sinks))
+    if findings.contrast is not None and findings.refined is not None and view is not None:
+        parts.append(_refined_html(view, findings.contrast, findings.refined, findings.kept_share))
     if findings.chosen_heads:
         parts.append(_heads_html(findings.chosen_heads, findings.head_factor))
     if not parts:
@@ -30,9 +32,22 @@ def findings_html(image: Image.Image, grid: tuple[int, int], record: AttentionRe
     )
 
 
-def _sinks_html(image: Image.Image, grid: tuple[int, int], visual: dict[int, np.ndarray], text: dict[int, int]) -> str:
+def _refined_html(view: PictureView, contrast: np.ndarray, refined: Image.Image, kept: float) -> str:
+    cells = as_grid(contrast.astype(np.float32), contrast.shape)
+    drawn = overlay(view.image, cells, ColourScale.of([cells]))
+    return (
+        f'<figure class="vg-map"><figcaption>CARVE: contrast map</figcaption><img src="{data_uri(drawn)}" '
+        'alt="Heat-map of where the model looks for the question more than for a general description">'
+        "<p>Bright where the question draws more attention than a general description does.</p></figure>"
+        '<figure class="vg-map"><figcaption>CARVE: refined picture</figcaption>'
+        f'<img src="{data_uri(enlarge(refined))}" alt="The regions that stand out, cut out and magnified">'
+        f"<p>{100 * kept:.0f} % of the picture is kept and magnified; the guarded answer is about this.</p></figure>"
+    )
+
+
+def _sinks_html(view: PictureView, visual: dict[int, np.ndarray], text: dict[int, int]) -> str:
     counts = ", ".join(
-        f"layer {layer}: {int(sinks.sum())} visual and {text[layer]} other" for layer, sinks in visual.items()
+        f"layer {layer}: {int(sinks.sum())} visual, {text[layer]} other" for layer, sinks in visual.items()
     )
     union = np.logical_or.reduce(list(visual.values()))
     if not union.any():
@@ -40,7 +55,7 @@ def _sinks_html(image: Image.Image, grid: tuple[int, int], visual: dict[int, np.
             '<div class="vg-finding"><strong>VAR: attention sinks.</strong> No token of the picture is a sink, and VAR '
             f"edits a head only if there is one, so it changed nothing. Sinks by layer: {counts}.</div>"
         )
-    picture = outline_cells(image, as_grid(union, grid))
+    picture = outline_cells(view.image, as_grid(union, view.grid))
     count = int(union.sum())
     return (
         '<figure class="vg-map"><figcaption>VAR: visual sink tokens</figcaption>'
@@ -72,8 +87,8 @@ def _heads_html(chosen: dict[int, np.ndarray], factor: float) -> str:
     total = sum(int(row.sum()) for row in chosen.values())
     return (
         '<figure class="vg-map vg-heads"><figcaption>VHR: heads it strengthened</figcaption>'
-        f'<svg viewBox="0 0 {width} {height}" style="max-width:{width * 1.4:.0f}px" role="img" aria-label="Layer by head '
-        f'map: {total} of {heads * len(layers)} heads chosen">{"".join(parts)}</svg>'
+        f'<svg viewBox="0 0 {width} {height}" style="max-width:{width * 1.4:.0f}px" role="img" '
+        f'aria-label="Layer by head map: {total} of {heads * len(layers)} heads chosen">{"".join(parts)}</svg>'
         f"<p>Rows are layers, columns heads. Dots: {total} heads whose output changes most without the picture, "
         f"multiplied by {factor:g}.</p></figure>"
     )

@@ -17,8 +17,8 @@ from vlm_guard.eval.leading_queries import LEADING_TEMPLATES
 FIRST_PROMPT = "Please describe this image in detail."
 ASK_INTRODUCTION = (
     "Yes or no: does the model see what is there, and does it stay with its answer when the question suggests the "
-    "wrong one? The questions are POPE's, made from this picture's annotations. LQCD is the method made against leading "
-    "questions; choose it under “Guarded by”."
+    "wrong one? The questions are POPE's, made from this picture's annotations. LQCD is the method made against "
+    "leading questions; choose it under “Guarded by”."
 )
 FIRST_CHOICE = ("pai", "vcd", "zerotuning")
 WORD_SCRIPT = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
 from vlm_guard.demo.attention_record import AttentionRecord
 from vlm_guard.demo.heat_maps import ColourScale, as_grid, data_uri, gradient_css, overlay
-from vlm_guard.demo.marked_answer import bare, escape
+from vlm_guard.demo.marked_answer import bare, escape, message_html
+from vlm_guard.demo.patches import PictureView
 from vlm_guard.demo.share_plot import share_plot, word_shares
 from vlm_guard.demo.words import Word
 
@@ -67,19 +67,10 @@ def head_choices(heads: int) -> list[str]:
     return [ALL_HEADS, *(f"head {head}" for head in range(heads))]
 
 
-def look_html(
-    image: Image.Image,
-    grid: tuple[int, int],
-    words: Sequence[Word],
-    selected: int,
-    records: dict[str, AttentionRecord],
-    settings: LookSettings,
-) -> str:
+def look_html(words: Sequence[Word], selected: int, records: dict[str, AttentionRecord], settings: LookSettings) -> str:
     """The panel for one word.
 
     Args:
-        image: the picture.
-        grid: rows and columns of its patches.
         words: the words of the answer that both models were led along.
         selected: number of the word to show.
         records: "plain" and "guarded".
@@ -91,31 +82,49 @@ def look_html(
     if not 0 <= selected < len(words):
         raise ValueError(f"word {selected + 1} does not exist; the answer has {len(words)} words")
     edited = records["guarded"].edited_layers
-    chosen = {side: settings.layers_of(record, edited) for side, record in records.items()}
-
-    def word_map(side: str, word: Word) -> np.ndarray:
-        return as_grid(records[side].word_map(word.steps, chosen[side], settings.head_number), grid)
-
-    maps = {side: word_map(side, words[selected]) for side in ("plain", "guarded")}
-    maps["difference"] = maps["guarded"] - maps["plain"]
-    if settings.absolute:
-        everything = [(word_map("plain", word), word_map("guarded", word)) for word in words]
-        common = ColourScale.of([values for pair in everything for values in pair])
-        apart = ColourScale.of([guarded - plain for plain, guarded in everything], diverging=True)
-        scales = {"plain": common, "guarded": common, "difference": apart}
-    else:
-        scales = {side: ColourScale.of([values], diverging=side == "difference") for side, values in maps.items()}
-    word = bare(words[selected])
-    figures = "".join(_figure(image, side, maps[side], scales[side], word) for side in maps)
+    layers = settings.layers_of(records["guarded"], edited)
     shares = {side: word_shares(words, record.image_share) for side, record in records.items()}
     return (
         f'<p class="vg-looking">Attention to the picture while the model was about to say '
-        f"<strong>{escape(word)}</strong> ({_described(settings, chosen['guarded'], edited)}), "
-        f"on {grid[0]} x {grid[1]} patches. Both models were led along the same words.</p>"
-        f'<div class="vg-maps">{figures}</div>'
+        f"<strong>{escape(bare(words[selected]))}</strong> ({_described(settings, layers, edited)}). "
+        f"Both models were led along the same words.</p>"
+        f"{_maps_html(words, selected, records, layers, settings)}"
         f'<p class="vg-caution">{CAUTION}</p>'
         f"{share_plot(words, shares, selected)}"
     )
+
+
+def _maps_html(
+    words: Sequence[Word],
+    selected: int,
+    records: dict[str, AttentionRecord],
+    layers: Sequence[int],
+    settings: LookSettings,
+) -> str:
+    """The heat-maps; their difference only where both models saw the same picture."""
+    unseen = next((record for record in records.values() if record.view is None), None)
+    if unseen is not None:
+        return message_html("note", f"No heat-map: {unseen.no_view}.")
+    views = {side: record.view for side, record in records.items()}
+    alike = records["guarded"].findings.refined is None
+
+    def word_maps(word: Word) -> dict[str, np.ndarray]:
+        maps = {
+            side: as_grid(record.word_map(word.steps, layers, settings.head_number), views[side].grid)
+            for side, record in records.items()
+        }
+        return maps | ({"difference": maps["guarded"] - maps["plain"]} if alike else {})
+
+    shown = word_maps(words[selected])
+    everything = [word_maps(word) for word in words] if settings.absolute else [shown]
+    scales = {side: ColourScale.of([maps[side] for maps in everything], side == "difference") for side in shown}
+    if settings.absolute:
+        scales["plain"] = scales["guarded"] = max((scales["plain"], scales["guarded"]), key=lambda scale: scale.high)
+    views["difference"] = views["plain"]
+    word = bare(words[selected])
+    figures = "".join(_figure(views[side], side, cells, scales[side], word) for side, cells in shown.items())
+    note = "" if alike else message_html("note", "The guarded model saw a refined picture, so there is no difference.")
+    return f'<div class="vg-maps">{figures}</div>{note}'
 
 
 def _described(settings: LookSettings, layers: Sequence[int], edited: Sequence[int]) -> str:
@@ -133,7 +142,7 @@ def _described(settings: LookSettings, layers: Sequence[int], edited: Sequence[i
 _TITLES = {"plain": "Plain", "guarded": "Guarded", "difference": "Guarded minus plain"}
 
 
-def _figure(image: Image.Image, side: str, cells: np.ndarray, scale: ColourScale, word: str) -> str:
+def _figure(view: PictureView, side: str, cells: np.ndarray, scale: ColourScale, word: str) -> str:
     total = float(cells.sum())
     strongest = np.unravel_index(int(np.abs(cells).argmax()), cells.shape)
     place = f"row {strongest[0] + 1}, column {strongest[1] + 1}"
@@ -141,14 +150,15 @@ def _figure(image: Image.Image, side: str, cells: np.ndarray, scale: ColourScale
         summary = f"{100 * total:+.1f} points on the picture; largest change at {place}"
     else:
         summary = f"{100 * total:.1f} % on the picture; most at {place}"
+    patches = f"{view.grid[0]} x {view.grid[1]} patches"
     low, high = (
         f"{100 * scale.low:+.2f} %" if scale.diverging else "0",
         f"{100 * scale.high:{'+' if scale.diverging else ''}.2f} %",
     )
     return (
-        f'<figure class="vg-map vg-map-{side}"><figcaption>{_TITLES[side]}</figcaption>'
-        f'<img src="{data_uri(overlay(image, cells, scale))}" alt="{_TITLES[side]}: attention heat-map for the word '
-        f'{escape(word)}, {summary}">'
+        f'<figure class="vg-map vg-map-{side}"><figcaption>{_TITLES[side]} <small>{patches}</small></figcaption>'
+        f'<img src="{data_uri(overlay(view.image, cells, scale))}" alt="{_TITLES[side]}: attention heat-map for '
+        f'the word {escape(word)}, {summary}">'
         f'<div class="vg-scale"><span>{low}</span><i style="background:{gradient_css(scale.diverging)}"></i>'
         f"<span>{high}</span></div><p>{summary}</p></figure>"
     )

@@ -4,7 +4,6 @@ from vlm_guard.demo.comparing import Comparison
 from vlm_guard.demo.context import DemoContext
 from vlm_guard.demo.findings_panel import findings_html
 from vlm_guard.demo.look_panel import LookSettings, look_html
-from vlm_guard.demo.patches import square_grid
 
 
 def look_at(context: DemoContext, comparison: Comparison, side: str, word: int, settings: LookSettings) -> str:
@@ -13,12 +12,9 @@ def look_at(context: DemoContext, comparison: Comparison, side: str, word: int, 
     Both models are led along that answer once (kept for the next words), so that they can be compared.
 
     Raises:
-        ValueError: there is no such answer, word, layer or head, or the patches cannot be placed on the picture.
+        ValueError: there is no such answer, word, layer or head.
     """
     records = context.records_of(comparison, side)
     answer = comparison.answer(side)
-    image = comparison.picture.image
-    grid = square_grid(records["plain"].weights.shape[-1])
     words = () if answer is None else answer.words
-    shown = look_html(image, grid, words, word, records, settings)
-    return shown + findings_html(image, grid, records["guarded"])
+    return look_html(words, word, records, settings) + findings_html(records["plain"].view, records["guarded"].findings)

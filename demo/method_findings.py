@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from vlm_guard.attention import BoundMethod
 from vlm_guard.guard import Guard
@@ -17,13 +18,20 @@ class Findings:
     Attributes:
         visual_sinks: by layer [visual tokens] bool, VAR's visual sink tokens.
         text_sinks: by layer, how many tokens outside the picture VAR takes for sinks.
-        chosen_heads: by layer [heads] bool, the heads VHR strengthens. head_factor: by how much.
+        chosen_heads: by layer [heads] bool, the heads VHR strengthens.
+        head_factor: by how much.
+        contrast: [rows, columns] CARVE's contrast of the question's attention with a general description's.
+        refined: the picture CARVE made of what stands out.
+        kept_share: the share of the original picture that is left in it.
     """
 
     visual_sinks: dict[int, np.ndarray] = field(default_factory=dict)
     text_sinks: dict[int, int] = field(default_factory=dict)
     chosen_heads: dict[int, np.ndarray] = field(default_factory=dict)
     head_factor: float = 1.0
+    contrast: np.ndarray | None = None
+    refined: Image.Image | None = None
+    kept_share: float = 0.0
 
 
 def findings_of(guard: Guard) -> Findings:
@@ -37,6 +45,10 @@ def findings_of(guard: Guard) -> Findings:
     if "vhr" in names:
         found["chosen_heads"] = _heads(guard)
         found["head_factor"] = float(names["vhr"].method.strength)
+    images = getattr(guard.findings("carve"), "images", None) if "carve" in names else None
+    if images:
+        found["contrast"], found["refined"] = images[0].contrast, images[0].refined
+        found["kept_share"] = float(images[0].kept.mean())
     return Findings(**found)
 
 

@@ -215,7 +215,8 @@ def _attend(
     if state.only is not None:
         processors = tuple(bound for bound in processors if bound.method.name == state.only)
     context = _Context(slot, processors, state, module, query, key, value, mask, kwargs)
-    if slot.guard.tracer is not None and state.side == "positive":
+    # A pass in which only one method runs looks at the prompt beforehand: it belongs to no generated token.
+    if slot.guard.tracer is not None and state.side == "positive" and state.only is None:
         _record(context, slot.guard.tracer)
     if not processors:
         return call_previous(previous, module, query, key, value, mask, **kwargs)
@@ -341,6 +342,17 @@ def _record(context: _Context, tracer: "AttentionTrace") -> None:
     """Hand the edited weights of the answer rows to the trace."""
     if context.slot.layer not in tracer.layers:
         return
+    batch = context.state.real.shape[0]
+    if context.query.shape[0] > batch:
+        # Further rows behind those of the generation, such as twins without their image, are not traced.
+        mask = context.mask
+        context = replace(
+            context,
+            query=context.query[:batch],
+            key=context.key[:batch],
+            value=context.value[:batch],
+            mask=mask if mask is None or mask.shape[0] == 1 else mask[:batch],
+        )
     rows = None
     if context.query.shape[2] > 1 or context.state.reading:
         rows = context.state.rows("answer", context.query.shape[2])
