@@ -35,13 +35,28 @@ REFUSED_FAMILIES: dict[str, set[str]] = {
 }
 
 
+FOUR_LAYERS = {
+    "llava_gpt_oss",
+    "llava_gemma2",
+    "gemma3",
+    "paligemma2",
+    "qwen3_5",
+    "aya_vision",
+    "cohere2_vision",
+    "llama4",
+}
+
+
 def names() -> list[str]:
     """The methods under test."""
     return method_names()
 
 
-def options(name: str) -> dict[str, Any]:
-    """Options that make `name` act on a tiny random model."""
+def options(name: str, family: str = "llava") -> dict[str, Any]:
+    """Options that make `name` act on the tiny random model of `family`."""
+    if name == "iri":
+        rates = ",".join(["0.9", "0.2", "0.5", "0.7"][: 4 if family in FOUR_LAYERS else 3])
+        return {"attention_rates": rates, "mlp_rates": rates, "attention_strength": 1.0}
     return OPTIONS.get(name, {})
 
 

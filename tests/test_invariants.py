@@ -61,7 +61,11 @@ def test_neutral_options_are_the_identity(zoo, method):
     inputs = zoo.make_inputs(zoo.adapt(PROMPTS))
     plain = logits(zoo.model, inputs)
     neutral = {item: value for item, value in vars(method_class(method).neutral()).items()}
-    kept = {key: value for key, value in method_cases.options(method).items() if key not in _neutral_names(method)}
+    kept = {
+        key: value
+        for key, value in method_cases.options(method, zoo.family.name).items()
+        if key not in _neutral_names(method)
+    }
     with wrap(zoo.model, None, method, **(neutral | kept)):
         guarded = logits(zoo.model, inputs)
     real = inputs["attention_mask"].bool()
@@ -79,7 +83,7 @@ def _neutral_names(method):
 def test_it_acts_and_leaves_no_trace(zoo, method):
     inputs = zoo.make_inputs(zoo.adapt(PROMPTS))
     plain = logits(zoo.model, inputs)
-    with wrap(zoo.model, None, method, **method_cases.options(method)):
+    with wrap(zoo.model, None, method, **method_cases.options(method, zoo.family.name)):
         guarded = logits(zoo.model, inputs)
         assert torch.isfinite(guarded[inputs["attention_mask"].bool()]).all()
         assert not torch.equal(guarded, plain), "the options of this test must make the method act"
@@ -93,7 +97,7 @@ def test_padded_batch_equals_each_prompt_alone(zoo, method):
         pytest.skip(f"the stock {zoo.family.name} itself differs: {zoo.family.facts}")
     prompts = zoo.adapt(PROMPTS)
     batch = zoo.make_inputs(prompts)
-    with wrap(zoo.model, None, method, **method_cases.options(method)):
+    with wrap(zoo.model, None, method, **method_cases.options(method, zoo.family.name)):
         together = logits(zoo.model, batch)
         for row, prompt in enumerate(prompts):
             alone = logits(zoo.model, zoo.make_inputs([prompt]))[0]
@@ -104,7 +108,7 @@ def test_padded_batch_equals_each_prompt_alone(zoo, method):
 @every_case
 def test_cached_decode_equals_full_recompute(zoo, method):
     inputs = zoo.make_inputs(zoo.adapt(PROMPTS))
-    with wrap(zoo.model, None, method, **method_cases.options(method)):
+    with wrap(zoo.model, None, method, **method_cases.options(method, zoo.family.name)):
         settings = {"output_logits": True, "return_dict_in_generate": True}
         cached = generate(zoo.model, inputs, **settings)
         recomputed = generate(zoo.model, inputs, use_cache=False, **settings)
@@ -117,6 +121,9 @@ def test_cached_decode_equals_full_recompute(zoo, method):
 @refused_case
 def test_families_without_what_a_method_needs_are_refused(zoo, method):
     inputs = zoo.make_inputs(zoo.adapt(PROMPTS))
-    with pytest.raises(ValueError, match=method), wrap(zoo.model, None, method, **method_cases.options(method)):
+    with (
+        pytest.raises(ValueError, match=method),
+        wrap(zoo.model, None, method, **method_cases.options(method, zoo.family.name)),
+    ):
         logits(zoo.model, inputs)
     assert_pristine(zoo.model)
