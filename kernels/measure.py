@@ -123,6 +123,8 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         "processor": _processor_name(),
         "logical_processors": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
+        # Other work on the machine shows here; ratios of interleaved calls bear it, times do not.
+        "load_average_1min": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
         "versions": versions,
     }

@@ -31,6 +31,8 @@ from vlm_guard.kernels.triton_terms import (
 from vlm_guard.kernels.triton_weights import weights_kernel
 
 INTERPRETED = not isinstance(decode_kernel, triton.JITFunction)
+# Triton is about to change its default; contracting a * b + c rounds once instead of twice and is what we budget for.
+FUSED_MULTIPLY_ADD = {"enable_fp_fusion": True}
 # What the interpreter pretends to be, so that small problems also split their keys.
 INTERPRETER_DEVICE = DeviceLimits(multiprocessors=4, shared_memory=96 * 1024, capability=(8, 0))
 
@@ -130,7 +132,7 @@ def _launch(
     groups, keys = heads // shape.per_group, keys_values.key.shape[2]
     segments = 4 if terms.segment_ids is not None else 1
     splits = parameters.splits
-    options = {"num_warps": parameters.warps, "num_stages": parameters.stages}
+    options = {"num_warps": parameters.warps, "num_stages": parameters.stages, **FUSED_MULTIPLY_ADD}
     sizes = (groups, rows, keys, splits)
     partial = parameters.decode or splits > 1 or policy_code == OUTSIDE_POLICY
     partials = _allocate_partials(query, splits * segments, shape.value_dim) if partial else None
@@ -154,7 +156,7 @@ def _launch(
         merge_kernel[(triton.cdiv(shape.value_dim, block_dv), batch * heads * rows)](
             partials, weight_terms, output_terms, results, heads, rows, splits,
             PER_GROUP=shape.per_group * shape.kv_share, VALUE_DIM=shape.value_dim, BLOCK_DV=block_dv, SEGMENTS=segments,
-            STATES=power_of_two(splits * segments), POLICY=policy_code, num_warps=4,
+            STATES=power_of_two(splits * segments), POLICY=policy_code, num_warps=4, **FUSED_MULTIPLY_ADD,
         )  # fmt: skip
 
 
@@ -169,7 +171,7 @@ def _launch_weights(arguments: tuple, results: Results, outside: bool, shape: Sh
     grid = (triton.cdiv(rows * shape.per_group, 16), batch * groups, triton.cdiv(keys, 32))
     weights_kernel[grid](
         *arguments, results.factors, results.logsumexp, weights, groups, rows, keys,
-        SEGMENTED=terms.segment_ids is not None and not outside, SHAPE=shape, num_warps=4,
+        SEGMENTED=terms.segment_ids is not None and not outside, SHAPE=shape, num_warps=4, **FUSED_MULTIPLY_ADD,
     )  # fmt: skip
     return weights
 
@@ -189,7 +191,7 @@ def _segment_lists(terms: ScoreTerms, keys: int, chunk: int) -> SegmentLists:
     at_once = min(32, power_of_two(chunk_total))
     segment_list_kernel[(batch * heads,)](
         ids, terms.segment_strides, heads, terms.segment_keys, keys, lists,
-        CHUNK=chunk, AT_ONCE=at_once, num_warps=4,
+        CHUNK=chunk, AT_ONCE=at_once, num_warps=4, **FUSED_MULTIPLY_ADD,
     )  # fmt: skip
     return lists
 
