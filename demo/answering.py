@@ -14,9 +14,10 @@ from PIL import Image
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from vlm_guard import wrap
+from vlm_guard.architecture import inference_device
 from vlm_guard.demo.words import Word, decode, split_words
 from vlm_guard.eval.prompting import find_template
-from vlm_guard.guard import Guard, inference_device
+from vlm_guard.guard import Guard
 from vlm_guard.method import Method, resolve_methods
 
 Ending = Literal["running", "finished", "limit", "stopped"]

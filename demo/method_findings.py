@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vlm_guard.attention import BoundMethod
+from vlm_guard.attention_calls import BoundMethod
 from vlm_guard.guard import Guard
 from vlm_guard.kernels.attention_edit import TEXT_SINK, VISUAL_SINK
 

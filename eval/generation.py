@@ -12,9 +12,9 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from vlm_guard.architecture import inference_device
 from vlm_guard.eval.prompting import PromptTemplate
 from vlm_guard.eval.tasks import Sample
-from vlm_guard.guard import inference_device
 
 
 class Decoding(BaseModel):

@@ -26,8 +26,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlm_guard.attention import AttentionCall
-from vlm_guard.guard import GuardTarget
+from vlm_guard.attention_calls import AttentionCall
+from vlm_guard.guard_target import GuardTarget
 from vlm_guard.head_list import select_heads
 from vlm_guard.kernels.attention_edit import TEXT, TEXT_SINK, AttentionEdit, Segments
 from vlm_guard.kernels.policies import MoveSinksToRest

@@ -35,7 +35,7 @@ from vlm_guard.branch_prompt import GivenPrompt
 from vlm_guard.contrast import padding_id
 from vlm_guard.contrastive_map import contrast_steps, refine_picture
 from vlm_guard.forward_call import InputsCall
-from vlm_guard.guard import GuardTarget
+from vlm_guard.guard_target import GuardTarget
 from vlm_guard.image_splice import splice_pictures
 from vlm_guard.layers import select_layers
 from vlm_guard.method import Method, option, register

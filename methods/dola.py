@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from vlm_guard.contrast import cut_implausible
-from vlm_guard.guard import GuardTarget
+from vlm_guard.guard_target import GuardTarget
 from vlm_guard.layers import select_layers
 from vlm_guard.method import Method, option, register
 

@@ -33,12 +33,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm_guard.attention import AttentionCall
+from vlm_guard.attention_calls import AttentionCall
 from vlm_guard.early_exit import StopForward, run_until_stopped
 from vlm_guard.forward_call import ForwardCall
 from vlm_guard.function_option import describe_function, find_function
 from vlm_guard.gaze_shift import GazePlan, gaze_bias, gaze_saliency, question_flags
-from vlm_guard.guard import GuardTarget
+from vlm_guard.guard_target import GuardTarget
 from vlm_guard.kernels.attention_edit import AttentionEdit
 from vlm_guard.layers import select_layers
 from vlm_guard.method import Method, option, register

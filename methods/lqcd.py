@@ -26,7 +26,7 @@ from torch import Tensor
 
 from vlm_guard.contrast import Branch, ContrastCall, contrast_logits
 from vlm_guard.function_option import describe_function, find_function
-from vlm_guard.guard import GuardTarget
+from vlm_guard.guard_target import GuardTarget
 from vlm_guard.method import Method, option, register
 from vlm_guard.neutral_question import neutralise
 

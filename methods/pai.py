@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlm_guard.attention import AttentionCall
+from vlm_guard.attention_calls import AttentionCall
 from vlm_guard.branch_prompt import image_markers
 from vlm_guard.contrast import Branch, ContrastCall, contrast_logits
 from vlm_guard.kernels.attention_edit import AttentionEdit

@@ -30,8 +30,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm_guard.attention import AttentionCall
-from vlm_guard.guard import Guard, GuardTarget
+from vlm_guard.attention_calls import AttentionCall
+from vlm_guard.guard import Guard
+from vlm_guard.guard_target import GuardTarget
 from vlm_guard.kernels.attention_edit import AttentionEdit
 from vlm_guard.method import Method, option, register
 from vlm_guard.vision_tower import VisionTower, describe_vision_tower, watch_rows
@@ -96,6 +97,8 @@ class PAINT(Method):
         layers = {"local": 0, "summary": max(0, prepared.depth - 2)}
 
         def see(layer: int, weights: Tensor) -> None:
+            if guard.probing:
+                return
             marked = weights.sum(1)[:, int(prepared.has_class_token) :].cpu()
             for name in (name for name, index in layers.items() if index == layer):
                 vars(guard.findings(self.name)).setdefault(name, []).append(marked)

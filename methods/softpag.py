@@ -24,9 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm_guard.attention import AttentionCall
+from vlm_guard.attention_calls import AttentionCall
 from vlm_guard.contrast import Branch, ContrastCall, contrast_logits
-from vlm_guard.guard import GuardTarget, wrap
+from vlm_guard.guard import wrap
+from vlm_guard.guard_target import GuardTarget
 from vlm_guard.kernels.attention_edit import AttentionEdit
 from vlm_guard.layers import select_layers
 from vlm_guard.method import Method, RowScope, option, register

@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 
-from vlm_guard.attention import AttentionCall, HiddenCall
-from vlm_guard.guard import GuardTarget
+from vlm_guard.attention_calls import AttentionCall, HiddenCall
+from vlm_guard.guard_target import GuardTarget
 from vlm_guard.kernels.attention_edit import AttentionEdit, Segments
 from vlm_guard.kernels.policies import MoveSinksToContent
 from vlm_guard.method import Method, option, register

@@ -34,9 +34,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm_guard.attention import AttentionCall
+from vlm_guard.attention_calls import AttentionCall
 from vlm_guard.forward_call import ForwardCall
-from vlm_guard.guard import GuardTarget
+from vlm_guard.guard_target import GuardTarget
 from vlm_guard.head_scoring import HeadScoring
 from vlm_guard.kernels.attention_edit import AttentionEdit
 from vlm_guard.method import Method, option, register

@@ -27,8 +27,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlm_guard.attention import AttentionCall
-from vlm_guard.guard import GuardTarget
+from vlm_guard.attention_calls import AttentionCall
+from vlm_guard.guard_target import GuardTarget
 from vlm_guard.head_list import select_heads
 from vlm_guard.kernels.attention_edit import AttentionEdit, BiasFactors
 from vlm_guard.method import Method, option, register

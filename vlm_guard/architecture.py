@@ -8,6 +8,7 @@ import inspect
 from dataclasses import dataclass
 from functools import cache
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -83,6 +84,11 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
             f"given {type(model).__name__}"
         )
     return inner
+
+
+def inference_device(model: nn.Module) -> torch.device:
+    """Where inputs of the model belong: the device of its input embeddings (parameters may be offloaded)."""
+    return unwrap(model).get_input_embeddings().weight.device
 
 
 def describe_architecture(model: PreTrainedModel) -> Architecture:

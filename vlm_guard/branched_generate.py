@@ -21,8 +21,9 @@ from vlm_guard.contrast import Branch, ContrastCall, padding_id
 from vlm_guard.layer_contrast import LayerContrastModel
 
 if TYPE_CHECKING:
-    from vlm_guard.attention import BoundMethod
-    from vlm_guard.guard import Guard, GuardTarget
+    from vlm_guard.attention_calls import BoundMethod
+    from vlm_guard.guard import Guard
+    from vlm_guard.guard_target import GuardTarget
     from vlm_guard.method import Method
 
 _LOOPS = {

@@ -28,7 +28,7 @@ from vlm_guard.method import Sign
 if TYPE_CHECKING:
     from transformers import LogitsProcessor
 
-    from vlm_guard.guard import GuardTarget
+    from vlm_guard.guard_target import GuardTarget
     from vlm_guard.method import Method
 
 IMPLAUSIBLE = 1e4
@@ -170,7 +170,7 @@ def contrast_processor(
 def _bare_target(method: "Method", model: PreTrainedModel, processor: Any) -> "GuardTarget":
     """What a method may look at, for a model that is not guarded."""
     from vlm_guard.architecture import describe_architecture, unwrap
-    from vlm_guard.guard import GuardTarget
+    from vlm_guard.guard_target import GuardTarget
     from vlm_guard.profiles import find_profile
 
     if not method.contrasts():

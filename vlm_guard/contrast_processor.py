@@ -20,7 +20,7 @@ from vlm_guard.branched_generate import ContrastGenerate
 from vlm_guard.contrast import Branch
 
 if TYPE_CHECKING:
-    from vlm_guard.guard import GuardTarget
+    from vlm_guard.guard_target import GuardTarget
     from vlm_guard.method import Method
 
 

@@ -5,21 +5,19 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from vlm_guard.architecture import Architecture, describe_architecture, unwrap
-from vlm_guard.attention import SLOT, BoundMethod, HiddenCall, LayerSlot
+from vlm_guard.architecture import describe_architecture, unwrap
+from vlm_guard.attention_calls import SLOT, BoundMethod, HiddenCall, LayerSlot
 from vlm_guard.attention_switch import restore_attention, switch_attention
 from vlm_guard.branch_rows import RowGroup
 from vlm_guard.branched_generate import contrast_arguments, only_contrast
 from vlm_guard.forward_call import ForwardCall, InputsCall
 from vlm_guard.generation_state import GenerationState, PromptTokens
+from vlm_guard.guard_target import GuardTarget
 from vlm_guard.layers import select_layers
 from vlm_guard.method import Method, Sign, resolve_methods
 from vlm_guard.profiles import Profile, find_profile
@@ -30,16 +28,6 @@ if TYPE_CHECKING:
 
 GUARD_ATTRIBUTE = "_vlm_guard"
 _READING_STATIONS = ("attach", "edit_inputs", "begin_forward")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class GuardTarget:
-    """What a method may look at when it prepares: the model, its processor, its shape and its profile."""
-
-    model: PreTrainedModel
-    processor: Any
-    architecture: Architecture
-    profile: Profile | None
 
 
 def wrap(
@@ -91,6 +79,7 @@ class Guard(AbstractContextManager):
         target: the model's shape, processor and profile.
         state: the running (or last) generation; None before the first.
         attention_backend: the backend asked for, or None for the default.
+        probing: whether a method is running the vision tower for itself, which others should not look at.
     """
 
     def __init__(
@@ -131,6 +120,7 @@ class Guard(AbstractContextManager):
         self._reads_forwards = False
         self._warned_no_image = False
         self._prompt: PromptTokens | None = None
+        self.probing = False
         self._findings: dict[str, SimpleNamespace] = {}
         self._finish_forward: list[Callable[[Any], Any]] = []
 
@@ -407,8 +397,3 @@ class Guard(AbstractContextManager):
             bound.method.observe_hidden(
                 HiddenCall(hidden=hidden, layer=layer, state=state, memory=memory, prepared=bound.prepared)
             )
-
-
-def inference_device(model: nn.Module) -> torch.device:
-    """Where inputs of the model belong: the device of its input embeddings (parameters may be offloaded)."""
-    return unwrap(model).get_input_embeddings().weight.device

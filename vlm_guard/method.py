@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vlm_guard.attention import AttentionCall, HiddenCall
+    from vlm_guard.attention_calls import AttentionCall, HiddenCall
     from vlm_guard.contrast import Branch, ContrastCall
     from vlm_guard.forward_call import ForwardCall, InputsCall
-    from vlm_guard.guard import Guard, GuardTarget
+    from vlm_guard.guard import Guard
+    from vlm_guard.guard_target import GuardTarget
     from vlm_guard.kernels.attention_edit import AttentionEdit
 
 RowScope = Literal["all", "text", "answer"]

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from vlm_guard.attention import AttentionCall
+from vlm_guard.attention_calls import AttentionCall
 from vlm_guard.kernels.attention_edit import AttentionEdit
 from vlm_guard.kernels.edited_attention import AttentionProblem, edited_attention
 

@@ -17,7 +17,7 @@ from vlm_guard.contrast import Branch
 from vlm_guard.visual_tokens import visual_mask, wanted_rows
 
 if TYPE_CHECKING:
-    from vlm_guard.attention import BoundMethod
+    from vlm_guard.attention_calls import BoundMethod
     from vlm_guard.method import Sign
 
 # Stations whose effect reaches rows in front of the picture, or which must see a prompt from its first token on.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from vlm_guard.architecture import dispatches_attention
-from vlm_guard.attention import WATCHER
+from vlm_guard.attention_calls import WATCHER
 from vlm_guard.attention_switch import restore_attention, switch_modules
 
 # Learned tokens that towers put in front of the patches.

@@ -29,12 +29,12 @@ def command(
     import json
     from dataclasses import asdict
 
+    from vlm_guard.architecture import inference_device
     from vlm_guard.calibration import calibrate_sinks, new_profile
     from vlm_guard.eval.datasets import open_dataset
     from vlm_guard.eval.generation import read_image
     from vlm_guard.eval.models import load_model
     from vlm_guard.eval.prompting import find_template
-    from vlm_guard.guard import inference_device
     from vlm_guard.profiles import user_profiles
 
     loaded = load_model(model, dtype=dtype, device=device, device_map=device_map, trust_remote_code=trust_remote_code)
