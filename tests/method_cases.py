@@ -21,6 +21,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "paint": {"layers": "all", "local_gain": 2.0},
     "pai": {"layers": "all"},
     "vhr": {"layers": "all"},
+    "uncertainty": {
+        "pixel_std": "0.27,0.26,0.28",
+        "iterations": 2,
+        "threshold": 0.3,
+        "layers": "0",
+        "probe_layers": "0-1",
+    },
     "gift": {"content_words": "all", "saliency_layer": "0", "layers": "1-"},
 }
 
@@ -32,6 +39,20 @@ ONLY_FAMILIES: dict[str, set[str]] = {
 # Families without what a method needs with the options above.
 REFUSED_FAMILIES: dict[str, set[str]] = {
     "gift": {"qwen3_5"},  # its layer 0 has linear attention
+    # Towers that read patches or pack their images into one sequence, and models without a tower.
+    "uncertainty": {
+        "chameleon",
+        "fuyu",
+        "glm4v",
+        "llava_pixtral",
+        "mistral3",
+        "molmo2",
+        "qwen2_5_vl",
+        "qwen2_vl",
+        "qwen3_5",
+        "qwen3_vl",
+        "qwen3_vl_moe",
+    },
 }
 
 
