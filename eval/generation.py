@@ -142,8 +142,12 @@ def generate_batch(
         torch.cuda.synchronize(device)
     begin = time.perf_counter()
     moved = inputs.to(device, dtype=model.dtype)  # changes the type of pixels only, ids stay whole numbers
-    with torch.inference_mode():
-        output = model.generate(**moved, max_new_tokens=max_new_tokens, **decoding.arguments())
+    try:
+        with torch.inference_mode():
+            output = model.generate(**moved, max_new_tokens=max_new_tokens, **decoding.arguments())
+    except torch.OutOfMemoryError as error:
+        error.add_note("Give a smaller --batch-size and another --out: the batch size is part of a run's settings.")
+        raise
     if cuda:
         torch.cuda.synchronize(device)
     seconds = time.perf_counter() - begin

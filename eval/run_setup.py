@@ -1,6 +1,5 @@
 """Setting up a run: data, model, tasks and methods, all checked before any time is spent on answers."""
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,9 +16,17 @@ from vlm_guard.guard import Guard, wrap
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Samples of one task that are asked together; the index decides process, seed and order of methods."""
+    """Samples of one task that are asked together.
+
+    Attributes:
+        index: number of the batch in the run; decides the seed.
+        place: number of the batch in its task; decides the process and which method is first.
+        task: what is asked.
+        samples: the prompts.
+    """
 
     index: int
+    place: int
     task: Task
     samples: tuple[Sample, ...]
 
@@ -105,7 +112,7 @@ def set_up(settings: RunSettings, group: ProcessGroup | None = None) -> Evaluati
         loaded=loaded,
         template=find_template(loaded.processor, settings.template),
         tasks=tasks,
-        batches=list(_cut_batches(tasks, settings.batch_size)),
+        batches=cut_batches(tasks, settings.batch_size),
         specs=specs,
         guards=guards,
         group=group,
@@ -132,10 +139,14 @@ def _make_tasks(settings: RunSettings, data: EvaluationData) -> dict[str, Task]:
     return tasks
 
 
-def _cut_batches(tasks: dict[str, Task], size: int) -> Iterator[Batch]:
-    index = 0
+def cut_batches(tasks: dict[str, Task], size: int) -> list[Batch]:
+    """The batches of all tasks, mixed evenly: then the time left can be told from the time gone at any moment."""
+    found: list[tuple[float, int, Task, tuple[Sample, ...]]] = []
     for task in tasks.values():
         samples = task.samples()
-        for begin in range(0, len(samples), size):
-            yield Batch(index=index, task=task, samples=tuple(samples[begin : begin + size]))
-            index += 1
+        groups = [tuple(samples[begin : begin + size]) for begin in range(0, len(samples), size)]
+        found += [((place + 0.5) / len(groups), place, task, group) for place, group in enumerate(groups)]
+    found.sort(key=lambda entry: entry[0])
+    return [
+        Batch(index=index, place=place, task=task, samples=group) for index, (_, place, task, group) in enumerate(found)
+    ]

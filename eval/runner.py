@@ -136,7 +136,7 @@ def _begin_session(run: Evaluation, methods: Sequence[MethodRun]) -> dict[str, A
 def _answer_all(run: Evaluation, methods: list[MethodRun], progress: Progress | None) -> None:
     keys = {batch.index: {sample.key for sample in batch.samples} for batch in run.batches}
     pending = [batch for batch in run.batches if any(keys[batch.index] - method.done for method in methods)]
-    mine = pending[run.group.rank :: run.group.size]
+    mine = share(pending, run.group.rank, run.group.size)
     if progress is not None and run.group.is_main:
         total = sum(len(batch.samples) for batch in run.batches) * len(methods)
         progress.start(total, sum(len(method.done) for method in methods))
@@ -149,13 +149,24 @@ def _answer_all(run: Evaluation, methods: list[MethodRun], progress: Progress | 
                 upcoming = reader.submit(_prepare, run, mine[place + 1])
             if run.settings.strict and prepared.broken:
                 raise ValueError(f"{next(iter(prepared.broken.values()))} (--strict; without it the image is skipped)")
-            turn = batch.index % len(methods)
+            turn = batch.place % len(methods)
             for position, method in enumerate(methods[turn:] + methods[:turn]):
                 if keys[batch.index] <= method.done:
                     continue
                 _answer(run, method, batch, prepared, position, warm)
                 if progress is not None and run.group.is_main:
                     progress.advance(len(batch.samples) * run.group.size, method.spec.label)
+
+
+def share(batches: Sequence[Batch], rank: int, size: int) -> list[Batch]:
+    """The batches of one process: of every task each `size`-th, because captions take much longer than yes or no."""
+    seen: dict[str, int] = {}
+    mine = []
+    for batch in batches:
+        place = seen[batch.task.name] = seen.get(batch.task.name, -1) + 1
+        if place % size == rank:
+            mine.append(batch)
+    return mine
 
 
 def _prepare(run: Evaluation, batch: Batch) -> PreparedBatch:

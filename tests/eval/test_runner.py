@@ -97,7 +97,8 @@ def test_estimates_agree_with_the_scores_of_chair_and_pope(finished):
 
 def test_methods_take_turns_and_the_method_really_acts(finished):
     plain, guarded = (stable(folder) for folder in method_folders(finished))
-    assert {record["turn"] for record in plain.values()} == {0, 1}
+    for task in ("chair", "pope"):
+        assert {record["turn"] for record in plain.values() if record["task"] == task} == {0, 1}
     assert all(plain[key]["turn"] != guarded[key]["turn"] for key in plain)
     assert any(plain[key]["text"] != guarded[key]["text"] for key in plain)
 
@@ -273,3 +274,18 @@ def test_the_end_token_counts_and_cut_off_answers_are_counted(coco, tmp_path):
     assert any(record["finished"] and record["tokens"] < 100 for record in captions)
     answers = [record for record in records if record["task"] == "pope" and record["text"] in ("Yes", "No")]
     assert answers and all(record["tokens"] == 2 and record["finished"] for record in answers)
+
+
+def test_work_is_shared_evenly_task_by_task(coco):
+    from vlm_guard.eval.run_setup import set_up
+    from vlm_guard.eval.runner import share
+
+    run = set_up(settings(coco, methods=["none"], batch_size=1))
+    shares = [share(run.batches, rank, 4) for rank in range(4)]
+    assert sorted(batch.index for mine in shares for batch in mine) == list(range(len(run.batches)))
+    for task in ("chair", "pope"):
+        sizes = [sum(batch.task.name == task for batch in mine) for mine in shares]
+        assert max(sizes) - min(sizes) <= 1
+    # Mixed evenly: in the first half of the batches there is half of the captions.
+    half = run.batches[: len(run.batches) // 2]
+    assert sum(batch.task.name == "chair" for batch in half) == 3
