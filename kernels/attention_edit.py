@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from vlm_guard.kernels.policies import SegmentPolicy
+from vlm_guard.kernels.policies import LinearForm, LinearPolicy, SegmentPolicy
 
 TEXT, TEXT_SINK, VISUAL_SINK, VISUAL_CONTENT = 0, 1, 2, 3
 SEGMENT_NAMES = ("text", "text sink", "visual sink", "visual content")
@@ -37,6 +37,7 @@ class Segments:
         self.ids = ids
         self._one_hot: Tensor | None = None
         self._padded: Tensor | None = None
+        self._folded: tuple[LinearPolicy, LinearForm, Tensor, Tensor] | None = None
 
     @classmethod
     def build(cls, visual_mask: Tensor, sink_mask: Tensor | None = None) -> "Segments":
@@ -62,12 +63,22 @@ class Segments:
         A growing cache asks for one key more at every step, so the text rows are made in steps of `_SPARE_KEYS`.
         """
         if self._padded is None or self._padded.shape[-2] < keys:
-            spare = torch.zeros_like(self.one_hot[..., :1, :]).repeat_interleave(
-                max(0, keys - self.one_hot.shape[-2]) + _SPARE_KEYS, -2
-            )
+            missing = max(0, keys - self.one_hot.shape[-2]) + _SPARE_KEYS
+            spare = torch.zeros_like(self.one_hot[..., :1, :]).repeat_interleave(missing, -2)
             spare[..., TEXT] = 1
             self._padded = torch.cat((self.one_hot, spare), -2)
+            self._folded = None
         return self._padded[..., :keys, :]
+
+    def folded(self, policy: LinearPolicy, keys: int, dtype: torch.dtype) -> tuple[LinearForm, Tensor, Tensor]:
+        """A policy's form, its combinations [B or 1, H or 1, K, 5] and its spread [B or 1, H or 1, 2, K] over keys."""
+        one_hot = self.one_hot_for(keys)
+        if self._folded is None or self._folded[0] is not policy or self._folded[1].spread.dtype != dtype:
+            form = policy.linear_form(one_hot.device, dtype)
+            whole = self._padded.to(dtype)
+            self._folded = (policy, form, whole @ form.combinations, form.spread @ whole.transpose(-1, -2))
+        _, form, combinations, spread = self._folded
+        return form, combinations[..., :keys, :], spread[..., :keys]
 
     @property
     def per_head(self) -> bool:

@@ -34,7 +34,7 @@ class AttentionProblem:
         position_bias: [B or 1, H, R, K], added to the scores.
         own_value: [B, G, R, Dv] values of the rows themselves; needed by `edit.self_mix`.
         return_weights: also return the edited weights [B, H, R, K].
-        return_logsumexp: also return the logsumexp; a backend that gets it for nothing may return it anyway.
+        return_statistics: also return masses and logsumexp; a backend that gets them for nothing may do so anyway.
     """
 
     query: Tensor
@@ -49,7 +49,7 @@ class AttentionProblem:
     position_bias: Tensor | None = None
     own_value: Tensor | None = None
     return_weights: bool = False
-    return_logsumexp: bool = True
+    return_statistics: bool = True
 
     def __post_init__(self) -> None:
         heads, groups = self.query.shape[1], self.key.shape[1]
@@ -67,9 +67,10 @@ class EditedAttention:
 
     Attributes:
         output: [B, R, H, Dv] in the query's dtype, laid out as transformers' attention functions return it.
-        masses: [B, H, R, 4] segment masses before the weight edit, at least float32; None without segments.
+        masses: [B, H, R, 4] segment masses before the weight edit, at least float32; None without segments, or when
+            statistics were not asked for.
         weights: [B, H, R, K] edited weights when they were asked for.
-        logsumexp: [B, H, R] of the edited scores, at least float32; None when it was not asked for.
+        logsumexp: [B, H, R] of the edited scores, at least float32; None when statistics were not asked for.
     """
 
     output: Tensor

@@ -5,8 +5,8 @@ columns `c_j / scaling`. So an unmodified flash kernel adds c_j to the logit of 
 g on the first token's attention is c = ln g there), without a Q x K mask (FlashBias, arXiv 2505.12044).
 
 The columns are padded to a multiple of 8, as the flash kernels want. They are free where the kernel's own padding
-already covers them: PyTorch's flash kernel computes 80 columns as 96 and 64 as 64, so D = 80 costs nothing more, while
-D = 128 becomes 136 and is computed as 192.
+already covers them: flash kernels come in widths such as 64, 96, 128 and 192, so D = 80 costs nothing more, while
+D = 128 becomes 136 and is computed at the next width.
 """
 
 import torch

@@ -6,7 +6,7 @@ kernel, after one pass over the keys.
 """
 
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -29,8 +29,46 @@ class SegmentPolicy(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LinearForm:
+    """A policy in terms of sums of masses, so that it costs a handful of operations in a decode step.
+
+    With c = masses @ combinations, a row and head is selected where every column of c reaches its threshold, and its
+    factors are 1 + spread[0] + (c[4] / c[3]) spread[1]; elsewhere they are 1.
+
+    Attributes:
+        combinations: [4, 5]; column 3 is the mass that receives, column 4 the mass that is moved.
+        thresholds: [5] or [H, 1, 5]; column 3's is above 0.
+        spread: [2, 4].
+    """
+
+    combinations: Tensor
+    thresholds: Tensor
+    spread: Tensor
+
+    def selected_gain(self, combined: Tensor) -> Tensor:
+        """[..., 2]: (1, c[4] / c[3]) where selected and (0, 0) elsewhere, for `combined` = c of shape [..., 5]."""
+        selected = (combined >= self.thresholds).all(-1, keepdim=True)
+        receiving_and_moved = combined[..., 3:]
+        # Where nothing receives, the quotient is not finite, but then the row is not selected either.
+        return torch.where(selected, receiving_and_moved / combined[..., 3:4], _zero(combined.device, combined.dtype))
+
+
+class LinearPolicy:
+    """Base of the policies that have a linear form."""
+
+    def linear_form(self, device: torch.device, dtype: torch.dtype) -> LinearForm:
+        """The policy's matrices."""
+        raise TypeError(f"{type(self).__name__} must define its linear form")
+
+    def weights(self, masses: Tensor) -> Tensor:
+        """See `SegmentPolicy.weights`."""
+        form = self.linear_form(masses.device, masses.dtype)
+        return 1 + form.selected_gain(masses @ form.combinations) @ form.spread
+
+
 @dataclass(frozen=True, kw_only=True)
-class MoveSinksToContent:
+class MoveSinksToContent(LinearPolicy):
     """VAR's policy (arXiv 2503.03321): sinks of image-centric heads give budget to the visual content tokens.
 
     A row and head is image-centric when at least `min_visual_mass` of its attention is on visual tokens, at least
@@ -42,41 +80,26 @@ class MoveSinksToContent:
     min_content_share: float
     min_visual_mass: float
 
-    def weights(self, masses: Tensor) -> Tensor:
-        """See `SegmentPolicy.weights`."""
-        # A decode step spends its time on launching operations, not in them, so the conditions and the moved mass
-        # come out of one product with a 4 x 5 matrix instead of some twenty element-wise operations.
-        combinations, thresholds, kept, content_only, one = self._constants(masses.device, masses.dtype)
-        combined = torch.mm(masses.reshape(-1, 4), combinations)
-        selected = (combined >= thresholds).all(-1, keepdim=True)
-        # Without any content the quotient is not finite, but then the row is not selected either.
-        factors = torch.addcmul(kept, content_only, combined[:, 4:] / combined[:, 3:4])
-        return torch.where(selected, factors, one).view(masses.shape)
-
-    @cache  # noqa: B019 - keyed by a frozen value; a process uses a handful of settings, devices and dtypes
-    def _constants(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """Columns of the combinations: visual mass, content above its required share, visual sink, content, moved."""
+    def linear_form(self, device: torch.device, dtype: torch.dtype) -> LinearForm:
+        """Columns: visual mass, content above its required share, visual sink, content, moved mass."""
         move, share = self.move_fraction, self.min_content_share
-        combinations = torch.tensor(
-            [
-                [0.0, 0.0, 0.0, 0.0, 0.0],
-                [0.0, 0.0, 0.0, 0.0, move],
-                [1.0, -share, 1.0, 0.0, move],
-                [1.0, 1.0 - share, 0.0, 1.0, 0.0],
-            ],
-            device=device,
-            dtype=dtype,
-        )
         tiny = torch.finfo(dtype).tiny
-        thresholds = torch.tensor([self.min_visual_mass, 0.0, tiny, tiny, -1.0], device=device, dtype=dtype)
-        kept = torch.tensor([1.0, 1.0 - move, 1.0 - move, 1.0], device=device, dtype=dtype)
-        content_only = torch.tensor([0.0, 0.0, 0.0, 1.0], device=device, dtype=dtype)
-        one = torch.ones((), device=device, dtype=dtype)
-        return combinations, thresholds, kept, content_only, one
+        return _linear_form(
+            (
+                (0.0, 0.0, 0.0, 0.0, 0.0),
+                (0.0, 0.0, 0.0, 0.0, move),
+                (1.0, -share, 1.0, 0.0, move),
+                (1.0, 1.0 - share, 0.0, 1.0, 0.0),
+            ),
+            (self.min_visual_mass, 0.0, tiny, tiny, 0.0),
+            ((0.0, -move, -move, 0.0), (0.0, 0.0, 0.0, 1.0)),
+            device,
+            dtype,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class MoveSinksToRest:
+class MoveSinksToRest(LinearPolicy):
     """ACT's policy (ICML 2024): sinks keep `1 - move_fraction`; all other keys take the rest in proportion.
 
     Attributes:
@@ -87,16 +110,40 @@ class MoveSinksToRest:
     move_fraction: float
     heads: Tensor | None = None
 
-    def weights(self, masses: Tensor) -> Tensor:
-        """See `SegmentPolicy.weights`."""
-        text, text_sink, visual_sink, content = masses.unbind(-1)
-        sinks = text_sink + visual_sink
-        rest = text + content
-        selected = (rest > 0) & (sinks > 0)
-        if self.heads is not None:
-            selected = selected & self.heads[:, None]
-        one = torch.ones_like(text)
-        sink_factor = torch.where(selected, 1 - self.move_fraction, one)
-        tiny = torch.finfo(rest.dtype).tiny
-        rest_factor = torch.where(selected, 1 + self.move_fraction * sinks / rest.clamp_min(tiny), one)
-        return torch.stack((rest_factor, sink_factor, sink_factor, rest_factor), -1)
+    def linear_form(self, device: torch.device, dtype: torch.dtype) -> LinearForm:
+        """Columns: sinks (three times), the rest, moved mass; heads that are not calibrated reach no threshold."""
+        move, tiny = self.move_fraction, torch.finfo(dtype).tiny
+        form = _linear_form(
+            (
+                (0.0, 0.0, 0.0, 1.0, 0.0),
+                (1.0, 1.0, 1.0, 0.0, move),
+                (1.0, 1.0, 1.0, 0.0, move),
+                (0.0, 0.0, 0.0, 1.0, 0.0),
+            ),
+            (tiny, tiny, tiny, tiny, 0.0),
+            ((0.0, -move, -move, 0.0), (1.0, 0.0, 0.0, 1.0)),
+            device,
+            dtype,
+        )
+        if self.heads is None:
+            return form
+        calibrated = self.heads.to(device)[:, None, None]
+        thresholds = form.thresholds.where(calibrated, float("inf"))
+        return LinearForm(combinations=form.combinations, thresholds=thresholds, spread=form.spread)
+
+
+Rows = tuple[tuple[float, ...], ...]
+
+
+@lru_cache(maxsize=64)
+def _linear_form(
+    combinations: Rows, thresholds: tuple[float, ...], spread: Rows, device: torch.device, dtype: torch.dtype
+) -> LinearForm:
+    """The form on a device, made once."""
+    matrices = (torch.tensor(values, device=device, dtype=dtype) for values in (combinations, thresholds, spread))
+    return LinearForm(**dict(zip(("combinations", "thresholds", "spread"), matrices)))
+
+
+@lru_cache(maxsize=16)
+def _zero(device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.zeros((), device=device, dtype=dtype)

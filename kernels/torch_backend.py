@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from vlm_guard.kernels.attention_edit import SEGMENT_COUNT, Segments
+from vlm_guard.kernels.attention_edit import SEGMENT_COUNT, AttentionEdit, Segments
 from vlm_guard.kernels.edited_attention import AttentionProblem, EditedAttention
+from vlm_guard.kernels.policies import LinearPolicy
 from vlm_guard.kernels.reference import allowed_keys
 
 # Rows are processed in blocks so that the scores of one block stay within this many elements (64 MiB in float32):
@@ -23,13 +24,13 @@ def torch_attention(problem: AttentionProblem) -> EditedAttention:
     return EditedAttention(
         output=torch.cat([part.output for part in parts], 1),
         masses=None if masses[0] is None else torch.cat(masses, 2),
-        logsumexp=torch.cat([part.logsumexp for part in parts], 2) if problem.return_logsumexp else None,
+        logsumexp=torch.cat([part.logsumexp for part in parts], 2) if problem.return_statistics else None,
     )
 
 
 def _attend(problem: AttentionProblem, rows: slice) -> EditedAttention:
     edit, key, value = problem.edit, problem.key, problem.value
-    query = problem.query[:, :, rows]
+    query = problem.query if rows.stop - rows.start == problem.query.shape[2] else problem.query[:, :, rows]
     batch, heads, count, head_dim = query.shape
     groups, keys = key.shape[1], key.shape[2]
     per_group = heads // groups
@@ -38,9 +39,8 @@ def _attend(problem: AttentionProblem, rows: slice) -> EditedAttention:
     # The heads of one key-value group share its keys, so their rows are stacked instead of repeating the keys. Plain
     # batched products of three-dimensional views: a decode step is short enough to feel each extra dispatch.
     stacked = query.reshape(batch * groups, per_group * count, head_dim)
-    flat_key = key.flatten(0, 1).transpose(1, 2)
-    scores = torch.baddbmm(query.new_empty(()), stacked, flat_key, beta=0, alpha=problem.scaling)
-    scores = scores.view(batch, heads, count, keys).to(wide)
+    scores = torch.bmm(stacked, key.flatten(0, 1).transpose(1, 2)).view(batch, heads, count, keys)
+    scores = scores.to(wide) * problem.scaling
     if problem.softcap is not None:
         scores = torch.tanh(scores / problem.softcap) * problem.softcap
     if problem.position_bias is not None:
@@ -58,23 +58,17 @@ def _attend(problem: AttentionProblem, rows: slice) -> EditedAttention:
 
     logsumexp = None
     if problem.sink_logits is None and problem.mask is None and problem.row_positions is None:
-        logsumexp = scores.logsumexp(-1) if problem.return_logsumexp else None
+        logsumexp = scores.logsumexp(-1) if problem.return_statistics else None
         weights = scores.softmax(-1)
     else:
         weights, logsumexp = _softmax_with_sinks(scores, problem.sink_logits)
 
     masses = None
     if edit.segments is not None:
-        one_hot = _one_hot(edit.segments, batch, heads, keys, wide)
-        flat_weights = weights.view(one_hot.shape[0], -1, keys)
-        masses = torch.bmm(flat_weights, one_hot).view(batch, heads, count, SEGMENT_COUNT)
-        if edit.policy is not None:
-            factors = edit.policy.weights(masses)
-            if edit.policy_rows is not None:
-                active = _rows(edit.policy_rows, rows, 1)
-                factors = torch.where(active[:, None, :, None], factors, torch.ones_like(factors))
-            key_factors = torch.bmm(factors.view(one_hot.shape[0], -1, SEGMENT_COUNT), one_hot.transpose(1, 2))
-            weights = (flat_weights * key_factors).view(batch, heads, count, keys)
+        if isinstance(edit.policy, LinearPolicy) and edit.policy_rows is None and not problem.return_statistics:
+            weights = _redistribute(weights, edit.segments, edit.policy)
+        else:
+            weights, masses = _apply_policy(weights, edit, rows)
 
     stacked_weights = weights.to(value.dtype).view(batch * groups, per_group * count, keys)
     output = torch.bmm(stacked_weights, value.flatten(0, 1)).view(batch, heads, count, value.shape[-1])
@@ -87,13 +81,44 @@ def _attend(problem: AttentionProblem, rows: slice) -> EditedAttention:
     )
 
 
-def _one_hot(segments: Segments, batch: int, heads: int, keys: int, dtype: torch.dtype) -> Tensor:
-    """[B, K, 4], or [B * H, K, 4] where every head has segments of its own."""
-    one_hot = segments.one_hot_for(keys).to(dtype)
-    if one_hot.shape[1] == 1:
-        one_hot = one_hot[:, 0]
-        return one_hot if one_hot.shape[0] == batch else one_hot.expand(batch, -1, -1)
-    return one_hot.expand(batch, heads, -1, -1).flatten(0, 1)
+def _redistribute(weights: Tensor, segments: Segments, policy: LinearPolicy) -> Tensor:
+    """The policy's weights [B, H, R, K] without the masses in between: its matrices are folded into the segments."""
+    batch, heads, count, keys = weights.shape
+    form, combinations, spread = segments.folded(policy, keys, weights.dtype)
+    combined = torch.bmm(_flat(weights, combinations), _flat_matrix(combinations, batch, heads))
+    gain = form.selected_gain(combined.view(batch, heads, count, 5))
+    one = weights.new_ones(())
+    factors = torch.baddbmm(one, _flat(gain, combinations), _flat_matrix(spread, batch, heads))
+    return weights * factors.view(weights.shape)
+
+
+def _apply_policy(weights: Tensor, edit: AttentionEdit, rows: slice) -> tuple[Tensor, Tensor]:
+    """The weights [B, H, R, K] after the policy, if there is one, and the masses [B, H, R, 4] before it."""
+    batch, heads, count, keys = weights.shape
+    one_hot = edit.segments.one_hot_for(keys).to(weights.dtype)
+    matrix = _flat_matrix(one_hot, batch, heads)
+    masses = torch.bmm(_flat(weights, one_hot), matrix).view(batch, heads, count, SEGMENT_COUNT)
+    if edit.policy is None:
+        return weights, masses
+    factors = edit.policy.weights(masses)
+    if edit.policy_rows is not None:
+        active = _rows(edit.policy_rows, rows, 1)
+        factors = torch.where(active[:, None, :, None], factors, torch.ones_like(factors))
+    return weights * torch.bmm(_flat(factors, one_hot), matrix.transpose(1, 2)).view(weights.shape), masses
+
+
+def _flat(tensor: Tensor, matrix: Tensor) -> Tensor:
+    """[B, H, R, N] as [B, H * R, N], or as [B * H, R, N] where the matrix [B or 1, H or 1, ...] is of each head."""
+    batch, heads, count, width = tensor.shape
+    return tensor.view(batch, heads * count, width) if matrix.shape[1] == 1 else tensor.view(-1, count, width)
+
+
+def _flat_matrix(matrix: Tensor, batch: int, heads: int) -> Tensor:
+    """The matrix [B or 1, H or 1, M, N] as [B, M, N], or as [B * H, M, N] where every head has its own."""
+    if matrix.shape[1] == 1:
+        matrix = matrix[:, 0]
+        return matrix if matrix.shape[0] == batch else matrix.expand(batch, -1, -1)
+    return matrix.expand(batch, heads, -1, -1).flatten(0, 1)
 
 
 def _rows(tensor: Tensor, rows: slice, dim: int) -> Tensor:
