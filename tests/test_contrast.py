@@ -4,6 +4,7 @@ import math
 import warnings
 
 import contrast_oracle as oracle
+import method_cases
 import pytest
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
@@ -11,6 +12,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from vlm_guard import wrap
 from vlm_guard.contrast import contrast_generate, contrast_logits, contrast_processor
+from vlm_guard.method import method_class
 from vlm_guard.methods.m3id import M3ID
 from vlm_guard.methods.pai import PAI
 from vlm_guard.methods.softpag import SoftPAG
@@ -329,7 +331,7 @@ def test_pixels_must_be_there_to_be_noised(llava, inputs):
 # -- branches and edits ---------------------------------------------------------------------------------------
 
 
-def branch_logits(model, inputs, tokens, method, **options):
+def branch_logits(model, inputs, tokens, method, processor=None, **options):
     """[B, V] logits of each step when `tokens` are forced, of a model guarded without contrast."""
 
     class Force(LogitsProcessor):
@@ -338,7 +340,7 @@ def branch_logits(model, inputs, tokens, method, **options):
             forced = torch.full_like(scores, -math.inf)
             return forced.scatter(1, tokens[:, step : step + 1], 0.0)
 
-    with wrap(model, None, method, **options) as guard, warnings.catch_warnings():
+    with wrap(model, processor, method, **options) as guard, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         out = guard.generate(
             **inputs, **RECORD, do_sample=False, logits_processor=LogitsProcessorList([Force()]), suppress_tokens=None
@@ -382,6 +384,38 @@ def test_attention_edits_stay_in_the_positive_rows(zoo_model, monkeypatch, famil
             alone = oracle.next_logits(zoo, {}, text + tokens[row, :step].tolist())
             assert oracle.close(negative[row, step], alone), f"row {row} step {step}"
     assert_pristine(zoo.model)
+
+
+COMBINED = [
+    name
+    for name in method_cases.names()
+    if name != "none"
+    and method_cases.supports(name, "llava")
+    and not method_class(name)().contrasts()
+    and "inputs" not in method_class(name).stations  # these need the pictures: their own tests combine them
+]
+
+
+@pytest.mark.parametrize("name", COMBINED)
+def test_every_other_method_combines_and_keeps_to_the_positive_rows(llava, zoo_processor, monkeypatch, inputs, name):
+    options = method_cases.options(name)
+    processor = zoo_processor("llava")
+    seen = record_branches(monkeypatch, M3ID)
+    with wrap(
+        llava.model, processor, f"{name}+m3id", **{f"{name}.{key}": value for key, value in options.items()}
+    ) as guard:
+        out = guard.generate(**inputs, **RECORD, do_sample=False)
+    tokens = out.sequences[:, inputs["input_ids"].shape[1] :]
+    positive, negative = (torch.stack(part, 1) for part in zip(*seen))
+    expected = branch_logits(llava.model, inputs, tokens, name, processor, **options)
+    assert oracle.close(positive, expected), "the positive branch is what the method gives alone"
+    for row, prompt in enumerate(PROMPTS):
+        ids = llava.make_inputs([prompt])["input_ids"][0].tolist()
+        text = [token for token in ids if token != llava.image_token_id]
+        for step in range(5):
+            alone = oracle.next_logits(llava, {}, text + tokens[row, :step].tolist())
+            assert oracle.close(negative[row, step], alone), f"row {row} step {step}"
+    assert_pristine(llava.model)
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
@@ -439,8 +473,6 @@ def test_trace_sees_the_positive_branch(llava):
 
 @pytest.mark.parametrize("method", ["vcd", "m3id", "pai", "softpag", "dola"])
 def test_neutral_options_are_the_identity(llava, inputs, method):
-    from vlm_guard.method import method_class
-
     plain = llava.model.generate(**inputs, **RECORD, do_sample=False)
     with wrap(llava.model, None, method_class(method).neutral()) as guard:
         guarded = guard.generate(**inputs, **RECORD, do_sample=False)
