@@ -42,8 +42,7 @@ def build_app(model: Any, processor: Any, data: str | EvaluationData | None = No
     with gr.Blocks(title="vlm_guard", analytics_enabled=False, fill_width=True) as app:
         page = lay_out(context)
         wire_pictures(page, visitors)
-        wire_options(page, app)
-        wire_copying(page, app)
+        wire_options(page, app, wire_copying(page, app))
         start = wire_comparison(page, visitors)
         wire_look(page)
         wire_questions(page, visitors)

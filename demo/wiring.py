@@ -90,8 +90,14 @@ def _sent(content: bytes | None) -> Picture:
 # -- options ----------------------------------------------------------------------------------------------------
 
 
-def wire_options(page: Page, app: gr.Blocks) -> None:
-    """Controls of the chosen methods, made from their fields."""
+def wire_options(page: Page, app: gr.Blocks, copying: Callable[..., Any]) -> None:
+    """Controls of the chosen methods, made from their fields.
+
+    Args:
+        page: the page.
+        app: the application around it.
+        copying: makes an event bring the code to copy up to date (a state's own change event does not reach it).
+    """
     with page.option_holder:
 
         @gr.render(inputs=[page.methods, page.options], triggers=[app.load, page.methods.change])
@@ -104,7 +110,8 @@ def wire_options(page: Page, app: gr.Blocks) -> None:
                 for control in described:
                     component = option_component(control, values.get(control.key, control.default))
                     change = functools.partial(_set_option, control.key)
-                    component.change(change, [page.options, component], page.options, **QUICK)
+                    changed = component.change(change, [page.options, component], page.options, **QUICK)
+                    copying(changed.then)
 
 
 def _set_option(key: str, values: dict[str, Any], value: Any) -> dict[str, Any]:
@@ -117,6 +124,7 @@ def option_component(control: OptionControl, value: Any) -> Any:
         "label": control.name.replace("_", " "),
         "info": control.help,
         "key": control.key,
+        "interactive": True,
         "elem_id": f"vg-option-{control.method}-{control.name}",
     }
     if control.kind == "slider":
@@ -132,8 +140,12 @@ def option_component(control: OptionControl, value: Any) -> Any:
 # -- copy -------------------------------------------------------------------------------------------------------
 
 
-def wire_copying(page: Page, app: gr.Blocks) -> None:
-    """Keep the code to copy in step with the settings."""
+def wire_copying(page: Page, app: gr.Blocks) -> Callable[..., Any]:
+    """Keep the code to copy in step with the settings.
+
+    Returns:
+        What makes a further event do so.
+    """
     inputs = [page.methods, page.options, page.prompt, page.seed, page.max_tokens, page.temperature]
     name = page.context.model_name
 
@@ -145,5 +157,7 @@ def wire_copying(page: Page, app: gr.Blocks) -> None:
         except Exception as error:
             return (f"# error: {told(error)}",) * 2
 
-    triggers = [app.load, *(item.change for item in inputs)]
-    gr.on(triggers, copies, inputs, [page.python, page.command], trigger_mode="always_last", **QUICK)
+    outputs = [page.python, page.command]
+    triggers = [app.load, *(item.change for item in inputs if item is not page.options)]
+    gr.on(triggers, copies, inputs, outputs, trigger_mode="always_last", **QUICK)
+    return lambda event: event(copies, inputs, outputs, **QUICK)

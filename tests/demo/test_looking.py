@@ -207,7 +207,7 @@ def test_var_sinks_are_crossed_out_or_said_to_be_absent():
     drawn = np.asarray(outline_cells(VIEW.image, np.array([[False, True], [False, False]])))
     side = drawn.shape[0] // 2
     outside = drawn.copy()
-    outside[:side, side - 3 :] = 255
+    outside[: side + 3, side - 3 :] = 255
     assert (drawn != 255).any() and (outside == 255).all()
     none = Findings(visual_sinks={2: np.zeros(4, bool)}, text_sinks={2: 1})
     shown = findings_html(VIEW, none)
