@@ -151,11 +151,13 @@ class _Context:
     kwargs: dict[str, Any]
     output: Tensor | None = None
 
-    def edit(self, rows: RowSelection | None, scope: RowScope) -> AttentionEdit | None:
-        """The merged edit of all processors whose rows include `scope`."""
+    def edit(self, rows: RowSelection | None, scope: RowScope, *, wider: bool = True) -> AttentionEdit | None:
+        """The merged edit of all processors whose rows include `scope`, or (not `wider`) are exactly these."""
         merged = None
         for bound in self.processors:
             if rows is not None and _WIDEST_FIRST.index(bound.method.rows) > _WIDEST_FIRST.index(scope):
+                continue
+            if not wider and bound.method.rows != scope:
                 continue
             edit = bound.method.edit_attention(self.call(bound, rows))
             if edit is not None:
@@ -222,7 +224,7 @@ class _Context:
             sink_logits=kwargs.get("sinks") if sinks is None else sinks,
             position_bias=bias,
             own_value=own_value,
-            return_logsumexp=False,
+            return_statistics=False,
         )
 
     def _is_causal(self) -> bool:
@@ -316,7 +318,10 @@ def _edit_rows(context: _Context, biased: bool) -> Tensor:
         if edit.changes_weights and not (biased and scope == "all"):
             result = edited_attention(context.problem(rows, edit), context.slot.guard.attention_backend)
             output = rows.write(output, result.output)
-        elif edit.head_scale is not None or edit.self_mix is not None:
+            continue
+        # What wider scopes do to outputs has been done to these rows already.
+        edit = context.edit(rows, scope, wider=False)
+        if edit is not None and (edit.head_scale is not None or edit.self_mix is not None):
             # A head scale for all rows needs no selection of rows: where nothing is edited it is 1.
             everywhere = scope == "all" and edit.self_mix is None
             output = _edit_output(output, edit, context, None if everywhere else rows)
