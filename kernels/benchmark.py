@@ -262,19 +262,21 @@ def _line(cell: Cell, entries: list[dict[str, Any]]) -> str:
     return f"{cell.model} {cell.scenario} B={cell.batch} K={cell.keys}: " + ", ".join(parts)
 
 
-def check_grid(seconds: float) -> list[dict[str, Any]]:
-    """Check the whole grid on the GPU, split over processes: nearly all the time goes into compiling variants.
+def check_in_parallel(
+    seconds: float, backend: str = "triton", cases: str = "grid", device: str = "cuda"
+) -> list[dict[str, Any]]:
+    """Check a list of cases split over processes: on a GPU nearly all the time goes into compiling variants.
 
     Cases that are not done after `seconds` are left out.
     """
     workers = max(1, min(14, (os.cpu_count() or 2) - 2))
-    command = [sys.executable, "-m", "vlm_guard.kernels.correctness", "--backend", "triton", "--cases", "grid"]
+    command = [sys.executable, "-m", "vlm_guard.kernels.correctness", "--backend", backend, "--cases", cases]
     with tempfile.TemporaryDirectory() as folder:
         outputs = [Path(folder) / f"part{number}.jsonl" for number in range(workers)]
         running = []
         for number, output in enumerate(outputs):
             with output.open("w") as file:
-                part = [*command, "--device", "cuda", "--part", f"{number}/{workers}"]
+                part = [*command, "--device", device, "--part", f"{number}/{workers}"]
                 running.append(subprocess.Popen(part, stdout=file))
         end = time.perf_counter() + seconds
         for process in running:
@@ -301,7 +303,7 @@ def gpu_check(folder: Path) -> bool:
         raise RuntimeError("the GPU check needs a CUDA device; on the CPU run the tests")
     device, begun = torch.device("cuda"), time.perf_counter()
     machine, grid = describe_machine(device), whole_grid()
-    checked = check_grid(seconds=190)
+    checked = check_in_parallel(seconds=190)
     failed = [result for result in checked if not result["passed"]]
     result = {"machine": machine, "cases": len(grid), "checked": len(checked), "failed": failed, "results": checked}
     write_json(folder / "correctness.json", result)
