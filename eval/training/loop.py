@@ -21,6 +21,7 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 from vlm_guard.eval.training.batches import SceneBatches
 from vlm_guard.eval.training.checkpoints import load_moments, load_weights, read_progress, save_checkpoint
 from vlm_guard.eval.training.losses import joint_step, vision_step
+from vlm_guard.eval.training.model import start_matching
 from vlm_guard.eval.training.recipe import Recipe
 from vlm_guard.eval.training.scene_store import open_store
 from vlm_guard.eval.training.tokenizer import BOS, IMAGE, category_tokens, encode
@@ -47,6 +48,9 @@ def make_optimiser(model: LlavaForConditionalGeneration, recipe: Recipe, stage: 
     for name, weight in model.named_parameters():
         seeing = "vision_tower" in name
         if stage == "vision" and not (seeing or "multi_modal_projector" in name or "embed_tokens" in name):
+            continue
+        if stage == "joint" and seeing and recipe.tower_scale == 0:
+            weight.requires_grad_(False)
             continue
         decayed = weight.dim() >= 2 and "embed" not in name
         groups.setdefault((seeing, decayed), []).append(weight)
@@ -96,6 +100,8 @@ def train_stage(
     if start > 0 and checkpoint.is_file():
         load_moments(checkpoint, model, optimiser)
         steps = read_progress(checkpoint)["steps"]
+    elif stage == "joint" and rank == 0:
+        start_matching(model, words[1:], recipe.seed)
     share = recipe.vision_share if stage == "vision" else 1 - recipe.vision_share
     budget = recipe.minutes * 60 * share
     peak = recipe.vision_rate if stage == "vision" else recipe.joint_rate

@@ -154,3 +154,48 @@ def visual_features(model: LlavaForConditionalGeneration, pixel_values: torch.Te
     """Projected visual tokens (B, 64, 192), as LLaVA inserts them into the text."""
     hidden = model.model.vision_tower(pixel_values=pixel_values).last_hidden_state[:, 1:]
     return model.model.multi_modal_projector(hidden)
+
+
+MATCHING_LAYERS = (1, 2)
+MATCHING_SHARE = 2
+"""One of this many key-value heads of a matching layer looks for patches that show the current word."""
+
+
+@torch.no_grad()
+def start_matching(model: LlavaForConditionalGeneration, words: torch.Tensor, seed: int, strength: float = 2.2) -> None:
+    """Let some heads begin by attending from a category's word to the patches that show it.
+
+    After the vision stage a patch that shows a dog lies near the word "dog" in embedding space, but nothing makes a
+    query of "dog" meet the key of such a patch: from random weights that takes a long time to be found. Here queries
+    and keys of some heads project on the same directions of the space that the categories' words span. Only the slowly
+    turning half of the rotary dimensions is used, in which a match survives any distance within a prompt.
+
+    Args:
+        model: The model at the start of the joint stage.
+        words: int64 (80,) one token per category.
+        seed: Seed of the directions.
+        strength: Scale of the projections; with 2.2 a present category's word gives about twice as much attention to
+            the image in these heads as an absent one's (tried on a model of 17 000 views).
+    """
+    text = model.config.text_config
+    heads, size = text.num_key_value_heads, text.head_dim
+    queries_per_key = text.num_attention_heads // heads
+    half = size // 2
+    slow = [dim for dim in range(size) if dim % half >= half * 7 // 16]
+    fast = [dim for dim in range(size) if dim not in slow]
+    centred = model.get_input_embeddings().weight[words].float()
+    centred = centred - centred.mean(0)
+    basis = torch.linalg.svd(centred, full_matrices=False).Vh[: len(words) - 1].cpu()
+    generator = torch.Generator().manual_seed(seed)
+    for layer in MATCHING_LAYERS:
+        block = model.model.language_model.layers[layer]
+        turned = torch.linalg.qr(torch.randn(len(basis), len(basis), generator=generator)).Q @ basis
+        scale = strength / block.input_layernorm.weight.detach().cpu()
+        for place, head in enumerate(range(heads - heads // MATCHING_SHARE, heads)):
+            directions = (turned[place * len(slow) : (place + 1) * len(slow)] * scale).to(words.device)
+            key_rows = torch.tensor([head * size + dim for dim in slow], device=words.device)
+            block.self_attn.k_proj.weight[key_rows] = directions
+            for query in range(head * queries_per_key, (head + 1) * queries_per_key):
+                rows = torch.tensor([query * size + dim for dim in slow], device=words.device)
+                block.self_attn.q_proj.weight[rows] = directions
+                block.self_attn.q_proj.weight[[query * size + dim for dim in fast]] *= 0.1
