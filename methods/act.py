@@ -41,7 +41,10 @@ class ACT(Method):
     """Take attention from keys that draw it from everyone, and give it to the rest of the row."""
 
     title = "ACT"
-    paper = "Unveiling and Harnessing Hidden Attention Sinks: Attention Calibration, ICML 2024, arXiv 2406.15765"
+    paper = (
+        "Unveiling and Harnessing Hidden Attention Sinks: Enhancing Large Language Models without Training through "
+        "Attention Calibration, ICML 2024, arXiv 2406.15765"
+    )
     stations = ("attention",)
 
     move_fraction: float = option(

@@ -1,4 +1,4 @@
-"""GIFT: gaze shift guided cross-modal fusion (arXiv 2510.22067, ICML 2026).
+"""GIFT: gaze shift-guided cross-modal fusion enhancement (arXiv 2510.22067, ICML 2026).
 
 While a model reads the question, its attention on the image shifts from word to word. Where it rises at a content word
 is what the question is about. These places are enhanced for every generated token, and attention to the question
@@ -54,7 +54,10 @@ class GIFT(Method):
     """Enhance the visual tokens to which attention shifted while the question was read."""
 
     title = "GIFT"
-    paper = "Gaze Shift Guided Cross-modal Fusion Enhancement, ICML 2026, arXiv 2510.22067"
+    paper = (
+        "Capturing Gaze Shifts for Guidance: Cross-Modal Fusion Enhancement for VLM Hallucination Mitigation, "
+        "ICML 2026, arXiv 2510.22067"
+    )
     stations = ("attention",)
     needs = ("processor",)
     rows = "answer"

@@ -52,7 +52,10 @@ class IRI(Method):
     """Inject the outputs of the layers that carry the image's content into later layers."""
 
     title = "IRI"
-    paper = "Causal Tracing of Object Representations in LVLMs, AAAI 2026, arXiv 2511.05923"
+    paper = (
+        "Causal Tracing of Object Representations in Large Vision Language Models: Mechanistic Interpretability and "
+        "Hallucination Mitigation, AAAI 2026, arXiv 2511.05923"
+    )
     stations = ("hidden",)
     needs = ("calibration",)
 

@@ -41,7 +41,10 @@ class UncertaintyMasking(Method):
     """Silence patches in the vision tower whose features an adversarial probe moves most."""
 
     title = "Uncertainty masking"
-    paper = "On Epistemic Uncertainty of Visual Tokens for Object Hallucinations, NeurIPS 2025, arXiv 2510.09008"
+    paper = (
+        "On Epistemic Uncertainty of Visual Tokens for Object Hallucinations in Large Vision-Language Models, "
+        "NeurIPS 2025, arXiv 2510.09008"
+    )
     stations = ("vision",)
     needs = ("processor", "gradients")
 
@@ -113,6 +116,8 @@ class UncertaintyMasking(Method):
         factors: list[Tensor] = []
 
         def look(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            if guard.probing:
+                return
             factors[:] = [self._factors(guard, prepared, args, kwargs)]
 
         def mask(module: nn.Module, args: tuple, output: Any) -> Any:

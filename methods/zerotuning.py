@@ -48,7 +48,10 @@ class ZeroTuning(Method):
     """Scale the attention that every row pays to the first token."""
 
     title = "ZeroTuning"
-    paper = "ZeroTuning: Unlocking the Initial Token's Power, ICLR 2026, arXiv 2505.11739"
+    paper = (
+        "ZeroTuning: Unlocking the Initial Token's Power to Enhance Large Language Models Without Training, "
+        "ICLR 2026, arXiv 2505.11739"
+    )
     stations = ("attention",)
     needs = ("calibration",)
     rows = "all"
