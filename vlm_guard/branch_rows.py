@@ -78,6 +78,15 @@ class BranchRows:
         self.prompts: list[PromptTokens | None] = [None, None]
 
     @contextmanager
+    def encoding(self) -> Iterator[None]:
+        """Images encoded inside are the branch's own (noised ones); methods at the vision tower leave them alone."""
+        kept, self.guard.probing = self.guard.probing, True
+        try:
+            yield
+        finally:
+            self.guard.probing = kept
+
+    @contextmanager
     def reading(self, index: int, part: "BranchInputs") -> Iterator[None]:
         """Forward passes inside read the prompt of branch `index`."""
         token_ids = self.guard.target.architecture.visual_token_ids

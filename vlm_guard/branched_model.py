@@ -112,7 +112,8 @@ class BranchedModel(StandIn):
     ) -> Any:
         prepared_cache = model_kwargs.get("past_key_values")
         self.given = given_inputs(input_ids, model_kwargs)
-        self.second = prepare_branch(self.model, self.branch, self.inputs, self.given, generation_config)
+        with nullcontext() if self.branch_rows is None else self.branch_rows.encoding():
+            self.second = prepare_branch(self.model, self.branch, self.inputs, self.given, generation_config)
         outputs = [self._read(part, index, generation_config) for index, part in enumerate((self.given, self.second))]
         logits = self._combine(*(output.logits[:, -1] for output in outputs), step=0)
         cache = self._join_caches(prepared_cache)

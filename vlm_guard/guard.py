@@ -79,7 +79,8 @@ class Guard(AbstractContextManager):
         target: the model's shape, processor and profile.
         state: the running (or last) generation; None before the first.
         attention_backend: the backend asked for, or None for the default.
-        probing: whether a method is running the vision tower for itself, which others should not look at.
+        probing: whether a method or a contrast branch is running the vision tower for itself, which methods that
+            look at the given images leave alone.
     """
 
     def __init__(
