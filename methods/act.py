@@ -46,6 +46,7 @@ class ACT(Method):
         "Attention Calibration, ICML 2024, arXiv 2406.15765"
     )
     stations = ("attention",)
+    steady = True
 
     move_fraction: float = option(
         0.6,

@@ -41,6 +41,7 @@ class PAI(Method):
     stations = ("attention", "logits")
     needs = ("second branch",)
     rows = "answer"
+    steady = True
 
     gain: float = option(
         0.2,

@@ -50,6 +50,7 @@ class VAR(Method):
     stations = ("hidden", "attention")
     needs = ("calibration",)
     rows = "text"
+    steady = True
     observes_hidden = True
 
     move_fraction: float = option(

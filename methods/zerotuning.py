@@ -55,6 +55,7 @@ class ZeroTuning(Method):
     stations = ("attention",)
     needs = ("calibration",)
     rows = "all"
+    steady = True
 
     factor: float | None = option(
         None,

@@ -265,7 +265,7 @@ def _record(context: _Context, tracer: "AttentionTrace") -> None:
 
 def _decode(context: _Context, previous: str) -> tuple[Tensor, Tensor | None]:
     """One new token: the edit replaces the model's attention, so nothing is computed twice."""
-    edit = context.edit(None, "answer")
+    edit = _decode_edit(context)
     if edit is not None and edit.changes_weights:
         backend = context.slot.guard.attention_backend
         return edited_attention(context.problem(None, edit), backend).output, None
@@ -274,6 +274,17 @@ def _decode(context: _Context, previous: str) -> tuple[Tensor, Tensor | None]:
     if edit is not None:
         output = _edit_output(output, edit, context, None)
     return output, weights
+
+
+def _decode_edit(context: _Context) -> AttentionEdit | None:
+    """The merged edit of a decode step; made once a generation where no method changes it from step to step."""
+    known, layer = context.state.steady_edits, context.slot.layer
+    if layer in known and context.first_key == 0:
+        return known[layer]
+    edit = context.edit(None, "answer")
+    if context.first_key == 0 and all(bound.method.steady for bound in context.processors):
+        known[layer] = edit
+    return edit
 
 
 def _constant_bias(context: _Context) -> AttentionEdit | None:

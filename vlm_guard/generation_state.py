@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlm_guard.kernels.attention_edit import AttentionEdit
 from vlm_guard.method import RowScope, Sign
 from vlm_guard.visual_tokens import RowSelection, visual_mask, wanted_rows
 
@@ -59,6 +60,7 @@ class GenerationState:
         active: whether any row has a visual token; if not, the guard does nothing.
         reading: whether the current forward pass reads prompt tokens.
         offset: key position of the first current query.
+        steady_edits: per layer, the edit of every decode step, where no method changes it (see `Method.steady`).
         side: the contrast branch these rows are; "positive" without one.
         only: the one method whose attention processor runs in a pass that this method makes on its own, or None.
     """
@@ -77,6 +79,7 @@ class GenerationState:
         self.offset = 0
         self.cache: weakref.ref | None = None
         self._memory: dict[tuple[str, int], SimpleNamespace] = {}
+        self.steady_edits: dict[int, AttentionEdit | None] = {}
         self._rows: dict[RowScope, RowSelection | None] = {}
         self._row_masks: dict[tuple[int, int], tuple[RowSelection, Tensor, Tensor]] = {}
 
@@ -90,6 +93,7 @@ class GenerationState:
         if cache is not None and self.cache is None:
             self.cache = weakref.ref(cache)
         self._rows.clear()
+        self.steady_edits.clear()
         self._row_masks.clear()
         self.offset = offset
         total = offset + input_ids.shape[1]

@@ -73,6 +73,7 @@ class Method:
         needs: what must be there: "processor", "second branch", "calibration", "gradients".
         rows: the query rows its attention edit is for: "text" (text rows after the first visual token and every
             generated row), "answer" (the last prompt row and every generated row) or "all".
+        steady: whether all decode steps after a prompt use the same edit, which is then asked for once.
         observes_hidden: whether `observe_hidden` wants the hidden states that enter the layers.
         edited_branch: with a contrast branch, the side whose rows its attention edit and observations are for.
     """
@@ -83,6 +84,7 @@ class Method:
     stations: ClassVar[tuple[Station, ...]] = ()
     needs: ClassVar[tuple[str, ...]] = ()
     rows: ClassVar[RowScope] = "text"
+    steady: ClassVar[bool] = False
     observes_hidden: ClassVar[bool] = False
     edited_branch: ClassVar[Sign] = "positive"
 
