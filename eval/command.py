@@ -37,4 +37,4 @@ def run_command(settings: RunSettings, out: Path, *, dry_run: bool, as_json: boo
     else:
         console = Console()
         print_results(console, results)
-        console.print(f"\nresults: {out / RESULTS_FILE}", soft_wrap=True)
+        console.print(f"\nresults: {out / RESULTS_FILE}", soft_wrap=True, markup=False, highlight=False)

@@ -47,7 +47,7 @@ def compare_runs(folders: Sequence[Path], baseline: str | None = None, resamples
     if not folders:
         raise ValueError("give at least one folder that 'vlm-guard eval' has written")
     runs = [read_results(folder) for folder in folders]
-    notes: list[str] = []
+    notes = [note for run in runs for note in run.notes]
     for folder, run in zip(folders[1:], runs[1:]):
         notes += check_comparable(runs[0], run, folders[0], folder)
     entries = _label(folders, runs)

@@ -31,7 +31,7 @@ class ProgressBar:
 
     def __init__(self, console: Console) -> None:
         self._bar = RichProgress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -122,7 +122,8 @@ def _difference_cell(name: str, difference: Difference | None) -> Text:
 def _cost_table(methods: Sequence[MethodResult]) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for label in ("method", "seconds", "tokens", "tokens/s", "peak memory", "answered", "skipped", "cut off"):
-        table.add_column(label, justify="left" if label == "method" else "right")
+        first = label == "method"
+        table.add_column(label, justify="left" if first else "right", no_wrap=first, overflow="fold")
     for method in methods:
         counts = method.samples.values()
         table.add_row(
@@ -141,7 +142,8 @@ def _cost_table(methods: Sequence[MethodResult]) -> Table:
 def print_results(console: Console, results: RunResults) -> None:
     """Everything a person wants to know at the end of a run."""
     model, data = results.model, results.data
-    console.print(f"\n[bold]{model['name']}[/bold] on {data['name']}, {data['images']} images, {model['dtype']}")
+    title = f"\n{model['name']} on {data['name']}, {data['images']} images, {model['dtype']}"
+    console.print(title, style="bold", markup=False, highlight=False)
     for table in results_tables(results):
         console.print()
         console.print(table)

@@ -62,7 +62,7 @@ def print_dry_run(console: Console, settings: RunSettings, group: ProcessGroup, 
         console.file.write(json.dumps(prediction, indent=2, ensure_ascii=False) + "\n")
         return
     data = prediction["data"]
-    console.print(f"{prediction['model']['name']} on {data['name']}: {data['images']} images")
+    console.print(f"{prediction['model']['name']} on {data['name']}: {data['images']} images", markup=False)
     for name, task in prediction["tasks"].items():
         console.print(f"\n[bold]{name}[/bold]  {task['samples']} prompts in {task['batches']} batches")
         console.print(f"  prompt ({task['prompt_tokens']} tokens with the image): {task['prompt']!r}", markup=False)

@@ -18,7 +18,9 @@ _ABSENT = "absent"
 
 
 def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested dictionaries with dotted names."""
+    """The leaves of nested dictionaries, and of lists of dictionaries, with dotted names."""
+    if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+        value = dict(enumerate(value))
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from flatten(item, f"{prefix}.{key}" if prefix else str(key))

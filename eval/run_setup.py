@@ -1,5 +1,6 @@
 """Setting up a run: data, model, tasks and methods, all checked before any time is spent on answers."""
 
+import copy
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -38,6 +39,7 @@ class Evaluation:
     settings: RunSettings
     data: EvaluationData
     loaded: LoadedModel
+    reading_processor: Any
     template: PromptTemplate
     tasks: dict[str, Task]
     batches: list[Batch]
@@ -110,6 +112,9 @@ def set_up(settings: RunSettings, group: ProcessGroup | None = None) -> Evaluati
         settings=settings,
         data=data,
         loaded=loaded,
+        # The next batch is prepared in another thread. Tokenizers must not be shared with it: setting the padding of
+        # one that is encoding or decoding elsewhere fails ("Already borrowed").
+        reading_processor=copy.deepcopy(loaded.processor),
         template=find_template(loaded.processor, settings.template),
         tasks=tasks,
         batches=cut_batches(tasks, settings.batch_size),

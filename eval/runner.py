@@ -170,7 +170,7 @@ def share(batches: Sequence[Batch], rank: int, size: int) -> list[Batch]:
 
 
 def _prepare(run: Evaluation, batch: Batch) -> PreparedBatch:
-    return prepare_batch(batch.samples, run.data.images, run.template, run.loaded.processor)
+    return prepare_batch(batch.samples, run.data.images, run.template, run.reading_processor)
 
 
 def _answer(
@@ -283,4 +283,14 @@ def summarise_run(run: Evaluation, methods: Sequence[MethodRun]) -> RunResults:
         environment={"versions": all_versions(), "hardware": hardware(), "git": git_state()},
         baseline=methods[0].spec.label,
         methods=results,
+        notes=_mixed_sources(methods),
     )
+
+
+def _mixed_sources(methods: Sequence[MethodRun]) -> list[str]:
+    """A note when the sessions of a run used different states of the source tree."""
+    sessions = [session for method in methods for session in method.folder.sessions]
+    states = {(item["git"]["commit"], item["git"]["changed_files"] > 0) for item in sessions if item["git"]}
+    if len(states) < 2:
+        return []
+    return [f"the records were made with {len(states)} different states of the source tree (sessions list them)"]

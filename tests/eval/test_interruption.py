@@ -73,6 +73,7 @@ def same_numbers(first: Path, second: Path) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_killed_while_answering_it_loses_one_batch_and_ends_with_the_same_numbers(coco, uninterrupted, tmp_path):
     out = tmp_path / "killed"
     log = out / "pai" / "samples.jsonl"
@@ -110,6 +111,7 @@ def launch(coco: Path, out: Path) -> list[str]:
     return [*launcher, "-m", "vlm_guard.eval", *arguments(coco, out)]
 
 
+@pytest.mark.slow
 def test_two_processes_get_the_results_of_one_and_a_dead_shard_is_taken_over(coco, uninterrupted, tmp_path):
     # Left behind by a run of two processes whose second died: its shard, with a torn last line.
     out = tmp_path / "shared"

@@ -191,6 +191,14 @@ def test_other_settings_are_not_mixed_in(coco, finished, changes, field):
         evaluate(settings(coco, **changes), finished)
 
 
+def test_other_options_under_the_same_name_are_not_mixed_in(coco, tmp_path):
+    small = {"count": 1, "tasks": ["chair"], "methods": ["none", "var"]}
+    options = {"var.sink_dimensions": "1,2"}
+    evaluate(settings(coco, **small, options=options), tmp_path)
+    with pytest.raises(ValueError, match=r"methods[.]0[.]options[.]move_fraction was 0.4 and is now 0.3"):
+        evaluate(settings(coco, **small, options={**options, "var.move_fraction": "0.3"}), tmp_path)
+
+
 def test_no_resume_starts_anew(coco, tmp_path):
     small = {"count": 2, "tasks": ["chair"], "methods": ["none"]}
     evaluate(settings(coco, **small), tmp_path)
@@ -281,6 +289,8 @@ def test_work_is_shared_evenly_task_by_task(coco):
     from vlm_guard.eval.runner import share
 
     run = set_up(settings(coco, methods=["none"], batch_size=1))
+    # The thread that reads ahead has a tokenizer of its own.
+    assert run.reading_processor.tokenizer._tokenizer is not run.loaded.processor.tokenizer._tokenizer
     shares = [share(run.batches, rank, 4) for rank in range(4)]
     assert sorted(batch.index for mine in shares for batch in mine) == list(range(len(run.batches)))
     for task in ("chair", "pope"):
