@@ -49,6 +49,7 @@ class SoftPAG(Method):
     stations = ("attention", "logits")
     needs = ("second branch",)
     edited_branch = "negative"
+    steady = True
 
     strength: float = option(
         1.0,
