@@ -3,22 +3,23 @@
 Keys other than the first that draw much attention from everyone are sinks that hurt. In chosen heads, each sink keeps
 a share beta of what it draws, and the rest of the row takes what was freed in proportion. Per layer and head:
 
-    c_j  = mean of A_ij over the rows i >= j that can see key j      (prompt rows only)
+    c_j  = mean of A_ij over the rows i >= j that can see key j      (prompt rows, `sink_rows`)
     S    = {j : c_j > threshold} without its first member, which is kept
     A'_ij = beta A_ij  (j in S),    A'_ij = A_ij (1 + (1 - beta) M_i / (1 - M_i))  (other j),   M_i = sum over S of A_ij
 
-Station: attention weights of every prompt row (`prompt_rows`) and of every generated token. Sinks are found when the
+Station: attention weights of prompt rows (`prompt_rows`) and of every generated token. Sinks are found when the
 prompt is read and kept for the answer. The released code computes c_j anew from whatever rows it is given: in a
 decode step that is a single row, the sinks then stay in the ratios, A_00 is forced to 1 and the row sums to about 2.
 Here decode rows use the prompt's sinks and sum to 1.
 
-Where the values come from: beta = 0.4, threshold = 0.1 and layers 2 to 30 of 32 are the released code's (0.15 and 2
-to 31 in its chat script). The paper searches the heads on labelled data (one head calibrated at a time, kept when
-accuracy rises: inferred, the rule is not in the code) and ships lists for text models; none exists for a
-vision-language model, so `heads` is empty, which calibrates every head. `sinks="visual"` keeps textual sinks, an
-adaptation of this project. A prompt read in chunks is refused: its first rows would be edited before its sinks are
-known. Cost: the scores of all prompt rows once more, for c_j; `prompt_rows="text"` then edits the text rows after the
-image only.
+Where the values come from: move_fraction is 1 - beta. beta = 0.4, threshold = 0.1 and layers 2 to 30 of 32 are the
+released code's (0.15 and 2 to 31 in its chat script). The paper searches the heads on labelled data (one head
+calibrated at a time, kept when accuracy rises: inferred, the rule is not in the code) and ships lists for text models;
+none exists for a vision-language model, so `heads` is empty, which calibrates every head. The code averages over all
+rows of the prompt and edits all of them (`sink_rows="all"`, `prompt_rows="all"`); with an image that more than doubles
+the cost of reading it, so the default here is the text rows after the image, as VAR has it. That, and
+`sinks="visual"`, which keeps textual sinks, are this project's adaptations. A prompt read in chunks is refused: its
+first rows would be edited before its sinks are known.
 """
 
 from dataclasses import dataclass
@@ -68,10 +69,16 @@ class ACT(Method):
         paper="all; visual is this project's adaptation",
     )
     prompt_rows: str = option(
-        "all",
+        "text",
         help="prompt rows to edit: all, text rows after the image, or the last one (answer)",
         choices=("all", "text", "answer"),
-        paper="all in the released code",
+        paper="all in the released code, for text models",
+    )
+    sink_rows: str = option(
+        "text",
+        help="prompt rows whose attention tells the sinks: all, or the text rows after the image",
+        choices=("all", "text"),
+        paper="all in the released code, for text models",
     )
     heads: str = option(
         "",
@@ -118,7 +125,9 @@ class ACT(Method):
             raise ValueError("act needs the whole prompt in one pass; do not set prefill_chunk_size with it")
         if counted >= (end if length is None else length):
             return
-        every = call.select("all")
+        every = call.select(self.sink_rows)
+        if every is None:
+            raise ValueError(f"act finds its sinks in {self.sink_rows} rows of the prompt, and this prompt has none")
         position = every.rows.index + state.offset
         fresh = every.rows.valid & (position >= counted) & (position < (length or end))
         received = torch.nn.functional.pad(received_attention(every, fresh), (call.first_key, 0))[..., :end]

@@ -48,6 +48,7 @@ class PAINT(Method):
     paper = "PAINT: Paying Attention to INformed Tokens, arXiv 2501.12206"
     stations = ("vision", "attention")
     rows = "answer"
+    steady = True
 
     local_gain: float = option(
         0.7,

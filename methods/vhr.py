@@ -52,6 +52,7 @@ class VHR(Method):
     stations = ("attention",)
     needs = ("second branch",)
     rows = "all"
+    steady = True
 
     strength: float = option(
         2.0, help="factor of the chosen heads' outputs", range=(0.0, 10.0), neutral=1.0, paper="alpha = 2 in the paper"

@@ -14,7 +14,7 @@ PROMPTS = [
     Prompt(text_before=3, images=1, text_after=4, content=0),
     Prompt(text_before=9, images=2, text_after=6, between=3, content=1),
 ]
-OPTIONS = {"threshold": 0.07, "layers": "all"}
+OPTIONS = {"threshold": 0.07, "layers": "all", "prompt_rows": "all", "sink_rows": "all"}
 
 
 def logits(model, inputs):
@@ -22,17 +22,21 @@ def logits(model, inputs):
         return model(**inputs).logits
 
 
-def calibrated(weights, first, threshold=0.07, beta=0.4, length=None, sinks=None):
-    """The paper's steps with loops, for one row of the batch and one head: [Q, K] map from `first` on."""
-    length = weights.shape[0] if length is None else length
+def calibrated(weights, first, threshold=0.07, beta=0.4, rows=None, sinks=None):
+    """The paper's steps with loops, for one row of the batch and one head: [Q, K] map.
+
+    Keys count from `first` on; sinks are found from `rows` (all from `first` on), and every row from the first of
+    them on is edited.
+    """
+    rows = list(range(first, weights.shape[0])) if rows is None else rows
     if sinks is None:
-        mean = [
-            sum(float(weights[i, j]) for i in range(j, length)) / (length - j) if j >= first else 0.0
-            for j in range(length)
-        ]
-        sinks = [j for j in range(first, length) if mean[j] > threshold][1:]
+        mean = {}
+        for j in range(first, rows[-1] + 1):
+            seen = [float(weights[i, j]) for i in rows if i >= j]
+            mean[j] = sum(seen) / len(seen) if seen else 0.0
+        sinks = [j for j in mean if mean[j] > threshold][1:]
     result = weights.clone()
-    for i in range(weights.shape[0]):
+    for i in range(rows[0], weights.shape[0]):
         budget = (1 - beta) * sum(weights[i, j] for j in sinks)
         rest = sum(weights[i, j] for j in range(weights.shape[1]) if j not in sinks)
         for j in range(weights.shape[1]):
@@ -58,23 +62,28 @@ def test_the_first_sink_is_kept():
     assert not sink_mask(torch.tensor([[[0.0, 0.9, 0.05]]]), 0.1).any()
 
 
-def test_it_equals_the_papers_steps_on_whole_maps(zoo_model):
+@pytest.mark.parametrize("scope", ["all", "text"])
+def test_it_equals_the_papers_steps_on_whole_maps(zoo_model, scope):
     zoo = zoo_model("llava")
-    inputs = zoo.make_inputs(PROMPTS)
+    prompts = PROMPTS if scope == "all" else [PROMPTS[0], Prompt(text_before=7, images=1, text_after=6, content=1)]
+    inputs = zoo.make_inputs(prompts)
     first = inputs["attention_mask"].argmax(-1).tolist()
+    visual, length = inputs["input_ids"] == zoo.image_token_id, inputs["input_ids"].shape[1]
+    behind = [int(row.nonzero().max()) + 1 for row in visual]
+    rows = [list(range(first[row] if scope == "all" else behind[row], length)) for row in range(2)]
     found = []
 
     def calibrate(layer, weights):
         result = weights.clone()
         for row in range(2):
             for head in range(weights.shape[1]):
-                result[row, head], sinks = calibrated(weights[row, head], first[row])
+                result[row, head], sinks = calibrated(weights[row, head], first[row], rows=rows[row])
                 found.append(len(sinks))
         return result
 
     with eager_attention(zoo.model, weights=calibrate):
         expected = logits(zoo.model, inputs)
-    with wrap(zoo.model, None, "act", **OPTIONS):
+    with wrap(zoo.model, None, "act", **OPTIONS | {"prompt_rows": scope, "sink_rows": scope}):
         ours = logits(zoo.model, inputs)
     real = inputs["attention_mask"].bool()
     assert sum(found) > 20, "the random model must have sinks at this threshold"
@@ -94,7 +103,7 @@ def test_decode_rows_use_the_prompts_sinks_and_sum_to_one(zoo_model):
         result = weights.clone()
         for head in range(weights.shape[1]):
             sinks = kept.get((layer, head))
-            result[0, head], kept[layer, head] = calibrated(weights[0, head], 0, length=length, sinks=sinks)
+            result[0, head], kept[layer, head] = calibrated(weights[0, head], 0, rows=range(length), sinks=sinks)
         return result
 
     with eager_attention(zoo.model, weights=calibrate):
@@ -136,7 +145,7 @@ def test_fewer_prompt_rows(zoo_model, rows):
     zoo = zoo_model("llava")
     inputs = zoo.make_inputs(PROMPTS[:1])
     plain = logits(zoo.model, inputs)
-    with wrap(zoo.model, None, "act", prompt_rows=rows, **OPTIONS):
+    with wrap(zoo.model, None, "act", **OPTIONS | {"prompt_rows": rows}):
         edited = logits(zoo.model, inputs)
     visual = inputs["input_ids"] == zoo.image_token_id
     assert torch.equal(edited[visual], plain[visual])
