@@ -11,7 +11,7 @@ import gradio as gr
 
 from vlm_guard.demo.answering import AnsweringModel
 from vlm_guard.demo.context import DemoContext
-from vlm_guard.demo.layout import lay_out
+from vlm_guard.demo.layout import FIRST_PROMPT, default_methods, lay_out
 from vlm_guard.demo.pictures import open_pictures
 from vlm_guard.demo.uploads import MAX_UPLOAD_BYTES
 from vlm_guard.demo.visitors import Visitors
@@ -22,34 +22,43 @@ from vlm_guard.eval.datasets import EvaluationData
 
 MOST_WAITING = 16
 MOST_SESSIONS = 200
+# Gradio confines the style sheet to what it wraps; these rules are for the wrapping itself.
+_HEAD = """<style>
+@media (max-width: 900px) { .gradio-container, .gradio-container .main { padding-inline: 8px !important; } }
+</style>"""
 _STYLE = Path(__file__).parent / "style.css"
 
 
-def build_app(model: Any, processor: Any, data: str | EvaluationData | None = None) -> gr.Blocks:
+def build_app(
+    model: Any, processor: Any, data: str | EvaluationData | None = None, *, opening: bool = False
+) -> gr.Blocks:
     """The page for a model. Nothing is served yet.
 
     Args:
         model: a vision-language model that `wrap` accepts, in evaluation mode.
         processor: its processor.
         data: the pictures to browse, see `open_pictures`.
+        opening: answer a few pictures first, so that the page opens with an example instead of empty.
 
     Raises:
         ValueError: the model cannot be guarded, or the data are of no known kind.
         FileNotFoundError: the data are not there.
     """
     context = DemoContext(model=AnsweringModel(model=model, processor=processor), browser=open_pictures(data))
+    if opening:
+        context.find_opening(FIRST_PROMPT, default_methods())
     visitors = Visitors()
     with gr.Blocks(title="vlm_guard", analytics_enabled=False, fill_width=True) as app:
         page = lay_out(context)
         wire_pictures(page, visitors)
         wire_options(page, app, wire_copying(page, app))
-        start = wire_comparison(page, visitors)
+        wire_comparison(page, visitors)
         wire_look(page)
         wire_questions(page, visitors)
 
-        if context.model_name == "builtin":
-            # The built-in model answers in a moment, so the page opens with an example instead of an empty one.
-            start(app.load)
+        if context.opening is not None:
+            example, _ = context.opening
+            app.load(lambda: (example.picture, example), None, [page.picture, page.comparison], queue=False)
 
         def leave(request: gr.Request) -> None:
             visitors.forget(request.session_hash)
@@ -103,5 +112,6 @@ def launch_options(port: int | None = None) -> dict[str, Any]:
         "mcp_server": False,
         "enable_monitoring": False,
         "css_paths": [_STYLE],
+        "head": _HEAD,
         "theme": _theme(),
     }

@@ -133,7 +133,8 @@ class Search:
         self.hallucinated += wrong > 0
         self.helped += left < wrong
         self.worsened += left > wrong
-        return left < wrong and len(after.recalled_objects) >= len(before.recalled_objects)
+        # Saying nothing of what is there is no cure.
+        return left < wrong and len(after.recalled_objects) >= max(1, len(before.recalled_objects))
 
     def summary(self, found: bool) -> str:
         """What the search saw, so that a found example is not taken for the rule."""
@@ -147,16 +148,27 @@ class Search:
 
 
 def search_example(
-    model: AnsweringModel, browser: PictureBrowser, start: Comparison, stop: threading.Event
+    model: AnsweringModel,
+    browser: PictureBrowser,
+    start: Comparison,
+    stop: threading.Event,
+    most: int = MOST_TRIED,
 ) -> Iterator[tuple[Comparison, str]]:
     """Go on from a picture until the guard removes a hallucination without naming fewer objects.
 
+    Args:
+        model: answers.
+        browser: the pictures.
+        start: the picture to go on from, and what to ask of the next ones.
+        stop: set to end early.
+        most: how many pictures are tried at most.
+
     Yields:
-        The comparison in progress and a line on the search; at most `MOST_TRIED` pictures are tried.
+        The last complete comparison and a line on the search.
     """
     search, picture, found = Search(), start.picture, False
     current = start
-    for _ in range(min(MOST_TRIED, len(browser.ids))):
+    for _ in range(min(most, len(browser.ids))):
         picture = browser.beside(picture, 1)
         asked = replace(start, picture=picture, number=next(_numbers))
         current = deque(compare(model, asked, stop), maxlen=1)[-1]

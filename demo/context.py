@@ -1,19 +1,23 @@
 """What all visitors of one page share."""
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from vlm_guard.architecture import describe_architecture
 from vlm_guard.builtin_model import BUILTIN_DIR
-from vlm_guard.demo.answering import Answer, AnsweringModel
+from vlm_guard.demo.answering import Answer, AnsweringModel, GenerationSettings
 from vlm_guard.demo.attention_record import AttentionRecord, RecordStore, read_record, with_view
-from vlm_guard.demo.comparing import Comparison
+from vlm_guard.demo.comparing import Comparison, search_example
 from vlm_guard.demo.method_options import chosen_methods
 from vlm_guard.demo.patches import view_of
-from vlm_guard.demo.pictures import PictureBrowser
+from vlm_guard.demo.pictures import Picture, PictureBrowser
 from vlm_guard.guard import Guard
 from vlm_guard.method import Method
 from vlm_guard.trace import AttentionTrace
+
+OPENING_TRIES = 12
+"""So many pictures are tried for the opening example; the built-in model takes some tenths of a second for each."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -24,11 +28,13 @@ class DemoContext:
         model: answers, one generation at a time.
         browser: the pictures to choose from.
         records: attention of the answers that were looked at last.
+        opening: an answered example that the page opens with, and a line on how it was found.
     """
 
     model: AnsweringModel
     browser: PictureBrowser
     records: RecordStore = field(default_factory=RecordStore)
+    opening: tuple[Comparison, str] | None = None
 
     def __post_init__(self) -> None:
         self.architecture = describe_architecture(self.model.model)
@@ -52,6 +58,18 @@ class DemoContext:
         size = f"{parameters / 1e9:.1f} B" if parameters >= 1e9 else f"{parameters / 1e6:.1f} M"
         name = "built-in model" if self.model_name == "builtin" else self.model_name
         return f"{name}, {size} parameters, {self.model.model.device.type}"
+
+    @property
+    def first_picture(self) -> Picture:
+        """The picture the page opens with."""
+        return self.browser.first() if self.opening is None else self.opening[0].picture
+
+    def find_opening(self, prompt: str, methods: Sequence[str]) -> None:
+        """Look for an example where the guard helps, among the first pictures; keep the last one tried if none does."""
+        last = self.browser.picture(self.browser.ids[-1])
+        start = Comparison(picture=last, prompt=prompt, settings=GenerationSettings(), methods=tuple(methods))
+        found = list(search_example(self.model, self.browser, start, threading.Event(), OPENING_TRIES))[-1]
+        self.opening = None if found[0].error else found
 
     def records_of(self, comparison: Comparison, side: str) -> dict[str, AttentionRecord]:
         """Attention of both models along the words of one answer, "plain" and "guarded".

@@ -82,8 +82,9 @@ def lay_out(context: DemoContext) -> Page:
 
 def _picture_column(page: Page) -> None:
     parts, browser = page.parts, page.context.browser
-    first = browser.first()
-    parts["picture_panel"] = plain_panel(panels.picture_html(first, len(browser.ids)), "vg-picture")
+    parts["picture_panel"] = plain_panel(
+        panels.picture_html(page.context.first_picture, len(browser.ids)), "vg-picture"
+    )
     with gr.Row(elem_classes="vg-browse"):
         parts["previous"] = gr.Button("‹ Previous", size="sm", min_width=60, elem_id="vg-previous")
         parts["next"] = gr.Button("Next ›", size="sm", min_width=60, elem_id="vg-next")
@@ -92,7 +93,7 @@ def _picture_column(page: Page) -> None:
         parts["image_id"] = gr.Textbox(
             show_label=False,
             label="Image id",
-            placeholder="Image id, then Enter",
+            placeholder="Image id",
             container=False,
             max_length=80,
             min_width=80,
@@ -134,11 +135,18 @@ def _picture_column(page: Page) -> None:
 
 
 def _compare_tab(page: Page) -> None:
-    parts, title = page.parts, "+".join(default_methods())
+    parts = page.parts
+    if page.context.opening is None:
+        cards = panels.empty_card("plain", ""), panels.empty_card("guarded", "+".join(default_methods()))
+        below = legend_html(page.context.first_picture.objects is not None)
+    else:
+        comparison, note = page.context.opening
+        cards = panels.side_html("plain", comparison), panels.side_html("guarded", comparison)
+        below = panels.below_html(comparison, note)
     with gr.Row(elem_classes="vg-answers"):
-        parts["plain_card"] = words_panel(panels.empty_card("plain", ""), "vg-plain")
-        parts["guarded_card"] = words_panel(panels.empty_card("guarded", title), "vg-guarded")
-    parts["below"] = plain_panel(legend_html(page.context.browser.first().objects is not None), "vg-below")
+        parts["plain_card"] = words_panel(cards[0], "vg-plain")
+        parts["guarded_card"] = words_panel(cards[1], "vg-guarded")
+    parts["below"] = plain_panel(below, "vg-below")
     with gr.Accordion("Copy this as Python or as a command", open=False, elem_id="vg-copy"):
         parts["python"] = gr.Code(language="python", label="Python", interactive=False, elem_id="vg-python")
         parts["command"] = gr.Code(

@@ -51,7 +51,7 @@ def wire_pictures(page: Page, visitors: Visitors) -> None:
         get: Callable[[Picture], Picture], picture: Picture | None, names: list[str], request: gr.Request
     ) -> tuple:
         try:
-            chosen = get(picture or browser.first())
+            chosen = get(picture or page.context.first_picture)
         except Exception as error:
             return gr.skip(), gr.skip(), message_html("error", told(error)), *(gr.skip() for _ in outputs[3:])
         visitors.begin(request.session_hash)  # whatever still runs is about the last picture

@@ -1,6 +1,6 @@
 """Wiring of the tabs "Compare" and "Where it looked"."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
@@ -29,12 +29,8 @@ def _unchanged(count: int) -> tuple:
     return (gr.skip(),) * count
 
 
-def wire_comparison(page: Page, visitors: Visitors) -> Callable[[Any], None]:
-    """Compare, find an example, stop.
-
-    Returns:
-        What makes another event start the comparison as well.
-    """
+def wire_comparison(page: Page, visitors: Visitors) -> None:
+    """Compare, find an example, stop."""
     context, total = page.context, len(page.context.browser.ids)
     asked = [page.picture, page.prompt, page.methods, page.options, page.seed, page.max_tokens, page.temperature]
     shown = [page.comparison, page.plain_card, page.guarded_card, page.below, page.run, page.stop, page.search]
@@ -52,7 +48,7 @@ def wire_comparison(page: Page, visitors: Visitors) -> Callable[[Any], None]:
         visitors.begin(request.session_hash)
         try:
             comparison = Comparison(
-                picture=picture or context.browser.first(),
+                picture=picture or context.first_picture,
                 prompt=prompt or "",
                 settings=settings_of(seed, tokens, temperature),
                 methods=tuple(names),
@@ -97,16 +93,12 @@ def wire_comparison(page: Page, visitors: Visitors) -> Callable[[Any], None]:
     def halt(request: gr.Request) -> None:
         visitors.stop(request.session_hash)
 
-    def start(trigger: Any) -> None:
+    for trigger in (page.run.click, page.prompt.submit):
         trigger(prepare, asked, shown, **QUICK).then(run, page.comparison, shown, **ONE_AT_A_TIME)
-
-    start(page.run.click)
-    start(page.prompt.submit)
     page.search.click(prepare, asked, shown, **QUICK).then(
         search, page.comparison, [page.picture, page.picture_panel, *shown], **ONE_AT_A_TIME
     )
     page.stop.click(halt, None, None, **QUICK)
-    return start
 
 
 def wire_look(page: Page) -> None:

@@ -43,7 +43,7 @@ def wire_questions(page: Page, visitors: Visitors) -> None:
         picture: Picture | None, names: list[str], values: dict, leading: bool, template: str, request: gr.Request
     ) -> Iterator[tuple]:
         try:
-            picture = picture or context.browser.first()
+            picture = picture or context.first_picture
             rows = ladder(context.browser.questions(picture))
             if not rows:
                 raise ValueError(NOTHING_KNOWN)
@@ -56,7 +56,7 @@ def wire_questions(page: Page, visitors: Visitors) -> None:
         request: gr.Request,
     ) -> Iterator[tuple]:  # fmt: skip
         try:
-            picture = picture or context.browser.first()
+            picture = picture or context.first_picture
             yield from answers(picture, [own_question(text, picture)], names, values, leading, template, request)
         except Exception as error:
             yield (message_html("error", told(error)), *buttons(False))

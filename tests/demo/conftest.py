@@ -1,6 +1,7 @@
 """Shared by the demo's tests: the built-in model and a few scenes."""
 
 import os
+import socket
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def scenes_folder(tmp_path_factory):
 def pictures(scenes_folder):
     from vlm_guard.demo.pictures import open_pictures
 
-    return open_pictures(str(scenes_folder))
+    return open_pictures(str(scenes_folder), opening=True)
 
 
 @pytest.fixture
@@ -38,3 +39,18 @@ def context(answering_model, pictures):
     from vlm_guard.demo.context import DemoContext
 
     return DemoContext(model=answering_model, browser=pictures)
+
+
+@pytest.fixture(scope="session")
+def address(answering_model, scenes_folder):
+    """Where the page is served for the length of the tests."""
+    pytest.importorskip("gradio")
+    from vlm_guard.demo.app import build_app, launch_options
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    app = build_app(answering_model.model, answering_model.processor, str(scenes_folder), opening=True)
+    app.launch(**launch_options(port), prevent_thread_lock=True, quiet=True)
+    yield f"http://127.0.0.1:{port}/"
+    app.close()

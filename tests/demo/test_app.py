@@ -1,5 +1,8 @@
 import io
 import json
+import re
+import urllib.error
+import urllib.request
 
 import numpy as np
 import pytest
@@ -95,7 +98,8 @@ def test_options_become_components(kind, default, component):
         choices=("up", "down"),
     )  # fmt: skip
     made = option_component(control, default)
-    assert isinstance(made, component) and made.interactive and made.label == "some option" and made.info == "what it is"
+    assert isinstance(made, component) and made.interactive
+    assert made.label == "some option" and made.info == "what it is"
 
 
 def test_the_command_serves_the_page(monkeypatch, scenes_folder):
@@ -150,3 +154,26 @@ def test_an_uploaded_picture_is_a_picture_of_which_nothing_is_known():
     assert sent.image.size == (30, 20) and sent.objects is None and sent.image_id is None
     with pytest.raises(ValueError, match="empty"):
         _sent(None)
+
+
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", "pyproject.toml", "../../../etc/passwd", "vlm_guard/builtin/config.json"]
+)
+def test_files_of_this_machine_are_not_served(address, path):
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{address}gradio_api/file={path}")
+    assert refused.value.code in (403, 404)
+
+
+def test_uploads_are_limited_before_they_are_read(address):
+    import httpx
+
+    files = {"files": ("large.png", b"x" * (MAX_UPLOAD_BYTES + 1), "image/png")}
+    assert httpx.post(f"{address}gradio_api/upload", files=files).status_code == 413
+
+
+def test_the_page_asks_no_other_server_for_anything(address):
+    """Fonts, styles and scripts come from here; the header's links for social previews are not fetched."""
+    page = urllib.request.urlopen(address).read().decode()
+    fetched = re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=\"(https?:[^\"]+)\"", page)
+    assert [url for url in fetched if "127.0.0.1" not in url] == []

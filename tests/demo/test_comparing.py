@@ -101,10 +101,11 @@ def test_a_search_counts_what_it_passes_over(pictures):
     assert not search.count(answered(pictures, "A dog.", "A dog and a cat."))
     assert not search.count(answered(pictures, "A dog and a cat.", "A dog and a cat."))
     assert not search.count(answered(pictures, "A dog, a bench, a cat.", "A dog."))  # fewer objects named
+    assert not search.count(answered(pictures, "A cat and a kite.", "A cat."))  # names nothing that is there
     assert search.count(answered(pictures, "A dog and a cat.", "A dog."))
-    assert (search.tried, search.hallucinated, search.helped, search.worsened) == (4, 3, 2, 1)
+    assert (search.tried, search.hallucinated, search.helped, search.worsened) == (5, 4, 3, 1)
     assert "picked because the guard helped" in search.summary(True)
-    assert "4 pictures" in search.summary(False) and "more in 1" in search.summary(False)
+    assert "5 pictures" in search.summary(False) and "more in 1" in search.summary(False)
 
 
 def test_searching_goes_on_from_the_picture_and_ends(answering_model, pictures):

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlm_guard.demo.answering import GenerationSettings
+from vlm_guard.demo.answering import AnsweringModel, GenerationSettings
 from vlm_guard.demo.attention_record import AttentionRecord, RecordStore
 from vlm_guard.demo.comparing import Comparison, compare
+from vlm_guard.demo.context import DemoContext
 from vlm_guard.demo.findings_panel import findings_html
 from vlm_guard.demo.heat_maps import ColourScale, as_grid, data_uri, enlarge, outline_cells, overlay
 from vlm_guard.demo.look_panel import ALL_LAYERS, CAUTION, LookSettings, look_html
@@ -245,3 +246,17 @@ def test_models_that_cut_tiles_get_the_plot_and_the_reason():
 
 def test_methods_without_findings_show_none(context):
     assert "vg-findings" not in look_at(context, compared(context, "vcd"), "plain", 0, LookSettings())
+
+
+@pytest.mark.parametrize(("family", "maps"), [("llava", 3), ("gemma3", 3), ("llava_next", 0)])
+def test_other_families(zoo_model, zoo_processor, pictures, family, maps):
+    """Square grids, sliding layers, and tiles that form no grid."""
+    model = AnsweringModel(model=zoo_model(family).model, processor=zoo_processor(family))
+    context = DemoContext(model=model, browser=pictures)
+    settings = GenerationSettings(max_new_tokens=6)
+    asked = Comparison(picture=pictures.first(), prompt="describe the image", settings=settings, methods=("pai",))
+    done = list(compare(model, asked))[-1]
+    assert not done.error and done.plain.words, done.error
+    shown = look_at(context, done, "plain", 0, LookSettings())
+    assert shown.count("<img") == maps and "vg-plot" in shown
+    assert ("cuts its images into tiles" in shown) == (maps == 0)

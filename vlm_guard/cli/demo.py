@@ -22,9 +22,15 @@ def command(
         raise ImportError("the demo needs Gradio and matplotlib: pip install 'vlm-guard-hf[demo]'")
     if port is not None and not 1 <= port <= 65535:
         raise ValueError(f"port is {port}; allowed: 1 to 65535")
+    import torch
+
     from vlm_guard.demo.app import build_app, launch_options
     from vlm_guard.eval.models import load_model
 
+    small = model == "builtin"
+    if small and device in ("auto", "cpu"):
+        # Its matrices are so small that two threads wait for each other longer than they compute.
+        torch.set_num_threads(1)
     loaded = load_model(model, device=device, dtype=dtype)
-    app = build_app(loaded.model, loaded.processor, data)
+    app = build_app(loaded.model, loaded.processor, data, opening=small)
     app.launch(**launch_options(port), inbrowser=open_browser)
