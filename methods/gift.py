@@ -40,9 +40,8 @@ from vlm_guard.function_option import describe_function, find_function
 from vlm_guard.gaze_shift import GazePlan, gaze_bias, gaze_saliency, question_flags
 from vlm_guard.guard_target import GuardTarget
 from vlm_guard.kernels.attention_edit import AttentionEdit
-from vlm_guard.layers import select_layers
 from vlm_guard.method import Method, option, register
-from vlm_guard.question_tokens import answer_opening, content_words
+from vlm_guard.question_tokens import content_words
 from vlm_guard.visual_tokens import RowSelection
 
 ALL = "all"
@@ -94,29 +93,12 @@ class GIFT(Method):
         """Layers and tokenizer.
 
         Raises:
-            ValueError: the layers select nothing, or `content_words` names no function.
+            ValueError: the layers select nothing usable, or `content_words` names no function.
         """
-        depth = target.architecture.depth
-        saliency = select_layers(self.saliency_layer, depth)
-        if len(saliency) != 1:
-            raise ValueError(f"gift: saliency_layer must name one layer, {self.saliency_layer!r} names {len(saliency)}")
-        attending = [entry.index for entry in target.architecture.layers]
-        if saliency[0] not in attending:
-            raise ValueError(
-                f"gift: layer {saliency[0]} of this model has no attention to read; choose saliency_layer among "
-                f"{', '.join(map(str, attending))}"
-            )
         find = None
         if self.content_words != ALL:
             find = find_function(self.name, "content_words", self.content_words, {"rules": content_words})
-        processor = target.processor
-        return GazePlan(
-            saliency=saliency[0],
-            enhanced=frozenset(select_layers(self.layers, depth)),
-            tokenizer=getattr(processor, "tokenizer", processor),
-            opening="" if processor is None else answer_opening(processor),
-            find=find,
-        )
+        return GazePlan.of(target, self.saliency_layer, self.layers, find)
 
     def active_layers(self, target: GuardTarget) -> tuple[int, ...]:
         """The saliency layer and the enhanced ones."""

@@ -1,24 +1,61 @@
 """Gaze shifts: where the attention on the image rises from one question token to the next (GIFT, arXiv 2510.22067)."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from vlm_guard.generation_state import GenerationState
-from vlm_guard.question_tokens import ContentWordFinder, content_flags, question_range
+from vlm_guard.layers import select_layers
+from vlm_guard.question_tokens import ContentWordFinder, answer_opening, content_flags, question_range
+
+if TYPE_CHECKING:
+    from vlm_guard.guard_target import GuardTarget
 
 
 @dataclass(frozen=True, eq=False)
 class GazePlan:
-    """Where the method looks and acts in one model, and how it reads the question."""
+    """Where GIFT looks and acts in one model, and how it reads the question.
+
+    Attributes:
+        saliency: the decoder layer whose attention shifts are read.
+        enhanced: the layers whose answer rows are enhanced.
+        tokenizer: of the model; None takes all text after the image for the question.
+        opening: what follows the question in the chat format.
+        find: finds content words; None counts every token of the question.
+    """
 
     saliency: int
     enhanced: frozenset[int]
     tokenizer: Any
     opening: str
     find: ContentWordFinder | None
+
+    @classmethod
+    def of(cls, target: "GuardTarget", saliency_layer: str, layers: str, find: ContentWordFinder | None) -> "GazePlan":
+        """The plan for one model.
+
+        Raises:
+            ValueError: the layers select nothing, more than one saliency layer, or one without attention.
+        """
+        depth, attending = target.architecture.depth, [entry.index for entry in target.architecture.layers]
+        saliency = select_layers(saliency_layer, depth)
+        if len(saliency) != 1:
+            raise ValueError(f"gift: saliency_layer must name one layer, {saliency_layer!r} names {len(saliency)}")
+        if saliency[0] not in attending:
+            raise ValueError(
+                f"gift: layer {saliency[0]} of this model has no attention to read; choose saliency_layer among "
+                f"{', '.join(map(str, attending))}"
+            )
+        processor = target.processor
+        return cls(
+            saliency=saliency[0],
+            enhanced=frozenset(select_layers(layers, depth)),
+            tokenizer=getattr(processor, "tokenizer", processor),
+            opening="" if processor is None else answer_opening(processor),
+            find=find,
+        )
 
     @property
     def needs_pass(self) -> bool:
