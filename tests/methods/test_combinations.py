@@ -108,3 +108,20 @@ def test_sampling_repeats_with_a_seed(zoo_model, method):
         with wrap(zoo.model, None, method, **of(method)) as guard:
             answers.append(guard.generate(**inputs, max_new_tokens=5, do_sample=True))
     assert torch.equal(*answers)
+
+
+@pytest.mark.parametrize("method", OPTIONS)
+def test_beams_and_several_sequences(zoo_model, method):
+    """Beam search of a batch gives what it gives each prompt alone; a static cache decodes as a dynamic one."""
+    zoo = zoo_model("llava")
+    beams = {"max_new_tokens": 4, "do_sample": False, "num_beams": 3, "num_return_sequences": 2}
+    with wrap(zoo.model, None, method, **of(method)) as guard:
+        batch = zoo.make_inputs(PROMPTS)
+        together = guard.generate(**batch, **beams)
+        for row, prompt in enumerate(PROMPTS):
+            alone = guard.generate(**zoo.make_inputs([prompt]), **beams)
+            assert torch.equal(together[2 * row : 2 * row + 2, -4:], alone[:, -4:])
+        dynamic = guard.generate(**batch, max_new_tokens=4, do_sample=False)
+        static = guard.generate(**batch, max_new_tokens=4, do_sample=False, cache_implementation="static")
+        assert torch.equal(dynamic, static)
+    assert_pristine(zoo.model)
