@@ -96,13 +96,13 @@ def compile_only(device: DeviceLimits) -> Iterator[list[CompiledKernel]]:
 
     names = [name for name in vars(triton_launch) if name.endswith("_kernel")]
     recorders = {name: Recorder(getattr(triton_launch, name)) for name in names}
-    before = driver._active
+    before = dict(vars(driver))
     driver.set_active(AbsentGpu(device.capability))
     try:
         with mock.patch.multiple(triton_launch, _device_limits=lambda index: device, **recorders):
             yield launched
     finally:
-        driver._active = before
+        vars(driver).update(before)
 
 
 def _read_usage(name: str, compiled: Any) -> CompiledKernel:

@@ -6,7 +6,7 @@ four segments, which the kernels return; that is as exact and still needs no sco
 is one operator, `vlm_guard::segment_attention`.
 
 Limits: float16, bfloat16 or float32; head and value dimension 16 to 256 (they may differ); an NVIDIA GPU of compute
-capability 8.0 or later, or Triton's interpreter; no gradients.
+capability 8.0 or later, or Triton's interpreter; Triton 3.7 or later; no gradients.
 """
 
 import inspect
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
 
 from vlm_guard.kernels.attention_edit import Segments
@@ -24,6 +25,9 @@ from vlm_guard.kernels.triton_scores import NO_POLICY, OUTSIDE_POLICY, SINKS_TO_
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 SMALLEST_DIM, LARGEST_DIM = 16, 256
+# Triton 3.5 and 3.6 cannot compile a stride of 1 inside a tuple argument; 3.7 and 3.9 were tried.
+OLDEST_TRITON = (3, 7)
+TRITON_VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
 
 
 def triton_attention(problem: AttentionProblem) -> EditedAttention:
@@ -83,9 +87,13 @@ def unsupported_reason(problem: AttentionProblem) -> str | None:
             return f"the {name} dimension is {size}; supported are {SMALLEST_DIM} to {LARGEST_DIM}"
     if query.shape[2] == 0 or key.shape[2] == 0:
         return f"there are {query.shape[2]} rows and {key.shape[2]} keys; at least one of each is needed"
+    if TRITON_VERSION < OLDEST_TRITON:
+        return f"Triton {triton.__version__} cannot compile the kernels; 3.7 or later is needed"
     if not INTERPRETED:
         if query.device.type != "cuda":
             return f"it needs a CUDA device (or Triton's interpreter), the query is on {query.device}"
+        if torch.version.hip:
+            return "it is written for NVIDIA GPUs, and this build of torch drives AMD ones"
         if _compute_capability(query.device.index or 0) < (8, 0):
             return "it needs a GPU of compute capability 8.0 or later"
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):

@@ -48,6 +48,8 @@ def decode_kernel(
 
     SHAPE.block_m counts the lines of the tile with their SEGMENTS copies. Writes `partials`.
     """
+    BLOCK_M: tl.constexpr = SHAPE.block_m
+    BLOCK_DV: tl.constexpr = SHAPE.block_dv
     split = tl.program_id(0)
     batch = tl.program_id(1) // groups
     group = tl.program_id(1) % groups
@@ -58,9 +60,9 @@ def decode_kernel(
     first = split * per_split
     last = tl.minimum(lines.last_key, first + per_split)
 
-    running_max = tl.full((SHAPE.block_m,), float("-inf"), tl.float32)
-    running_sum = tl.zeros((SHAPE.block_m,), tl.float32)
-    output = tl.zeros((SHAPE.block_m, SHAPE.block_dv), tl.float32)
+    running_max = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    running_sum = tl.zeros((BLOCK_M,), tl.float32)
+    output = tl.zeros((BLOCK_M, BLOCK_DV), tl.float32)
     for start in range(first, last, SHAPE.block_n):
         keys = start + tl.arange(0, SHAPE.block_n)
         present = keys < last

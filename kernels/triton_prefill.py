@@ -78,9 +78,11 @@ def sweep_chunks(lines, keys_values, terms, chunk_list, first, last, SEGMENT: tl
     SEGMENT -1 takes every key, and the entries are the chunks themselves. Returns the running maximum [M], sum [M]
     and output [M, block_dv].
     """
-    running_max = tl.full((SHAPE.block_m,), float("-inf"), tl.float32)
-    running_sum = tl.zeros((SHAPE.block_m,), tl.float32)
-    output = tl.zeros((SHAPE.block_m, SHAPE.block_dv), tl.float32)
+    BLOCK_M: tl.constexpr = SHAPE.block_m
+    BLOCK_DV: tl.constexpr = SHAPE.block_dv
+    running_max = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    running_sum = tl.zeros((BLOCK_M,), tl.float32)
+    output = tl.zeros((BLOCK_M, BLOCK_DV), tl.float32)
     for entry in range(first, last):
         chunk = entry
         if SEGMENT >= 0:
@@ -115,9 +117,10 @@ def score_sinks(lines, keys_values, terms, sink_list, start, last, SHAPE: tl.con
 @triton.jit
 def sum_sinks(lines, keys_values, terms, sink_list, first, last, SHAPE: tl.constexpr):
     """Maximum of the sinks' scores [M], and the sums of the text sinks and of the visual sinks relative to it."""
-    top = tl.full((SHAPE.block_m,), float("-inf"), tl.float32)
-    text_sum = tl.zeros((SHAPE.block_m,), tl.float32)
-    visual_sum = tl.zeros((SHAPE.block_m,), tl.float32)
+    BLOCK_M: tl.constexpr = SHAPE.block_m
+    top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    text_sum = tl.zeros((BLOCK_M,), tl.float32)
+    visual_sum = tl.zeros((BLOCK_M,), tl.float32)
     for start in range(first, last, SHAPE.block_s):
         _keys, _present, ids, scores = score_sinks(lines, keys_values, terms, sink_list, start, last, SHAPE)
         top, weights, shrink = softmax_step(scores, top)
@@ -180,7 +183,8 @@ def store_output(output, logsumexp, lines, output_terms, results, groups, edited
 @triton.jit
 def load_sink_logits(weight_terms, heads, SHAPE: tl.constexpr):
     """[M] learned sink logits in units of log2, -inf without any."""
-    logits = tl.full((SHAPE.block_m,), float("-inf"), tl.float32)
+    BLOCK_M: tl.constexpr = SHAPE.block_m
+    logits = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     if weight_terms.sink_logits is not None:
         logits = tl.load(weight_terms.sink_logits + heads).to(tl.float32) * LOG2_E
     return logits
@@ -230,6 +234,8 @@ def segmented_prefill_kernel(
 
     Every line of a tile must have the same segments: with segments of each head, a tile takes one head.
     """
+    BLOCK_M: tl.constexpr = SHAPE.block_m
+    BLOCK_DV: tl.constexpr = SHAPE.block_dv
     lines, first, last = locate(query, query_strides, terms, groups, edited_rows, key_count, splits, SHAPE)
     list_row = lines.batch * lists.rows_per_batch + lines.first_head * lists.rows_per_head
     text_list = lists.text_chunks + list_row * lists.chunk_total
@@ -251,10 +257,10 @@ def segmented_prefill_kernel(
     if PARTIAL:
         store_partial(partials, 3, 4, lines, content_top, content, content_output, groups, edited_rows, splits, SHAPE)
     sink_top, text_sink, visual_sink = sum_sinks(lines, keys_values, terms, sink_list, first_sink, last_sink, SHAPE)
-    none = tl.zeros((SHAPE.block_m,), tl.float32)
+    none = tl.zeros((BLOCK_M,), tl.float32)
     if PARTIAL:
         shift = finite_or_zero(sink_top)
-        empty = tl.zeros((SHAPE.block_m, SHAPE.block_dv), tl.float32)
+        empty = tl.zeros((BLOCK_M, BLOCK_DV), tl.float32)
         of_text = add_sinks(
             empty, lines, keys_values, terms, sink_list, first_sink, last_sink, shift, none + 1, none, SHAPE
         )

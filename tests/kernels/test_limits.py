@@ -45,6 +45,11 @@ def test_a_cpu_problem_is_refused_without_the_interpreter():
     assert "needs a CUDA device" in triton_backend.unsupported_reason(problem())
 
 
+def test_an_old_triton_is_refused(monkeypatch):
+    monkeypatch.setattr(triton_backend, "TRITON_VERSION", (3, 6))
+    assert "3.7 or later is needed" in triton_backend.unsupported_reason(problem())
+
+
 def test_gradients_are_refused(monkeypatch):
     monkeypatch.setattr(triton_backend, "INTERPRETED", True)
     wanted = problem()
