@@ -38,6 +38,7 @@ class ProgressBar:
             TextColumn("left"),
             TimeRemainingColumn(),
             console=console,
+            speed_estimate_period=3600,  # batches of large models take minutes
             transient=True,
             disable=not console.is_terminal,
         )
