@@ -21,6 +21,8 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
+ROOM = 128
+
 
 def prompt_cache(model: PreTrainedModel) -> DynamicCache:
     """An empty cache to read a prompt into that keeps every key, also in sliding layers, so that it can be merged."""
@@ -31,6 +33,41 @@ def prompt_cache(model: PreTrainedModel) -> DynamicCache:
         elif type(layer) is LinearAttentionAndSlidingWindowAttentionLayer:
             cache.layers[index] = LinearAttentionAndFullAttentionLayer(number_of_states=layer.number_of_states)
     return cache
+
+
+class RoomyLayer(DynamicLayer):
+    """Keys and values with room behind them, so that one more token does not copy all the others.
+
+    With the rows of two branches that copy would be twice what plain decoding pays; here it is made once in
+    `ROOM` tokens.
+
+    Args:
+        keys: [N, G, K, D] of the merged prompts.
+        values: [N, G, K, Dv].
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.keys, self.values = keys, values
+        self._storage: tuple[Tensor, Tensor] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Write the new tokens behind the others; returns all keys and values."""
+        length = self.keys.shape[2]
+        total = length + key_states.shape[2]
+        if not self._has_room(total):
+            self._storage = (_with_room(self.keys, total), _with_room(self.values, total))
+        for storage, states in zip(self._storage, (key_states, value_states)):
+            storage[:, :, length:total] = states
+        self.keys, self.values = (storage[:, :, :total] for storage in self._storage)
+        return self.keys, self.values
+
+    def _has_room(self, total: int) -> bool:
+        """Whether the keys still lie in the storage (reordering beams gives new ones) and it is long enough."""
+        if self._storage is None or self._storage[0].data_ptr() != self.keys.data_ptr():
+            return False
+        return total <= self._storage[0].shape[2]
 
 
 def can_merge(cache: Cache, length: int) -> bool:
@@ -111,17 +148,21 @@ class PairedCaches:
                 cache.reorder_cache(beam_idx)
 
 
+def _with_room(states: Tensor, total: int) -> Tensor:
+    """The states [N, G, K, D] at the beginning of a tensor for `total` tokens and some more."""
+    storage = states.new_empty(*states.shape[:2], total + ROOM, states.shape[3])
+    storage[:, :, : states.shape[2]] = states
+    return storage
+
+
 def _has_keys(layer: DynamicLayer) -> bool:
     return layer.is_initialized and layer.keys is not None and layer.keys.numel() > 0
 
 
 def _put(target: Cache, index: int, keys: Tensor, values: Tensor) -> None:
     """Hand the keys and values of a layer over to the cache."""
-    layer = target.layers[index] if index < len(target.layers) else None
-    if type(layer) is DynamicLayer and not target.offloading and not layer.is_initialized:
-        # Its own update would copy them behind an empty tensor.
-        layer.lazy_initialization(keys, values)
-        layer.keys, layer.values = keys, values
+    if type(target.layers[index]) is DynamicLayer and not target.offloading:
+        target.layers[index] = RoomyLayer(keys, values)
     else:
         target.update(keys, values, index)
 
