@@ -218,7 +218,7 @@ def _answer(
 @contextmanager
 def attached(guard: Guard) -> Iterator[None]:
     """Inside, the guard's model is guarded; what its methods found out when it was made is kept between blocks."""
-    guard._attach()
+    guard.attach()
     try:
         yield
     finally:

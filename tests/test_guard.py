@@ -41,6 +41,18 @@ def test_wrap_guards_generate_and_remove_restores(llava):
     assert_pristine(llava.model)
 
 
+def test_a_removed_guard_can_be_attached_again(llava):
+    inputs = llava.make_inputs(PROMPT)
+    with wrap(llava.model, None, "var", **VAR_OPTIONS) as guard:
+        first = logits(llava.model, inputs)
+        with pytest.raises(ValueError, match="already guarded"):
+            guard.attach()
+        guard.remove()
+        guard.attach()
+        assert torch.equal(logits(llava.model, inputs), first)
+    assert_pristine(llava.model)
+
+
 def test_exception_inside_the_block_restores(llava):
     with pytest.raises(RuntimeError, match="stop"), wrap(llava.model, None, "var", **VAR_OPTIONS):
         raise RuntimeError("stop")

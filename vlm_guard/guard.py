@@ -66,7 +66,7 @@ def wrap(
         )
     methods = resolve_methods(method, options)
     guard = Guard(model, processor, methods, profile=profile, attention_backend=attention_backend)
-    guard._attach()
+    guard.attach()
     return guard
 
 
@@ -144,7 +144,7 @@ class Guard(AbstractContextManager):
         try:
             yield
         finally:
-            self._attach()
+            self.attach()
             if self.tracer is not None and not self._slots_installed:
                 self._install_slots([])
             self.state, self._prompt, self._findings = kept
@@ -172,6 +172,20 @@ class Guard(AbstractContextManager):
             while len(self._undo) > before:
                 self._undo.pop()()
 
+    def attach(self) -> None:
+        """Guard the model again after `remove` (`wrap` has done it the first time).
+
+        Raises:
+            ValueError: the model is guarded already.
+        """
+        if GUARD_ATTRIBUTE in self.target.model.__dict__:
+            raise ValueError("this model is already guarded; call .remove() on that guard first")
+        try:
+            self._install()
+        except BaseException:
+            self.remove()
+            raise
+
     def remove(self) -> None:
         """Give the model back exactly as it was. Calling it again does nothing."""
         while self._undo:
@@ -195,13 +209,6 @@ class Guard(AbstractContextManager):
         return bool(self._undo)
 
     # -- attach -----------------------------------------------------------------------------------------------
-
-    def _attach(self) -> None:
-        try:
-            self._install()
-        except BaseException:
-            self.remove()
-            raise
 
     def _install(self) -> None:
         inner, architecture = self.target.model, self.target.architecture

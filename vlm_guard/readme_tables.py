@@ -8,10 +8,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from vlm_guard.measured_table import measured_markdown
 from vlm_guard.method_table import methods_markdown
 from vlm_guard.model_table import models_markdown
 
-SECTIONS: dict[str, Callable[[], str]] = {"methods": methods_markdown, "models": models_markdown}
+SECTIONS: dict[str, Callable[[], str]] = {
+    "methods": methods_markdown,
+    "models": models_markdown,
+    "measured": measured_markdown,
+}
 
 
 def with_tables(text: str) -> str:

@@ -1,0 +1,96 @@
+"""The README's measured numbers, read from committed result files and from nothing else."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+EVALUATIONS = ROOT / "eval" / "results"
+TIMINGS = ROOT / "kernels" / "results"
+_COLUMNS = (
+    ("chair_i", "CHAIR_i"),
+    ("chair_s", "CHAIR_s"),
+    ("recall", "recall"),
+    ("mean_words", "words"),
+    ("repetition", "4-gram rep."),
+    ("pope.mean.f1", "POPE F1"),
+)
+
+
+def measured_markdown() -> str:
+    """Every evaluation of the built-in model, then the cost of a guard."""
+    evaluations = [_evaluation(path) for path in sorted(EVALUATIONS.glob("builtin_*.json"))]
+    return "\n".join([*evaluations, _timings(sorted(TIMINGS.glob("generate_*.json")))])
+
+
+def _evaluation(path: Path) -> str:
+    """One table: the value of every method with its 95 % interval, and the paired difference to the first."""
+    results = json.loads(path.read_text(encoding="utf-8"))
+    methods, data = results["methods"], results["data"]
+    names = " ".join(f"--method {entry['label']}" for entry in methods)
+    lines = [
+        f"Built-in model on `{data['name']}`, {data['images']} scenes, greedy, in percent (words: mean). In brackets "
+        "the paired difference to the plain model with its 95 % bootstrap interval; bold where the interval leaves out 0.",
+        f"`vlm-guard eval --model builtin --data {data['name']} --count {data['images']} --task chair,pope {names} "
+        f"--out DIR` ({path.relative_to(ROOT)})",
+        "",
+        "| method | " + " | ".join(title for _, title in _COLUMNS) + " | tokens/s | peak memory |",
+        "|---" * (len(_COLUMNS) + 3) + "|",
+    ]
+    lines += [f"| {' | '.join(_evaluation_row(entry, methods[0]['label']))} |" for entry in methods]
+    hardware = results["environment"]["hardware"]
+    versions = results["environment"]["versions"]
+    lines += [
+        "",
+        f"{hardware['processor']}, {hardware['torch_threads']} threads, torch {versions['torch']}, transformers "
+        f"{versions['transformers']}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _evaluation_row(entry: dict[str, Any], baseline: str) -> Iterable[str]:
+    yield f"`{entry['label']}`"
+    for name, _ in _COLUMNS:
+        scale = 1 if name.startswith("mean_") else 100
+        value = f"{scale * entry['estimates'][name]['value']:.1f}"
+        difference = (entry.get("difference_to_baseline") or {}).get(name)
+        if entry["label"] == baseline or difference is None:
+            yield value
+            continue
+        low, change, high = (scale * difference[key] for key in ("low", "value", "high"))
+        text = f"[{change:+.1f}, {low:+.1f} to {high:+.1f}]"
+        yield f"{value} **{text}**" if low > 0 or high < 0 else f"{value} {text}"
+    yield f"{entry['cost']['tokens_per_second']:.0f}"
+    yield f"{entry['cost']['peak_memory_bytes'] / 2**20:.0f} MiB"
+
+
+def _timings(paths: list[Path]) -> str:
+    """Ratios of a guarded to an unguarded `generate`, interleaved calls, median and 20th to 80th percentile."""
+    lines = [
+        "Guarded against unguarded `generate`, interleaved calls in one process: ratio of the median, 20th to 80th "
+        "percentile in brackets. `vlm-guard bench generate --model MODEL --method none --method var --out FILE`",
+        "",
+        "| model | batch | method | prefill | per generated token | file |",
+        "|---|---|---|---|---|---|",
+    ]
+    for path in paths:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        for entry in result["entries"]:
+            if "ratio_to_unguarded" not in entry["decode"]:
+                continue
+            ratios = [_ratio(entry[part]["ratio_to_unguarded"]) for part in ("prefill", "decode")]
+            cells = (
+                result["model"],
+                str(result["batch"]),
+                f"`{entry['method']}`",
+                *ratios,
+                str(path.relative_to(ROOT)),
+            )
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _ratio(ratio: dict[str, float]) -> str:
+    return f"{ratio['median']:.2f}x ({ratio['p20']:.2f} to {ratio['p80']:.2f})"
