@@ -21,7 +21,7 @@ from vlm_guard.eval.training.model import PATCHES
 from vlm_guard.eval.training.questions import exchanges
 from vlm_guard.eval.training.recipe import Recipe
 from vlm_guard.eval.training.scene_store import SceneStore
-from vlm_guard.eval.training.tokenizer import BOS, EOS, IMAGE, PAD, encode
+from vlm_guard.eval.training.tokenizer import BOS, EOS, IMAGE, PAD, category_tokens, encode
 
 WEIGHTS = {"caption": 1.0, "short": 1.0, "yes_no": 2.0}
 
@@ -39,6 +39,7 @@ class Batch:
         blocks: int64 (B, N): 0 for the prefix, 1... for exchanges, -1 for padding.
         positions: int64 (B, N).
         hidden: bool (B,), pictures hidden from the exchanges.
+        presence: float32 (B, N): at a category's word in a yes/no question 1 if it is there and 0 if not, -1 elsewhere.
     """
 
     pixels: torch.Tensor
@@ -49,6 +50,7 @@ class Batch:
     blocks: torch.Tensor | None = None
     positions: torch.Tensor | None = None
     hidden: torch.Tensor | None = None
+    presence: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The batch on another device."""
@@ -75,6 +77,7 @@ class SceneBatches(IterableDataset):
         self.store, self.recipe, self.batch, self.stream = store, recipe, batch, stream
         self.tokenizer = tokenizer
         self.frequency = category_frequency(store) if tokenizer is not None else None
+        self.category_tokens = set(category_tokens(tokenizer)) if tokenizer is not None else set()
         self.prefix = [BOS, *encode(tokenizer, "USER: ")] if tokenizer is not None else []
 
     def __iter__(self) -> Iterator[Batch]:
@@ -99,7 +102,7 @@ class SceneBatches(IterableDataset):
             self._add_text(batch, places, mirrored, draws)
         return batch
 
-    def _tokens(self, place: int, mirrored: bool, draws: Draws) -> list[tuple[list[int], list[int], str, bool]]:
+    def _tokens(self, place: int, mirrored: bool, draws: Draws) -> list[tuple[list[int], list[int], str, bool, bool]]:
         items = exchanges(
             draws,
             int(self.store.scene_types[place]),
@@ -110,27 +113,28 @@ class SceneBatches(IterableDataset):
         questions = self.tokenizer([f"\n{item.question} ASSISTANT:" for item in items], add_special_tokens=False)
         answers = self.tokenizer([f" {item.answer}" for item in items], add_special_tokens=False)
         return [
-            (question, [*answer, EOS], item.kind, item.blind)
+            (question, [*answer, EOS], item.kind, item.blind, item.answer == "Yes")
             for question, answer, item in zip(questions.input_ids, answers.input_ids, items)
         ]
 
     def _add_text(self, batch: Batch, places: np.ndarray, mirrored: np.ndarray, draws: Draws) -> None:
         rows = [self._tokens(int(p), bool(m), draws) for p, m in zip(places, mirrored)]
         before, start = len(self.prefix), len(self.prefix) + PATCHES
-        length = start + max(sum(len(q) + len(a) for q, a, _, _ in row) for row in rows)
+        length = start + max(sum(len(item[0]) + len(item[1]) for item in row) for row in rows)
         count = len(rows)
         ids = np.full((count, length), PAD, np.int64)
         labels = np.full((count, length), -100, np.int64)
         weights = np.zeros((count, length), np.float32)
         blocks = np.full((count, length), -1, np.int64)
         positions = np.zeros((count, length), np.int64)
+        presence = np.full((count, length), -1, np.float32)
         hidden = np.array([draws.below(1000) < 1000 * self.recipe.image_drop for _ in rows])
         ids[:, :before], ids[:, before:start] = self.prefix, IMAGE
         blocks[:, :start], positions[:, :start] = 0, np.arange(start)
         for row, items in enumerate(rows):
             # Without the image the text follows the prefix at once: its positions move up.
             first, at = before if hidden[row] else start, start
-            for number, (question, answer, kind, blind) in enumerate(items, start=1):
+            for number, (question, answer, kind, blind, yes) in enumerate(items, start=1):
                 end = at + len(question) + len(answer)
                 ids[row, at:end] = question + answer
                 blocks[row, at:end] = number
@@ -138,9 +142,16 @@ class SceneBatches(IterableDataset):
                 if blind or not hidden[row]:
                     labels[row, at + len(question) : end] = answer
                     weights[row, at + len(question) : end] = WEIGHTS[kind]
+                if kind == "yes_no" and not hidden[row]:
+                    # The first category token is the one asked about: "hot" of a hot dog comes before "dog".
+                    word = next((token for token in question if token in self.category_tokens), None)
+                    for place, token in enumerate(question):
+                        if token == word:
+                            presence[row, at + place] = yes
                 at = end
         for name, value in (("ids", ids), ("labels", labels), ("weights", weights), ("blocks", blocks)):
             setattr(batch, name, torch.from_numpy(value))
+        batch.presence = torch.from_numpy(presence)
         batch.positions, batch.hidden = torch.from_numpy(positions), torch.from_numpy(hidden)
 
 

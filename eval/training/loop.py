@@ -93,6 +93,7 @@ def train_stage(
     )
     loader = DataLoader(batches, batch_size=None, num_workers=recipe.loader_processes, pin_memory=device.type == "cuda")
     words = torch.tensor([IMAGE, *category_tokens(tokenizer)], device=device)
+    answers = torch.tensor([encode(tokenizer, " Yes")[0], encode(tokenizer, " No")[0]], device=device)
     prefix = len([BOS, *encode(tokenizer, "USER: ")])
     optimiser = make_optimiser(model, recipe, stage)
     checkpoint = folder / "checkpoint.safetensors"
@@ -119,7 +120,7 @@ def train_stage(
         if stage == "vision":
             loss, figures = vision_step(model, batch, words)
         else:
-            loss, figures = joint_step(model, batch, words, recipe, prefix)
+            loss, figures = joint_step(model, batch, words, answers, recipe, prefix)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)

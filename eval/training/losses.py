@@ -12,6 +12,9 @@ from vlm_guard.eval.training.recipe import Recipe
 
 BACKGROUND_WEIGHT = 0.3
 
+EARLY_LAYER = 4
+"""Decoder layers after which a yes/no question's noun should know the answer."""
+
 
 def patch_loss(
     model: LlavaForConditionalGeneration, visual: torch.Tensor, patches: torch.Tensor, words: torch.Tensor
@@ -67,6 +70,24 @@ def _repeat_loss(
     return -(1 - repeated).clamp_min(1e-4).log().mean()
 
 
+def _early_answer_loss(
+    model: LlavaForConditionalGeneration, hidden: torch.Tensor, presence: torch.Tensor, answers: torch.Tensor
+) -> torch.Tensor:
+    """Binary cross-entropy of reading yes or no off the asked-about word itself, after :data:`EARLY_LAYER` layers.
+
+    The answer is given several tokens later, and from that alone a small model finds very slowly that it has to compare
+    a word with the picture. Here the difference of the output rows for " Yes" and " No" reads the word's own hidden
+    state; nothing is added to the model.
+    """
+    asked = presence >= 0
+    if not bool(asked.any()):
+        return hidden.sum() * 0
+    rows = model.lm_head.weight[answers]
+    states = model.model.language_model.norm(hidden[asked])
+    scores = F.linear(states, (rows[:1] - rows[1:])).float().squeeze(-1)
+    return F.binary_cross_entropy_with_logits(scores, presence[asked])
+
+
 def _decoder_mask(model: LlavaForConditionalGeneration, allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The mask in the form that the decoder's attention takes: bool for SDPA, added to the scores for eager."""
     if model.config.text_config._attn_implementation != "eager":
@@ -75,21 +96,41 @@ def _decoder_mask(model: LlavaForConditionalGeneration, allowed: torch.Tensor, d
 
 
 def joint_step(
-    model: LlavaForConditionalGeneration, batch: Batch, words: torch.Tensor, recipe: Recipe, prefix: int
+    model: LlavaForConditionalGeneration,
+    batch: Batch,
+    words: torch.Tensor,
+    answers: torch.Tensor,
+    recipe: Recipe,
+    prefix: int,
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """Loss and figures of the joint stage: answers, patches, and no repeats in captions."""
+    """Loss and figures of the joint stage: answers, patches, no repeats in captions, early answers.
+
+    Args:
+        model: The model.
+        batch: Pictures with text.
+        words: int64 (81,) token of the background and of each category.
+        answers: int64 (2,) tokens of " Yes" and " No".
+        recipe: Weights of the losses.
+        prefix: Number of tokens before the first visual token.
+    """
     with torch.autocast(batch.pixels.device.type, torch.bfloat16):
         visual = visual_features(model, normalise(batch.pixels))
         naming, accuracy = patch_loss(model, visual, batch.patches, words)
         embedded = model.get_input_embeddings()(batch.ids)
         embedded = torch.cat([embedded[:, :prefix], visual.to(embedded.dtype), embedded[:, prefix + PATCHES :]], dim=1)
         allowed = attention_mask(batch.blocks, batch.hidden, prefix)
+        middle: list[torch.Tensor] = []
+        watch = model.model.language_model.layers[EARLY_LAYER - 1].register_forward_hook(
+            lambda _module, _inputs, output: middle.append(output)
+        )
         hidden = model.model.language_model(
             inputs_embeds=embedded,
             attention_mask=_decoder_mask(model, allowed, torch.bfloat16),
             position_ids=batch.positions,
             use_cache=False,
         ).last_hidden_state
+        watch.remove()
+        early = _early_answer_loss(model, middle[0], batch.presence, answers)
         learned = batch.labels[:, 1:] != -100
         scores = model.lm_head(hidden[:, :-1][learned]).float()
     targets, weights = batch.labels[:, 1:][learned], batch.weights[:, 1:][learned]
@@ -99,13 +140,14 @@ def joint_step(
     row = torch.arange(len(batch.ids), device=block.device)[:, None].expand_as(batch.blocks[:, 1:])[learned]
     captions = block == 1
     repeat = _repeat_loss(scores[captions], targets[captions], row[captions], words[1:])
-    loss = language + recipe.patch_weight * naming + recipe.repeat_weight * repeat
+    loss = language + recipe.patch_weight * naming + recipe.repeat_weight * repeat + recipe.early_weight * early
     figures = {
         "caption_loss": each[captions].mean().item(),
         # The first of an answer's two tokens; the second, the end of the text, is soon certain.
         "yes_no_loss": each[weights > 1.5][::2].mean().item() if bool((weights > 1.5).any()) else float("nan"),
         "short_loss": each[(weights < 1.5) & ~captions].mean().item(),
         "repeat_loss": repeat.item(),
+        "early_loss": early.item(),
         "patch_loss": naming.item(),
         "patch_accuracy": accuracy.item(),
     }

@@ -159,6 +159,8 @@ def model_card(folder: Path) -> str:
         joint_views=chosen["views"],
         chosen=selection["chosen"],
     )
+    if recipe.get("notes"):
+        text += "\nAbout this run:\n\n" + "".join(f"- {note}\n" for note in recipe["notes"])
     text += _behaviour_section(read("behaviour.json"))
     if (folder / "attention.json").is_file():
         text += _attention_section(read("attention.json"))

@@ -27,6 +27,7 @@ class Recipe:
         image_drop: Share of images hidden from the text, so that prompts without an image are known.
         patch_weight: Weight of the patch-naming loss beside the language loss.
         repeat_weight: Weight of the loss on probability given to a category the caption named before.
+        early_weight: Weight of the loss that asks for yes or no at the word asked about, in the middle of the decoder.
         presence_pairs: Present and absent categories asked about per scene, each.
         weight_decay: AdamW's.
     """
@@ -45,6 +46,7 @@ class Recipe:
     image_drop: float = 0.10
     patch_weight: float = 0.5
     repeat_weight: float = 0.5
+    early_weight: float = 1.0
     presence_pairs: int = 3
     weight_decay: float = 0.05
 
