@@ -2,7 +2,7 @@
 
 `generate` hands over token ids, not text, so a branch is described by editing ids: the part of the prompt that stays
 is the same tokens, exactly. Every edited row remembers where each of its tokens came from, so that what goes along
-with tokens (token types, visual placeholders) can follow.
+with tokens (token types) can follow.
 """
 
 import re

@@ -69,7 +69,7 @@ class BranchedModel(StandIn):
         method: combines the logits.
         branch: the second branch.
         inputs: what `generate` was given.
-        visual_token_ids: placeholder ids of images and videos.
+        visual_token_ids: ids that stand for patches of images and videos.
         guard: whose attention edits keep to the rows of their branch.
     """
 

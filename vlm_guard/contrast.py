@@ -186,8 +186,3 @@ def _bare_target(method: "Method", model: PreTrainedModel, processor: Any) -> "G
         architecture=describe_architecture(inner),
         profile=find_profile(inner.config),
     )
-
-
-def no_contrast_rows(prompt: GivenPrompt) -> Tensor:
-    """[B] bool, all False: for a branch that would equal the given prompt in every row."""
-    return torch.zeros(prompt.input_ids.shape[0], dtype=torch.bool, device=prompt.input_ids.device)

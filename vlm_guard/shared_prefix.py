@@ -55,7 +55,7 @@ def shared_prefix(
         cache: keys of the first branch.
         methods: the methods of the guard; rows that they edit differ between branches.
         second_sign: the side of the second branch.
-        visual_token_ids: placeholder ids.
+        visual_token_ids: ids that stand for patches of images and videos.
     """
     causal = "token_type_ids" not in second.model_kwargs  # where they are given, images or prompts look ahead
     if branch.images != "same" or not causal or any(type(layer) is not DynamicLayer for layer in cache.layers):
@@ -74,7 +74,7 @@ def shared_prefix(
         real = second.attention_mask.bool()
         edited = wanted_rows("text", visual, 0, second.length, second.length, real).any(0)
         length = min(length, int(edited.to(torch.int8).argmax()))
-    # What is left to read must not need image features: they belong to placeholders that were counted from the start.
+    # What is left to read must not need image features, which are counted from the start of the prompt.
     return 0 if bool(visual[:, length:].any()) else length
 
 
