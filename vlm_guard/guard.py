@@ -93,19 +93,18 @@ class Guard(AbstractContextManager):
         attention_backend: str | None = None,
     ) -> None:
         inner = unwrap(model)
-        architecture = describe_architecture(inner)
         self.model = model
         self.attention_backend = attention_backend
         self.state: GenerationState | None = None
         self.target = GuardTarget(
             model=inner,
             processor=processor,
-            architecture=architecture,
-            profile=profile if profile is not None else find_profile(inner.config),
+            architecture=describe_architecture(inner),
+            profile=profile or find_profile(inner.config),
         )
-        for item in methods:
-            if "processor" in item.needs and processor is None:
-                raise ValueError(f"{item.name} needs the model's processor: wrap(model, processor, {item.name!r})")
+        lacking = next((item.name for item in methods if "processor" in item.needs and processor is None), None)
+        if lacking is not None:
+            raise ValueError(f"{lacking} needs the model's processor: wrap(model, processor, {lacking!r})")
         self.methods = tuple(
             BoundMethod(item, item.prepare(self.target), frozenset(item.active_layers(self.target))) for item in methods
         )
@@ -125,10 +124,8 @@ class Guard(AbstractContextManager):
         self._findings: dict[str, SimpleNamespace] = {}
         self._finish_forward: list[Callable[[Any], Any]] = []
 
-    # -- use --------------------------------------------------------------------------------------------------
-
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """The guarded model's `generate`, for use inside a `with` block."""
+        """The guarded model's `generate`."""
         return self.model.generate(*args, **kwargs)
 
     def findings(self, method: str) -> SimpleNamespace:
@@ -208,17 +205,15 @@ class Guard(AbstractContextManager):
         """Whether the model is guarded by this guard now."""
         return bool(self._undo)
 
-    # -- attach -----------------------------------------------------------------------------------------------
-
     def _install(self) -> None:
-        inner, architecture = self.target.model, self.target.architecture
+        inner = self.target.model
         inner.__dict__[GUARD_ATTRIBUTE] = self
         self._undo.append(lambda: inner.__dict__.pop(GUARD_ATTRIBUTE))
         attention_methods = [bound for bound in self.methods if bound.method.edits_attention()]
         if attention_methods:
             self._install_slots(attention_methods)
         observers = [bound for bound in self.methods if bound.method.observes_hidden]
-        for entry in architecture.layers:
+        for entry in self.target.architecture.layers:
             wanted = [bound for bound in observers if entry.index in bound.layers]
             if wanted:
                 hook = functools.partial(self._observe_layer, entry.index, wanted)
@@ -270,8 +265,6 @@ class Guard(AbstractContextManager):
         # On the instance: pipelines and wrappers around the model find it, and the class stays untouched.
         inner.__dict__["generate"] = generate
         self._undo.append(lambda: inner.__dict__.pop("generate"))
-
-    # -- one generation ---------------------------------------------------------------------------------------
 
     def _edit_inputs(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         """The inputs of `generate` after the methods that rewrite them; prompt ids become a keyword."""

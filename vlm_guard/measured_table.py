@@ -31,7 +31,7 @@ def _evaluation(path: Path) -> str:
     names = " ".join(f"--method {entry['label']}" for entry in methods)
     lines = [
         f"Built-in model on `{data['name']}`, {data['images']} scenes, greedy, in percent (words: mean). In brackets "
-        "the paired difference to the plain model with its 95 % bootstrap interval; bold where the interval leaves out 0.",
+        "the paired difference to the plain model with its 95 % bootstrap interval, bold where that leaves out 0.",
         f"`vlm-guard eval --model builtin --data {data['name']} --count {data['images']} --task chair,pope {names} "
         f"--out DIR` ({path.relative_to(ROOT)})",
         "",
