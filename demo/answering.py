@@ -188,10 +188,11 @@ class AnsweringModel:
                 for token_ids, seconds in run.progress():
                     text = decode(self.tokenizer, token_ids).strip()
                     yield Answer(text=text, token_ids=token_ids, seconds=seconds)
+            except GeneratorExit:
+                # The visitor has gone and this iterator is closed in the middle.
+                stop.set()
+                raise
             finally:
-                # Also when the visitor has gone and this iterator is closed in the middle.
-                if run.thread.is_alive():
-                    stop.set()
                 run.thread.join()
             yield self._final(run, settings, stop)
 

@@ -186,17 +186,15 @@ def _ask_tab(page: Page) -> None:
             elem_id="vg-template",
         )
     with gr.Row(elem_classes="vg-run"):
-        parts["ask"] = gr.Button("Ask the ladder", variant="primary", scale=2, min_width=120, elem_id="vg-ask")
-        parts["own"] = gr.Textbox(
-            show_label=False,
-            label="Your question",
-            placeholder="Or your own: Is there a unicorn in the image?",
-            container=False,
-            scale=4,
-            min_width=200,
-            max_length=300,
-            elem_id="vg-own",
-            html_attributes=gr.InputHTMLAttributes(enterkeyhint="send"),
-        )
+        parts["ask"] = gr.Button("Ask the ladder", variant="primary", scale=3, min_width=120, elem_id="vg-ask")
         parts["ask_stop"] = gr.Button("Stop", interactive=False, scale=1, min_width=60, elem_id="vg-ask-stop")
+    parts["own"] = gr.Textbox(
+        show_label=False,
+        label="Your question",
+        placeholder="Or your own, then Enter: Is there a unicorn in the image?",
+        container=False,
+        max_length=300,
+        elem_id="vg-own",
+        html_attributes=gr.InputHTMLAttributes(enterkeyhint="send"),
+    )
     parts["ladder"] = plain_panel(panels.ASK_HINT, "vg-ladder")

@@ -30,7 +30,7 @@ def scenes_folder(tmp_path_factory):
 def pictures(scenes_folder):
     from vlm_guard.demo.pictures import open_pictures
 
-    return open_pictures(str(scenes_folder), opening=True)
+    return open_pictures(str(scenes_folder))
 
 
 @pytest.fixture

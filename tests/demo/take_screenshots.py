@@ -21,12 +21,12 @@ DESKTOP, PHONE = (1280, 900), (390, 844)
 
 
 def shoot(visitor: Visitor, path: Path, width: int, highest: int = 2400) -> None:
-    """The whole page as a PNG of few colours."""
+    """The whole page as a PNG of 256 colours."""
     height = visitor.driver.execute_script("return document.querySelector('.gradio-container .main').scrollHeight")
     visitor.resize(width, min(height, highest))
     time.sleep(0.5)
     visitor.driver.save_screenshot(str(path))
-    picture = Image.open(path).convert("RGB").quantize(200, dither=Image.Dither.NONE)
+    picture = Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.FLOYDSTEINBERG)
     picture.save(path, optimize=True)
     print(path.name, picture.size, f"{path.stat().st_size // 1024} KB")
 

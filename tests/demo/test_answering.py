@@ -60,6 +60,13 @@ def test_stopping_ends_an_answer_early(answering_model, pictures, monkeypatch):
     assert 1 <= len(seen[-1].token_ids) < len(answering_model.answer(pictures.first().image, PROMPT).token_ids)
 
 
+def test_a_finished_answer_stops_nothing_else(answering_model, pictures):
+    stop = threading.Event()
+    for _ in range(5):
+        assert answering_model.answer(pictures.first().image, PROMPT, stop=stop).ending == "finished"
+    assert not stop.is_set()
+
+
 def test_a_visitor_who_leaves_frees_the_model(answering_model, pictures, monkeypatch):
     monkeypatch.setattr("vlm_guard.demo.answering.STREAM_SECONDS", 0.0)
     growing = answering_model.stream(pictures.first().image, PROMPT, resolve_methods("pai"))
