@@ -239,9 +239,10 @@ def test_a_calibrated_profile_is_used(tiny):
         progress=lambda done, total: finished.append((done, total)),
     )
     assert finished == [(1, 2), (2, 2)]
-    assert all(isinstance(fact, Fact) and len(fact.value) == 4 for fact in facts.values())
+    depth = model.config.text_config.num_hidden_layers
+    assert all(isinstance(fact, Fact) and len(fact.value) == depth for fact in facts.values())
     profile = Profile(name="tiny", match={}, facts=facts)
     with wrap(model, processor, "iri", profile=profile) as guard:
         plan = guard.methods[0].prepared
     rates = facts["iri_attention_recovery"].value
-    assert set(plan["attention"].sources) == set(sorted(range(4), key=lambda layer: -rates[layer])[:3])
+    assert set(plan["attention"].sources) == set(sorted(range(depth), key=lambda layer: -rates[layer])[:3])
