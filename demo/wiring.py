@@ -22,6 +22,7 @@ from vlm_guard.demo.visitors import Visitors
 _log = logging.getLogger(__name__)
 ONE_AT_A_TIME = {"concurrency_limit": 1, "concurrency_id": "model", "show_progress": "hidden"}
 QUICK = {"queue": False, "show_progress": "hidden"}
+QUEUE_FULL = "too many visitors are waiting for the model; try again in a moment"
 INTERNAL = "something failed inside the demo; the terminal it runs in shows what"
 
 

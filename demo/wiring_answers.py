@@ -13,7 +13,7 @@ from vlm_guard.demo.looking import look_at
 from vlm_guard.demo.marked_answer import message_html
 from vlm_guard.demo.pictures import Picture
 from vlm_guard.demo.visitors import Visitors
-from vlm_guard.demo.wiring import ONE_AT_A_TIME, QUICK, settings_of, told
+from vlm_guard.demo.wiring import ONE_AT_A_TIME, QUEUE_FULL, QUICK, settings_of, told
 
 
 def _buttons(running: bool) -> tuple:
@@ -93,11 +93,17 @@ def wire_comparison(page: Page, visitors: Visitors) -> None:
     def halt(request: gr.Request) -> None:
         visitors.stop(request.session_hash)
 
+    def turned_away() -> tuple:
+        return (message_html("error", QUEUE_FULL), *_buttons(False))
+
+    after_failure = {"outputs": shown[3:], **QUICK}
     for trigger in (page.run.click, page.prompt.submit):
-        trigger(prepare, asked, shown, **QUICK).then(run, page.comparison, shown, **ONE_AT_A_TIME)
-    page.search.click(prepare, asked, shown, **QUICK).then(
+        asking = trigger(prepare, asked, shown, **QUICK).then(run, page.comparison, shown, **ONE_AT_A_TIME)
+        asking.failure(turned_away, **after_failure)
+    searching = page.search.click(prepare, asked, shown, **QUICK).then(
         search, page.comparison, [page.picture, page.picture_panel, *shown], **ONE_AT_A_TIME
     )
+    searching.failure(turned_away, **after_failure)
     page.stop.click(halt, None, None, **QUICK)
 
 

@@ -9,7 +9,7 @@ from vlm_guard.demo.marked_answer import message_html
 from vlm_guard.demo.method_options import chosen_methods
 from vlm_guard.demo.pictures import Picture
 from vlm_guard.demo.visitors import Visitors
-from vlm_guard.demo.wiring import ONE_AT_A_TIME, QUICK, told
+from vlm_guard.demo.wiring import ONE_AT_A_TIME, QUEUE_FULL, QUICK, told
 from vlm_guard.demo.yes_no import AskedQuestion, ask, ladder, ladder_html, own_question, summary
 
 NOTHING_KNOWN = "what is in this picture is not known here, so there is no ladder; ask your own question instead"
@@ -65,10 +65,17 @@ def wire_questions(page: Page, visitors: Visitors) -> None:
         visitors.stop(request.session_hash)
 
     common = [page.methods, page.options, page.leading, page.template]
-    page.ask.click(prepare, None, shown, **QUICK).then(ask_ladder, [page.picture, *common], shown, **ONE_AT_A_TIME)
-    page.own.submit(prepare, None, shown, **QUICK).then(
-        ask_own, [page.picture, page.own, *common], shown, **ONE_AT_A_TIME
+
+    def turned_away() -> tuple:
+        return (message_html("error", QUEUE_FULL), *buttons(False))
+
+    waiting = (page.ask.click(prepare, None, shown, **QUICK), page.own.submit(prepare, None, shown, **QUICK))
+    asking = (
+        waiting[0].then(ask_ladder, [page.picture, *common], shown, **ONE_AT_A_TIME),
+        waiting[1].then(ask_own, [page.picture, page.own, *common], shown, **ONE_AT_A_TIME),
     )
+    for event in asking:
+        event.failure(turned_away, None, shown, **QUICK)
     page.ask_stop.click(halt, None, None, **QUICK)
 
 

@@ -42,8 +42,8 @@ def context(answering_model, pictures):
 
 
 @pytest.fixture(scope="session")
-def address(answering_model, scenes_folder):
-    """Where the page is served for the length of the tests."""
+def page_app(answering_model, scenes_folder):
+    """The page, served for the length of the tests."""
     pytest.importorskip("gradio")
     from vlm_guard.demo.app import build_app, launch_options
 
@@ -52,5 +52,10 @@ def address(answering_model, scenes_folder):
         port = free.getsockname()[1]
     app = build_app(answering_model.model, answering_model.processor, str(scenes_folder), opening=True)
     app.launch(**launch_options(port), prevent_thread_lock=True, quiet=True)
-    yield f"http://127.0.0.1:{port}/"
+    yield app
     app.close()
+
+
+@pytest.fixture(scope="session")
+def address(page_app):
+    return page_app.local_url

@@ -159,3 +159,13 @@ def test_two_visitors_at_once(visitor, address):
         assert other.errors() == []
     finally:
         other.close()
+
+
+def test_a_full_queue_turns_visitors_away_politely(visitor, page_app, monkeypatch):
+    monkeypatch.setattr(page_app._queue, "max_size", 0)
+    visitor.press("#vg-run")
+    visitor.until(lambda: "too many visitors" in visitor.text("#vg-below"), "the message")
+    visitor.until(lambda: visitor.one("#vg-run").is_enabled(), "a usable button")
+    monkeypatch.undo()
+    visitor.press("#vg-run")
+    visitor.wait_until_idle("#vg-guarded .vg-word")
