@@ -17,7 +17,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "layers": "all",
     },
     "zerotuning": {"factor": 0.3},
-    "act": {"threshold": 0.05, "layers": "all"},
+    # Milder than its default: the stock qwen3_5 rounds its linear attention coarsely, and a strong edit amplifies that.
+    "act": {"threshold": 0.05, "layers": "all", "move_fraction": 0.3},
     "paint": {"layers": "all", "local_gain": 2.0},
     "pai": {"layers": "all"},
     "vhr": {"layers": "all"},
