@@ -8,7 +8,7 @@ from vlm_guard.architecture import describe_architecture
 from vlm_guard.builtin_model import BUILTIN_DIR
 from vlm_guard.demo.answering import Answer, AnsweringModel, GenerationSettings
 from vlm_guard.demo.attention_record import AttentionRecord, RecordStore, read_record, with_view
-from vlm_guard.demo.comparing import Comparison, search_example
+from vlm_guard.demo.comparing import USER_ERRORS, Comparison, search_example
 from vlm_guard.demo.method_options import chosen_methods
 from vlm_guard.demo.patches import view_of
 from vlm_guard.demo.pictures import Picture, PictureBrowser
@@ -71,8 +71,11 @@ class DemoContext:
         found = list(search_example(self.model, self.browser, start, threading.Event(), OPENING_TRIES))[-1]
         self.opening = None if found[0].error else found
 
-    def records_of(self, comparison: Comparison, side: str) -> dict[str, AttentionRecord]:
+    def records_of(self, comparison: Comparison, side: str) -> tuple[dict[str, AttentionRecord], str]:
         """Attention of both models along the words of one answer, "plain" and "guarded".
+
+        Returns:
+            The records, and why the guarded one is missing (empty if it is not).
 
         Raises:
             ValueError: there is no such answer yet.
@@ -80,14 +83,17 @@ class DemoContext:
         answer = comparison.answer(side)
         if answer is None or answer.ending == "running":
             raise ValueError(f"there is no {side} answer to look at yet; run the comparison first")
-        methods = {"plain": (), "guarded": chosen_methods(comparison.methods, comparison.options)}
-        return {
-            which: self.records.get(
-                (comparison.number, side, which),
-                lambda guarding=guarding: self._record(comparison, answer, guarding),
-            )
-            for which, guarding in methods.items()
-        }
+
+        def record(which: str, methods: Sequence[Method]) -> AttentionRecord:
+            key = (comparison.number, side, which)
+            return self.records.get(key, lambda: self._record(comparison, answer, methods))
+
+        records = {"plain": record("plain", ())}
+        try:
+            records["guarded"] = record("guarded", chosen_methods(comparison.methods, comparison.options))
+        except USER_ERRORS as error:
+            return records, str(error)
+        return records, ""
 
     def _record(self, comparison: Comparison, answer: Answer, guarding: Sequence[Method]) -> AttentionRecord:
         image, prompt = comparison.picture.image, comparison.prompt

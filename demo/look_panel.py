@@ -73,7 +73,7 @@ def look_html(words: Sequence[Word], selected: int, records: dict[str, Attention
     Args:
         words: the words of the answer that both models were led along.
         selected: number of the word to show.
-        records: "plain" and "guarded".
+        records: "plain" and, where the methods can be applied, "guarded".
         settings: what to average.
 
     Raises:
@@ -81,13 +81,14 @@ def look_html(words: Sequence[Word], selected: int, records: dict[str, Attention
     """
     if not 0 <= selected < len(words):
         raise ValueError(f"word {selected + 1} does not exist; the answer has {len(words)} words")
-    edited = records["guarded"].edited_layers
-    layers = settings.layers_of(records["guarded"], edited)
+    last = list(records.values())[-1]
+    edited = last.edited_layers
+    layers = settings.layers_of(last, edited)
     shares = {side: word_shares(words, record.image_share) for side, record in records.items()}
     return (
         f'<p class="vg-looking">Attention to the picture while the model was about to say '
         f"<strong>{escape(bare(words[selected]))}</strong> ({_described(settings, layers, edited)}). "
-        f"Both models were led along the same words.</p>"
+        f"{'Both models were led along the same words.' if len(records) > 1 else ''}</p>"
         f"{_maps_html(words, selected, records, layers, settings)}"
         f'<p class="vg-caution">{CAUTION}</p>'
         f"{share_plot(words, shares, selected)}"
@@ -106,7 +107,8 @@ def _maps_html(
     if unseen is not None:
         return message_html("note", f"No heat-map: {unseen.no_view}.")
     views = {side: record.view for side, record in records.items()}
-    alike = records["guarded"].findings.refined is None
+    both = len(records) > 1
+    alike = both and records["guarded"].findings.refined is None
 
     def word_maps(word: Word) -> dict[str, np.ndarray]:
         maps = {
@@ -118,12 +120,16 @@ def _maps_html(
     shown = word_maps(words[selected])
     everything = [word_maps(word) for word in words] if settings.absolute else [shown]
     scales = {side: ColourScale.of([maps[side] for maps in everything], side == "difference") for side in shown}
-    if settings.absolute:
+    if settings.absolute and both:
         scales["plain"] = scales["guarded"] = max((scales["plain"], scales["guarded"]), key=lambda scale: scale.high)
     views["difference"] = views["plain"]
     word = bare(words[selected])
     figures = "".join(_figure(views[side], side, cells, scales[side], word) for side, cells in shown.items())
-    note = "" if alike else message_html("note", "The guarded model saw a refined picture, so there is no difference.")
+    note = (
+        ""
+        if alike or not both
+        else message_html("note", "The guarded model saw a refined picture, so there is no difference.")
+    )
     return f'<div class="vg-maps">{figures}</div>{note}'
 
 

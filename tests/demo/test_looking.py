@@ -52,7 +52,7 @@ def test_records_hold_the_attention_the_model_really_has(context):
     import torch
 
     done = compared(context, "vcd")
-    plain = context.records_of(done, "plain")["plain"]
+    plain = context.records_of(done, "plain")[0]["plain"]
     model, answer = context.model.model, done.plain
     inputs = context.model.encode(done.picture.image, PROMPT)
     visual = inputs["input_ids"][0] == model.config.image_token_id
@@ -72,13 +72,13 @@ def test_records_hold_the_attention_the_model_really_has(context):
 
 
 def test_methods_that_leave_attention_alone_show_no_difference(context):
-    records = context.records_of(compared(context, "vcd"), "plain")
+    records, _ = context.records_of(compared(context, "vcd"), "plain")
     difference = records["guarded"].weights.astype(np.float32) - records["plain"].weights.astype(np.float32)
     assert np.abs(difference).max() < 1e-3 and records["guarded"].edited_layers == ()
 
 
 def test_an_attention_method_shows_a_difference_in_its_layers_only(context):
-    records = context.records_of(compared(context, "pai", **{"pai.layers": "2", "pai.gain": 1.0}), "guarded")
+    records, _ = context.records_of(compared(context, "pai", **{"pai.layers": "2", "pai.gain": 1.0}), "guarded")
     assert records["guarded"].edited_layers == (2,)
     difference = np.abs(records["guarded"].weights.astype(np.float32) - records["plain"].weights.astype(np.float32))
     assert difference[:, 2].max() > 0.01
@@ -218,7 +218,7 @@ def test_var_sinks_are_crossed_out_or_said_to_be_absent():
 def test_vhr_heads_are_drawn_as_the_method_chose_them(context):
     done = compared(context, "vhr")
     assert not done.error, done.error
-    chosen = context.records_of(done, "guarded")["guarded"].findings.chosen_heads
+    chosen = context.records_of(done, "guarded")[0]["guarded"].findings.chosen_heads
     assert chosen and all(len(heads) == context.architecture.heads and heads.any() for heads in chosen.values())
     shown = look_at(context, done, "guarded", 0, LookSettings())
     assert shown.count('class="vg-head-on"') == sum(int(heads.sum()) for heads in chosen.values())
@@ -228,7 +228,7 @@ def test_carve_shows_its_map_and_what_the_guarded_model_saw(context):
     for final_inputs in ("refined", "both"):
         done = compared(context, "carve", **{"carve.final_inputs": final_inputs, "carve.steps": 4})
         assert not done.error, done.error
-        records = context.records_of(done, "plain")
+        records, _ = context.records_of(done, "plain")
         refined = records["guarded"].findings.refined
         assert refined is not None and records["guarded"].view.image.size == refined.size
         assert records["guarded"].weights.shape[-1] == records["guarded"].view.tokens
@@ -260,3 +260,9 @@ def test_other_families(zoo_model, zoo_processor, pictures, family, maps):
     shown = look_at(context, done, "plain", 0, LookSettings())
     assert shown.count("<img") == maps and "vg-plot" in shown
     assert ("cuts its images into tiles" in shown) == (maps == 0)
+
+
+def test_a_method_that_cannot_be_applied_leaves_the_plain_map(context):
+    done = compared(context, "var", **{"var.sink_dimensions": "5000"})
+    shown = look_at(context, done, "plain", 0, LookSettings(absolute=True))
+    assert "error: var: sink_dimensions" in shown and shown.count("<img") == 1 and "vg-plot" in shown
