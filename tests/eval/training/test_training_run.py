@@ -42,7 +42,7 @@ def test_new_model_is_small_and_seeded():
 
 def test_checkpoint_brings_back_weights_moments_and_progress(tmp_path):
     model = new_model(0)
-    optimiser = make_optimiser(model, Recipe(), "joint")
+    optimiser = make_optimiser(model, Recipe(tower_scale=0.25), "joint")
     for weight in model.parameters():
         weight.grad = torch.ones_like(weight)
     optimiser.step()
@@ -52,7 +52,7 @@ def test_checkpoint_brings_back_weights_moments_and_progress(tmp_path):
     other = new_model(1)
     assert restore(tmp_path, other) == ("joint", 12.5)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters()))
-    resumed = make_optimiser(other, Recipe(), "joint")
+    resumed = make_optimiser(other, Recipe(tower_scale=0.25), "joint")
     load_moments(path, other, resumed)
     for (_, mine), (_, theirs) in zip(model.named_parameters(), other.named_parameters()):
         assert torch.equal(optimiser.state[mine]["exp_avg_sq"], resumed.state[theirs]["exp_avg_sq"])
@@ -135,3 +135,11 @@ def test_chat_template_forms(tmp_path):
     ]
     text = processor.apply_chat_template(turns, add_generation_prompt=True)
     assert text == "USER: <image>\nDescribe. ASSISTANT: A dog.</s>USER: \nSure? ASSISTANT:"
+
+
+def test_a_frozen_tower_is_left_out_of_the_joint_stage():
+    model = new_model(0)
+    optimiser = make_optimiser(model, Recipe(tower_scale=0.0), "joint")
+    held = {id(weight) for group in optimiser.param_groups for weight in group["params"]}
+    for name, weight in model.named_parameters():
+        assert (id(weight) in held) == weight.requires_grad == ("vision_tower" not in name)
