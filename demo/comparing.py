@@ -153,7 +153,7 @@ def search_example(
     start: Comparison,
     stop: threading.Event,
     most: int = MOST_TRIED,
-) -> Iterator[tuple[Comparison, str]]:
+) -> Iterator[tuple[Comparison, str, bool]]:
     """Go on from a picture until the guard removes a hallucination without naming fewer objects.
 
     Args:
@@ -164,7 +164,7 @@ def search_example(
         most: how many pictures are tried at most.
 
     Yields:
-        The last complete comparison and a line on the search.
+        The last complete comparison, a line on the search, and whether this is the example looked for.
     """
     search, picture, found = Search(), start.picture, False
     current = start
@@ -173,10 +173,10 @@ def search_example(
         asked = replace(start, picture=picture, number=next(_numbers))
         current = deque(compare(model, asked, stop), maxlen=1)[-1]
         if current.error or stop.is_set():
-            yield current, "" if current.error else "Stopped."
+            yield current, "" if current.error else "Stopped.", False
             return
         found = search.count(current)
-        yield current, search.summary(found) if found else f"Searching: {search.tried} pictures so far."
+        yield current, search.summary(found) if found else f"Searching: {search.tried} pictures so far.", found
         if found:
             return
-    yield current, search.summary(found)
+    yield current, search.summary(found), False

@@ -65,11 +65,13 @@ class DemoContext:
         return self.browser.first() if self.opening is None else self.opening[0].picture
 
     def find_opening(self, prompt: str, methods: Sequence[str]) -> None:
-        """Look for an example where the guard helps, among the first pictures; keep the last one tried if none does."""
+        """Look for an example where the guard helps, among the first pictures; keep the first one if none does."""
         last = self.browser.picture(self.browser.ids[-1])
         start = Comparison(picture=last, prompt=prompt, settings=GenerationSettings(), methods=tuple(methods))
-        found = list(search_example(self.model, self.browser, start, threading.Event(), OPENING_TRIES))[-1]
-        self.opening = None if found[0].error else found
+        tried = list(search_example(self.model, self.browser, start, threading.Event(), OPENING_TRIES))
+        example, note, found = tried[-1]
+        if not example.error:
+            self.opening = (example if found else tried[0][0], note)
 
     def records_of(self, comparison: Comparison, side: str) -> tuple[dict[str, AttentionRecord], str]:
         """Attention of both models along the words of one answer, "plain" and "guarded".

@@ -81,7 +81,7 @@ def wire_comparison(page: Page, visitors: Visitors) -> None:
             return
         stop = visitors.current(request.session_hash)
         try:
-            for current, note in search_example(context.model, context.browser, comparison, stop):
+            for current, note, _ in search_example(context.model, context.browser, comparison, stop):
                 if not visitors.is_current(request.session_hash, stop):
                     break
                 picture = (current.picture, panels.picture_html(current.picture, total))

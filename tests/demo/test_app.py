@@ -177,3 +177,18 @@ def test_the_page_asks_no_other_server_for_anything(address):
     page = urllib.request.urlopen(address).read().decode()
     fetched = re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=\"(https?:[^\"]+)\"", page)
     assert [url for url in fetched if "127.0.0.1" not in url] == []
+
+
+def test_the_opening_example_is_the_first_picture_where_none_helps(context, monkeypatch):
+    import vlm_guard.demo.context as module
+
+    monkeypatch.setattr(module, "OPENING_TRIES", 2)
+    context.find_opening("Please describe this image in detail.", ["lqcd"])  # changes nothing about plain requests
+    example, note = context.opening
+    assert example.picture.image_id == context.browser.ids[0] == context.first_picture.image_id
+    assert "Looked at 2 pictures" in note and "None was a clear gain" in note
+
+
+def test_no_opening_example_where_the_method_cannot_be_applied(context):
+    context.find_opening("Please describe this image in detail.", ["nope"])
+    assert context.opening is None and context.first_picture.image_id == context.browser.ids[0]

@@ -112,8 +112,9 @@ def test_searching_goes_on_from_the_picture_and_ends(answering_model, pictures):
     start = comparison(pictures, "pai", **{"pai.gain": 0.0, "pai.guidance": 1.0})
     steps = list(search_example(answering_model, pictures, start, threading.Event()))
     # Neutral options can never help, so every picture is tried once.
-    assert [step.picture.image_id for step, _ in steps[:2]] == pictures.ids[1:3]
+    assert [step.picture.image_id for step, _, _ in steps[:2]] == pictures.ids[1:3]
     assert f"Looked at {len(pictures.ids)} pictures" in steps[-1][1] and "None was a clear gain" in steps[-1][1]
+    assert not any(found for _, _, found in steps)
 
 
 def test_searching_stops_on_request(answering_model, pictures):
