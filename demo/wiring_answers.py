@@ -1,12 +1,14 @@
 """Wiring of the tabs "Compare" and "Where it looked"."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
 from vlm_guard.demo import panels
 from vlm_guard.demo.comparing import Comparison, compare, search_example
+from vlm_guard.demo.context import DemoContext
 from vlm_guard.demo.layout import Page
 from vlm_guard.demo.look_panel import LookSettings
 from vlm_guard.demo.looking import look_at
@@ -29,13 +31,15 @@ def _unchanged(count: int) -> tuple:
     return (gr.skip(),) * count
 
 
-def wire_comparison(page: Page, visitors: Visitors) -> None:
-    """Compare, find an example, stop."""
-    context, total = page.context, len(page.context.browser.ids)
-    asked = [page.picture, page.prompt, page.methods, page.options, page.seed, page.max_tokens, page.temperature]
-    shown = [page.comparison, page.plain_card, page.guarded_card, page.below, page.run, page.stop, page.search]
+@dataclass(kw_only=True, eq=False)
+class ComparisonActions:
+    """What the buttons of the comparison do; every result begins with the values of the shown components."""
+
+    context: DemoContext
+    visitors: Visitors
 
     def prepare(
+        self,
         picture: Picture | None,
         prompt: str,
         names: list[str],
@@ -45,10 +49,11 @@ def wire_comparison(page: Page, visitors: Visitors) -> None:
         temperature: float,
         request: gr.Request,
     ) -> tuple:
-        visitors.begin(request.session_hash)
+        """Before the request waits for its turn: check it, empty the cards, make Stop usable."""
+        self.visitors.begin(request.session_hash)
         try:
             comparison = Comparison(
-                picture=picture or context.first_picture,
+                picture=picture or self.context.first_picture,
                 prompt=prompt or "",
                 settings=settings_of(seed, tokens, temperature),
                 methods=tuple(names),
@@ -58,53 +63,64 @@ def wire_comparison(page: Page, visitors: Visitors) -> None:
             return (None, *_unchanged(2), message_html("error", told(error)), *_buttons(False))
         return (comparison, *_cards(comparison), panels.below_html(comparison), *_buttons(True))
 
-    def run(comparison: Comparison | None, request: gr.Request) -> Iterator[tuple]:
+    def run(self, comparison: Comparison | None, request: gr.Request) -> Iterator[tuple]:
+        """The two answers as they grow; nothing more once the visitor has turned to something else."""
         if comparison is None:
             yield (*_unchanged(4), *_buttons(False))
             return
-        current, stop = comparison, visitors.current(request.session_hash)
+        session = request.session_hash
+        current, stop = comparison, self.visitors.current(session)
         try:
-            for current in compare(context.model, comparison, stop):
-                if not visitors.is_current(request.session_hash, stop):
+            for current in compare(self.context.model, comparison, stop):
+                if not self.visitors.is_current(session, stop):
                     break
                 yield (current, *_cards(current), gr.skip(), *_buttons(True))
-            if visitors.is_current(request.session_hash, stop):
+            if self.visitors.is_current(session, stop):
                 yield (current, *_cards(current), panels.below_html(current), *_buttons(False))
             else:
                 yield (*_unchanged(4), *_buttons(False))
         except Exception as error:
             yield (*_unchanged(3), message_html("error", told(error)), *_buttons(False))
 
-    def search(comparison: Comparison | None, request: gr.Request) -> Iterator[tuple]:
+    def search(self, comparison: Comparison | None, request: gr.Request) -> Iterator[tuple]:
+        """Picture after picture until the guard helps; the picture and its panel come before the rest."""
         if comparison is None:
             yield (*_unchanged(6), *_buttons(False))
             return
-        stop = visitors.current(request.session_hash)
+        session, browser = request.session_hash, self.context.browser
+        stop = self.visitors.current(session)
         try:
-            for current, note, _ in search_example(context.model, context.browser, comparison, stop):
-                if not visitors.is_current(request.session_hash, stop):
+            for current, note, _ in search_example(self.context.model, browser, comparison, stop):
+                if not self.visitors.is_current(session, stop):
                     break
-                picture = (current.picture, panels.picture_html(current.picture, total))
+                picture = (current.picture, panels.picture_html(current.picture, len(browser.ids)))
                 yield (*picture, current, *_cards(current), panels.below_html(current, note), *_buttons(True))
             yield (*_unchanged(6), *_buttons(False))
         except Exception as error:
             yield (*_unchanged(5), message_html("error", told(error)), *_buttons(False))
 
-    def halt(request: gr.Request) -> None:
-        visitors.stop(request.session_hash)
+    def halt(self, request: gr.Request) -> None:
+        """Stop what this visitor waits for."""
+        self.visitors.stop(request.session_hash)
 
-    def turned_away() -> tuple:
+    def turned_away(self) -> tuple:
+        """The queue was full: say so and make the buttons usable again."""
         return (message_html("error", QUEUE_FULL), *_buttons(False))
 
-    after_failure = {"outputs": shown[3:], **QUICK}
+
+def wire_comparison(page: Page, visitors: Visitors) -> None:
+    """Compare, find an example, stop."""
+    act = ComparisonActions(context=page.context, visitors=visitors)
+    asked = [page.picture, page.prompt, page.methods, page.options, page.seed, page.max_tokens, page.temperature]
+    shown = [page.comparison, page.plain_card, page.guarded_card, page.below, page.run, page.stop, page.search]
     for trigger in (page.run.click, page.prompt.submit):
-        asking = trigger(prepare, asked, shown, **QUICK).then(run, page.comparison, shown, **ONE_AT_A_TIME)
-        asking.failure(turned_away, **after_failure)
-    searching = page.search.click(prepare, asked, shown, **QUICK).then(
-        search, page.comparison, [page.picture, page.picture_panel, *shown], **ONE_AT_A_TIME
+        asking = trigger(act.prepare, asked, shown, **QUICK).then(act.run, page.comparison, shown, **ONE_AT_A_TIME)
+        asking.failure(act.turned_away, None, shown[3:], **QUICK)
+    searching = page.search.click(act.prepare, asked, shown, **QUICK).then(
+        act.search, page.comparison, [page.picture, page.picture_panel, *shown], **ONE_AT_A_TIME
     )
-    searching.failure(turned_away, **after_failure)
-    page.stop.click(halt, None, None, **QUICK)
+    searching.failure(act.turned_away, None, shown[3:], **QUICK)
+    page.stop.click(act.halt, None, None, **QUICK)
 
 
 def wire_look(page: Page) -> None:

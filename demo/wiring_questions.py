@@ -20,24 +20,26 @@ def wire_questions(page: Page, visitors: Visitors) -> None:
     context = page.context
     shown = [page.ladder, page.ask, page.ask_stop]
 
-    def buttons(running: bool) -> tuple:
-        return gr.Button(interactive=not running), gr.Button(interactive=running)
-
     def prepare(request: gr.Request) -> tuple:
         visitors.begin(request.session_hash)
-        return (gr.skip(), *buttons(True))
+        return (gr.skip(), *_buttons(True))
 
     def answers(
         picture: Picture, rows: list[AskedQuestion], names: list[str], values: dict, leading: bool, template: str,
         request: gr.Request,
     ) -> Iterator[tuple]:  # fmt: skip
-        title, stop = "+".join(names), visitors.current(request.session_hash)
+        title, session = "+".join(names), request.session_hash
+        stop = visitors.current(session)
         methods = chosen_methods(names, values)
-        yield (ladder_html(rows, leading, title, template), *buttons(True))
+        yield (ladder_html(rows, leading, title, template), *_buttons(True))
         current = rows
         for current in ask(context.model, picture, rows, methods, leading, template, stop):
-            yield (_with_summary(current, leading, title, template), *buttons(True))
-        yield (_with_summary(current, leading, title, template), *buttons(False))
+            if not visitors.is_current(session, stop):
+                break
+            yield (_with_summary(current, leading, title, template), *_buttons(True))
+        # A visitor who has gone on to another picture gets no table about the last one.
+        kept = visitors.is_current(session, stop)
+        yield (_with_summary(current, leading, title, template) if kept else gr.skip(), *_buttons(False))
 
     def ask_ladder(
         picture: Picture | None, names: list[str], values: dict, leading: bool, template: str, request: gr.Request
@@ -49,7 +51,7 @@ def wire_questions(page: Page, visitors: Visitors) -> None:
                 raise ValueError(NOTHING_KNOWN)
             yield from answers(picture, rows, names, values, leading, template, request)
         except Exception as error:
-            yield (message_html("error", told(error)), *buttons(False))
+            yield (message_html("error", told(error)), *_buttons(False))
 
     def ask_own(
         picture: Picture | None, text: str, names: list[str], values: dict, leading: bool, template: str,
@@ -59,15 +61,12 @@ def wire_questions(page: Page, visitors: Visitors) -> None:
             picture = picture or context.first_picture
             yield from answers(picture, [own_question(text, picture)], names, values, leading, template, request)
         except Exception as error:
-            yield (message_html("error", told(error)), *buttons(False))
+            yield (message_html("error", told(error)), *_buttons(False))
 
     def halt(request: gr.Request) -> None:
         visitors.stop(request.session_hash)
 
     common = [page.methods, page.options, page.leading, page.template]
-
-    def turned_away() -> tuple:
-        return (message_html("error", QUEUE_FULL), *buttons(False))
 
     waiting = (page.ask.click(prepare, None, shown, **QUICK), page.own.submit(prepare, None, shown, **QUICK))
     asking = (
@@ -75,8 +74,17 @@ def wire_questions(page: Page, visitors: Visitors) -> None:
         waiting[1].then(ask_own, [page.picture, page.own, *common], shown, **ONE_AT_A_TIME),
     )
     for event in asking:
-        event.failure(turned_away, None, shown, **QUICK)
+        event.failure(_turned_away, None, shown, **QUICK)
     page.ask_stop.click(halt, None, None, **QUICK)
+
+
+def _buttons(running: bool) -> tuple:
+    """Ask and Stop, usable or not."""
+    return gr.Button(interactive=not running), gr.Button(interactive=running)
+
+
+def _turned_away() -> tuple:
+    return (message_html("error", QUEUE_FULL), *_buttons(False))
 
 
 def _with_summary(rows: list[AskedQuestion], leading: bool, title: str, template: str) -> str:
