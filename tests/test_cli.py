@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from PIL import Image
 
 from vlm_guard import cli
@@ -117,14 +118,37 @@ def test_generate_prints_an_answer_for_each_method(capsys, picture):
     assert all(answer["text"] and answer["tokens"] > 0 for answer in answers)
 
 
-def test_calibrate_writes_a_profile_that_inspect_finds(capsys, tmp_path, monkeypatch):
+def test_calibrate_says_that_the_built_in_model_has_no_sinks(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("VLM_GUARD_PROFILES", str(tmp_path / "profiles"))
-    code, out, _ = run(capsys, "calibrate", "builtin", "--count", "2", "--json")
-    profile = json.loads(out)
-    assert code == 0 and profile["facts"]["sink_dimensions"]["source"] == "calibrated"
-    assert (tmp_path / "profiles" / "builtin.json").is_file()
+    code, _, err = run(capsys, "calibrate", "builtin", "--count", "2", "--json")
+    assert code == 2 and "shows no attention sinks" in err
+    assert not (tmp_path / "profiles").exists()
+
+
+def test_inspect_shows_the_shipped_profile(capsys):
     code, out, _ = run(capsys, "inspect", "builtin", "--json")
     report = json.loads(out)
     assert code == 0 and report["profile"]["name"] == "builtin"
     verdicts = {row["method"]: row["verdict"] for row in report["methods"]}
     assert verdicts["var"] == "ready"
+
+
+def test_calibrate_writes_a_profile_that_wrap_finds(capsys, tmp_path, monkeypatch):
+    """A copy of the built-in model whose first token is made massive in one dimension."""
+    from vlm_guard import builtin, wrap
+    from vlm_guard.profiles import find_profile
+
+    model, processor = builtin()
+    decoder = model.get_decoder()
+    with torch.no_grad():
+        decoder.embed_tokens.weight[model.config.text_config.bos_token_id, 7] = 300.0
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    monkeypatch.setenv("VLM_GUARD_PROFILES", str(tmp_path / "profiles"))
+    code, out, _ = run(capsys, "calibrate", str(tmp_path / "model"), "--count", "2", "--json")
+    profile = json.loads(out)
+    assert code == 0 and profile["facts"]["sink_dimensions"]["value"] == [7]
+    assert (tmp_path / "profiles" / "model.json").is_file()
+    assert find_profile(model.config).name == "model"
+    with wrap(model, processor, "var") as guard:
+        assert guard.methods[0].prepared.dimensions == (7,)
