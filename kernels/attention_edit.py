@@ -11,7 +11,7 @@ Masked keys take no part. Shapes use B batch, H query heads, G key-value heads, 
 keys (P <= K: keys from P on are ordinary text with bias 0 and gain 0), D head dimension.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -182,10 +182,6 @@ class AttentionEdit:
             self_mix=self.self_mix if self.self_mix is not None else later.self_mix,
             bias_factors=_only(self, later),
         )
-
-    def is_empty(self) -> bool:
-        """Whether no field is set."""
-        return all(getattr(self, field.name) is None for field in fields(self))
 
 
 def _add_padded(first: Tensor | None, second: Tensor | None) -> Tensor | None:

@@ -19,7 +19,6 @@ layer although its option says otherwise; the paper leaves it alone: `layers` de
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -151,9 +150,3 @@ def sink_activation(hidden: torch.Tensor, dimensions: tuple[int, ...]) -> torch.
     wide = hidden.to(torch.float32)
     inverse_rms = torch.rsqrt(wide.square().mean(-1) + 1e-6)
     return wide[..., list(dimensions)].abs().amax(-1) * inverse_rms
-
-
-def describe_sinks(memory: Any) -> dict[str, int]:
-    """Counts of sinks that VAR found in one layer, for traces: all, and visual ones."""
-    ids = memory.edit.segments.ids
-    return {"text sinks": int((ids == 1).sum()), "visual sinks": int((ids == 2).sum())}

@@ -40,13 +40,8 @@ def command(
     loaded = load_model(model, dtype=dtype, device=device, device_map=device_map, trust_remote_code=trust_remote_code)
     pictures = list(open_dataset(data, count).images.values())[:count]
     template = find_template(loaded.processor)
-    device_of_inputs = inference_device(loaded.model)
-    prompts = []
-    for path in pictures:
-        inputs = template.encode(loaded.processor, [read_image(path)], [prompt]).to(device_of_inputs)
-        if "pixel_values" in inputs:
-            inputs["pixel_values"] = inputs["pixel_values"].to(loaded.model.dtype)
-        prompts.append(inputs)
+    where = {"device": inference_device(loaded.model), "dtype": loaded.model.dtype}
+    prompts = [template.encode(loaded.processor, [read_image(path)], [prompt]).to(**where) for path in pictures]
     facts = calibrate_sinks(loaded.model, prompts)
     name = "builtin" if model == "builtin" else Path(model).name.lower()
     profile = new_profile(loaded.model, name, facts)
