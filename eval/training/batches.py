@@ -18,12 +18,13 @@ from transformers import PreTrainedTokenizerFast
 from vlm_guard.eval.scenes.categories import NAMES
 from vlm_guard.eval.scenes.draws import Draws
 from vlm_guard.eval.training.model import PATCHES
-from vlm_guard.eval.training.questions import exchanges
+from vlm_guard.eval.training.questions import Exchange, exchanges
 from vlm_guard.eval.training.recipe import Recipe
 from vlm_guard.eval.training.scene_store import SceneStore
 from vlm_guard.eval.training.tokenizer import BOS, EOS, IMAGE, PAD, category_tokens, encode
 
-WEIGHTS = {"caption": 1.0, "short": 1.0, "yes_no": 2.0}
+WEIGHTS = {"caption": 1.0, "short": 1.0, "side": 1.5, "yes_no": 2.0}
+"""Weight of an answer's tokens by the kind of its exchange."""
 
 
 @dataclass(kw_only=True)
@@ -40,6 +41,8 @@ class Batch:
         positions: int64 (B, N).
         hidden: bool (B,), pictures hidden from the exchanges.
         presence: float32 (B, N): at a category's word in a yes/no question 1 if it is there and 0 if not, -1 elsewhere.
+        side: float32 (B, N): at the word of a category of which there is one 1 if it is on the left and 0 if on the
+            right, -1 elsewhere.
     """
 
     pixels: torch.Tensor
@@ -51,6 +54,7 @@ class Batch:
     positions: torch.Tensor | None = None
     hidden: torch.Tensor | None = None
     presence: torch.Tensor | None = None
+    side: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The batch on another device."""
@@ -102,7 +106,7 @@ class SceneBatches(IterableDataset):
             self._add_text(batch, places, mirrored, draws)
         return batch
 
-    def _tokens(self, place: int, mirrored: bool, draws: Draws) -> list[tuple[list[int], list[int], str, bool, bool]]:
+    def _tokens(self, place: int, mirrored: bool, draws: Draws) -> list[tuple[list[int], list[int], Exchange]]:
         items = exchanges(
             draws,
             int(self.store.scene_types[place]),
@@ -113,7 +117,7 @@ class SceneBatches(IterableDataset):
         questions = self.tokenizer([f"\n{item.question} ASSISTANT:" for item in items], add_special_tokens=False)
         answers = self.tokenizer([f" {item.answer}" for item in items], add_special_tokens=False)
         return [
-            (question, [*answer, EOS], item.kind, item.blind, item.answer == "Yes")
+            (question, [*answer, EOS], item)
             for question, answer, item in zip(questions.input_ids, answers.input_ids, items)
         ]
 
@@ -128,30 +132,33 @@ class SceneBatches(IterableDataset):
         blocks = np.full((count, length), -1, np.int64)
         positions = np.zeros((count, length), np.int64)
         presence = np.full((count, length), -1, np.float32)
+        side = np.full((count, length), -1, np.float32)
         hidden = np.array([draws.below(1000) < 1000 * self.recipe.image_drop for _ in rows])
         ids[:, :before], ids[:, before:start] = self.prefix, IMAGE
         blocks[:, :start], positions[:, :start] = 0, np.arange(start)
         for row, items in enumerate(rows):
             # Without the image the text follows the prefix at once: its positions move up.
             first, at = before if hidden[row] else start, start
-            for number, (question, answer, kind, blind, yes) in enumerate(items, start=1):
+            for number, (question, answer, item) in enumerate(items, start=1):
                 end = at + len(question) + len(answer)
                 ids[row, at:end] = question + answer
                 blocks[row, at:end] = number
                 positions[row, at:end] = np.arange(first, first + end - at)
-                if blind or not hidden[row]:
+                if item.blind or not hidden[row]:
                     labels[row, at + len(question) : end] = answer
-                    weights[row, at + len(question) : end] = WEIGHTS[kind]
-                if kind == "yes_no" and not hidden[row]:
+                    weights[row, at + len(question) : end] = WEIGHTS[item.kind]
+                if item.kind in ("yes_no", "side") and not hidden[row]:
                     # The first category token is the one asked about: "hot" of a hot dog comes before "dog".
                     word = next((token for token in question if token in self.category_tokens), None)
-                    for place, token in enumerate(question):
-                        if token == word:
-                            presence[row, at + place] = yes
+                    places = [at + place for place, token in enumerate(question) if token == word]
+                    if item.kind == "yes_no":
+                        presence[row, places] = item.answer == "Yes"
+                    if item.side is not None:
+                        side[row, places] = item.side == "left"
                 at = end
         for name, value in (("ids", ids), ("labels", labels), ("weights", weights), ("blocks", blocks)):
             setattr(batch, name, torch.from_numpy(value))
-        batch.presence = torch.from_numpy(presence)
+        batch.presence, batch.side = torch.from_numpy(presence), torch.from_numpy(side)
         batch.positions, batch.hidden = torch.from_numpy(positions), torch.from_numpy(hidden)
 
 

@@ -93,7 +93,8 @@ def train_stage(
     )
     loader = DataLoader(batches, batch_size=None, num_workers=recipe.loader_processes, pin_memory=device.type == "cuda")
     words = torch.tensor([IMAGE, *category_tokens(tokenizer)], device=device)
-    answers = torch.tensor([encode(tokenizer, " Yes")[0], encode(tokenizer, " No")[0]], device=device)
+    answers = [encode(tokenizer, f" {word}")[0] for word in ("Yes", "No", "left", "right")]
+    answers = torch.tensor(answers, device=device)
     prefix = len([BOS, *encode(tokenizer, "USER: ")])
     optimiser = make_optimiser(model, recipe, stage)
     checkpoint = folder / "checkpoint.safetensors"

@@ -71,21 +71,27 @@ def _repeat_loss(
 
 
 def _early_answer_loss(
-    model: LlavaForConditionalGeneration, hidden: torch.Tensor, presence: torch.Tensor, answers: torch.Tensor
+    model: LlavaForConditionalGeneration, hidden: torch.Tensor, truths: torch.Tensor, answers: torch.Tensor
 ) -> torch.Tensor:
-    """Binary cross-entropy of reading yes or no off the asked-about word itself, after :data:`EARLY_LAYER` layers.
+    """Binary cross-entropy of reading the answer off the asked-about word itself, after :data:`EARLY_LAYER` layers.
 
     The answer is given several tokens later, and from that alone a small model finds very slowly that it has to compare
-    a word with the picture. Here the difference of the output rows for " Yes" and " No" reads the word's own hidden
+    a word with the picture. Here the difference of the output rows for the two answers reads the word's own hidden
     state; nothing is added to the model.
+
+    Args:
+        model: The model.
+        hidden: (B, N, 192) hidden states in the middle of the decoder.
+        truths: (B, N), 1 where the first answer is right, 0 where the second is, -1 where nothing is asked.
+        answers: int64 (2,) tokens of the two answers.
     """
-    asked = presence >= 0
+    asked = truths >= 0
     if not bool(asked.any()):
         return hidden.sum() * 0
     rows = model.lm_head.weight[answers]
     states = model.model.language_model.norm(hidden[asked])
     scores = F.linear(states, (rows[:1] - rows[1:])).float().squeeze(-1)
-    return F.binary_cross_entropy_with_logits(scores, presence[asked])
+    return F.binary_cross_entropy_with_logits(scores, truths[asked])
 
 
 def _decoder_mask(model: LlavaForConditionalGeneration, allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -109,7 +115,7 @@ def joint_step(
         model: The model.
         batch: Pictures with text.
         words: int64 (81,) token of the background and of each category.
-        answers: int64 (2,) tokens of " Yes" and " No".
+        answers: int64 (4,) tokens of " Yes", " No", " left" and " right".
         recipe: Weights of the losses.
         prefix: Number of tokens before the first visual token.
     """
@@ -130,7 +136,8 @@ def joint_step(
             use_cache=False,
         ).last_hidden_state
         watch.remove()
-        early = _early_answer_loss(model, middle[0], batch.presence, answers)
+        early = _early_answer_loss(model, middle[0], batch.presence, answers[:2])
+        early_side = _early_answer_loss(model, middle[0], batch.side, answers[2:])
         learned = batch.labels[:, 1:] != -100
         scores = model.lm_head(hidden[:, :-1][learned]).float()
     targets, weights = batch.labels[:, 1:][learned], batch.weights[:, 1:][learned]
@@ -140,14 +147,20 @@ def joint_step(
     row = torch.arange(len(batch.ids), device=block.device)[:, None].expand_as(batch.blocks[:, 1:])[learned]
     captions = block == 1
     repeat = _repeat_loss(scores[captions], targets[captions], row[captions], words[1:])
-    loss = language + recipe.patch_weight * naming + recipe.repeat_weight * repeat + recipe.early_weight * early
+    loss = (
+        language
+        + recipe.patch_weight * naming
+        + recipe.repeat_weight * repeat
+        + recipe.early_weight * (early + 0.5 * early_side)
+    )
     figures = {
         "caption_loss": each[captions].mean().item(),
         # The first of an answer's two tokens; the second, the end of the text, is soon certain.
-        "yes_no_loss": each[weights > 1.5][::2].mean().item() if bool((weights > 1.5).any()) else float("nan"),
-        "short_loss": each[(weights < 1.5) & ~captions].mean().item(),
+        "yes_no_loss": each[weights > 1.75][::2].mean().item() if bool((weights > 1.75).any()) else float("nan"),
+        "short_loss": each[(weights < 1.75) & ~captions].mean().item(),
         "repeat_loss": repeat.item(),
         "early_loss": early.item(),
+        "early_side_loss": early_side.item() if bool((batch.side >= 0).any()) else float("nan"),
         "patch_loss": naming.item(),
         "patch_accuracy": accuracy.item(),
     }

@@ -146,14 +146,16 @@ class Exchange:
     Attributes:
         question: As the user types it.
         answer: What the model learns to say.
-        kind: ``caption``, ``yes_no`` or ``short``; training weights them differently.
+        kind: ``caption``, ``yes_no``, ``side`` (left or right) or ``short``; training weights them differently.
         blind: True if the answer can be learned without the image (yes/no is not supervised there).
+        side: ``left`` or ``right`` if the question names one category of which there is exactly one, else None.
     """
 
     question: str
     answer: str
     kind: str
     blind: bool = False
+    side: str | None = None
 
 
 def yes_no_question(draws: Draws, noun: str) -> str:
@@ -162,7 +164,7 @@ def yes_no_question(draws: Draws, noun: str) -> str:
     return form.format(x=with_article(noun), xs=plural(noun))
 
 
-def presence_exchange(draws: Draws, noun: str, present: bool) -> Exchange:
+def presence_exchange(draws: Draws, noun: str, present: bool, side: str | None = None) -> Exchange:
     """A yes/no exchange: plain, with a suffix, or led by a suggestion."""
     question = yes_no_question(draws, noun)
     if draws.chance(22):
@@ -171,7 +173,7 @@ def presence_exchange(draws: Draws, noun: str, present: bool) -> Exchange:
         question = template.format(x=with_article(noun), n=noun, q=question)
     if draws.chance(38):
         question = f"{question} {draws.choice(SUFFIXES)}"
-    return Exchange(question=question, answer="Yes" if present else "No", kind="yes_no")
+    return Exchange(question=question, answer="Yes" if present else "No", kind="yes_no", side=side)
 
 
 def caption_exchange(draws: Draws, scene_type: int, objects: list[SceneObject]) -> Exchange:
@@ -189,18 +191,22 @@ def caption_exchange(draws: Draws, scene_type: int, objects: list[SceneObject]) 
 
 
 def absent_category(draws: Draws, scene_type: int, present: set[int], frequency: np.ndarray) -> int:
-    """A category to ask about that is not there: a tempting one of the scene, a frequent one, or any."""
+    """A category to ask about that is not there: rarely a tempting one of the scene or a frequent one, mostly any.
+
+    Questions about what is there name frequent things more often than rare ones. Because these here do not, a frequent
+    thing that is asked about is mostly there, which is the bias that POPE's popular questions look for.
+    """
     absent = [category for category in range(len(NAMES)) if category not in present]
     roll = draws.below(100)
-    if roll < 14:
+    if roll < 8:
         tempting = sorted(partners(SCENE_TYPES[scene_type], present))
         if tempting:
             return draws.choice(tempting)
-    if roll < 26:
+    if roll < 16:
         pool = [c for c in (INDEX[name] for name in SCENE_TYPES[scene_type].pool) if c not in present]
         if pool:
             return draws.choice(pool)
-    if roll < 45:
+    if roll < 20:
         weights = [int(frequency[category]) + 1 for category in absent]
         left = draws.below(sum(weights))
         for category, weight in zip(absent, weights):
@@ -242,7 +248,7 @@ def position_exchange(draws: Draws, objects: list[SceneObject]) -> Exchange:
         )
         verb = "are" if name in ("skis", "scissors") else "is"
         question = draws.choice(forms).format(n=name, v=verb)
-        return Exchange(question=question, answer=f"On the {group.side}", kind="short")
+        return Exchange(question=question, answer=f"On the {group.side}", kind="side", side=group.side)
     side = draws.choice(("left", "right"))
     phrases = [group.phrase for group in draws.shuffled(found) if group.side == side]
     form = draws.choice(
@@ -295,8 +301,9 @@ def exchanges(
     """
     present = {item.category for item in objects}
     out = [caption_exchange(draws, scene_type, objects)]
+    sides = {group.category: group.side for group in groups(objects) if group.count == 1}
     for category in draws.sample(sorted(present), presence_pairs):
-        out.append(presence_exchange(draws, NAMES[category], True))
+        out.append(presence_exchange(draws, NAMES[category], True, sides.get(category)))
     for _ in range(min(presence_pairs, len(present))):
         if draws.chance(12):
             unknown = invented_noun(draws) if draws.chance(40) else draws.choice(UNKNOWN)

@@ -27,13 +27,14 @@ class Recipe:
         image_drop: Share of images hidden from the text, so that prompts without an image are known.
         patch_weight: Weight of the patch-naming loss beside the language loss.
         repeat_weight: Weight of the loss on probability given to a category the caption named before.
-        early_weight: Weight of the loss that asks for yes or no at the word asked about, in the middle of the decoder.
+        early_weight: Weight of the loss that asks for yes or no at the word asked about, in the middle of the decoder;
+            half of it for left or right.
         presence_pairs: Present and absent categories asked about per scene, each.
         weight_decay: AdamW's.
     """
 
-    minutes: float = 95.0
-    vision_share: float = 0.24
+    minutes: float = 75.0
+    vision_share: float = 0.15
     scenes: int = 100_000
     seed: int = 0
     workers: int = 2
@@ -45,7 +46,7 @@ class Recipe:
     loader_processes: int = 0
     image_drop: float = 0.10
     patch_weight: float = 0.5
-    repeat_weight: float = 0.5
+    repeat_weight: float = 3.0
     early_weight: float = 1.0
     presence_pairs: int = 3
     weight_decay: float = 0.05
