@@ -1,7 +1,8 @@
 """How a model is shaped: its decoder layers, the attention modules that can be edited, and its visual token ids.
 
-This is the only place that looks into model classes. The generic description fits every model whose decoder
-dispatches attention through transformers' interface and whose image positions are placeholder ids in `input_ids`.
+This is the only place that looks into model classes. What differs between families stands in their entries
+(`vlm_guard/architectures/`); the generic entry fits every model whose decoder dispatches attention through
+transformers' interface and whose image positions are placeholder ids in `input_ids`.
 """
 
 import inspect
@@ -12,32 +13,24 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-_OWN_ATTENTION = "its decoder computes attention itself instead of through transformers' attention interface"
-_OWN_GENERATE = (
-    "its generate hands embeddings to an inner language model, so the guard cannot see which tokens are visual"
-)
-_CROSS_ATTENTION = "its image is read through cross-attention layers, not as visual tokens in the prompt"
-REFUSED = {
-    "git": _OWN_ATTENTION,
-    "blip": _OWN_ATTENTION,
-    "blip-2": _OWN_GENERATE,
-    "instructblip": _OWN_GENERATE,
-    "instructblipvideo": _OWN_GENERATE,
-    "kosmos-2": _OWN_GENERATE,
-    "kosmos-2.5": _OWN_GENERATE,
-    "mllama": _CROSS_ATTENTION,
-    "idefics": _CROSS_ATTENTION,
-}
-"""Model types that cannot be guarded, with the reason a user is told."""
+from vlm_guard.architecture_entry import ArchitectureEntry, entry_of
 
 
 @dataclass(frozen=True, eq=False)
 class AttentionLayer:
-    """One decoder layer and its attention module."""
+    """One decoder layer and its attention module.
+
+    Attributes:
+        index: number of the decoder layer.
+        layer: the layer.
+        attention: its attention module.
+        reads_image: whether the module is a cross-attention whose keys are the image, all of them visual.
+    """
 
     index: int
     layer: nn.Module
     attention: nn.Module
+    reads_image: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,7 +38,10 @@ class Architecture:
     """What the rest of the project needs to know about a model.
 
     Attributes:
+        entry: what is known of its family.
         model_type: `config.model_type` of the whole model.
+        generator: the model whose forward passes `generate` runs: the model itself, or for families that hand
+            embeddings to an inner language model, that one.
         depth: number of decoder layers.
         layers: the decoder layers whose attention goes through the interface, ascending.
         visual_token_ids: placeholder ids of images and videos.
@@ -53,7 +49,9 @@ class Architecture:
         heads: query heads of a layer.
     """
 
+    entry: ArchitectureEntry
     model_type: str
+    generator: PreTrainedModel
     depth: int
     layers: tuple[AttentionLayer, ...]
     visual_token_ids: tuple[int, ...]
@@ -98,20 +96,22 @@ def describe_architecture(model: PreTrainedModel) -> Architecture:
         ValueError: the model has no image tokens in its prompt, or its decoder's attention cannot be reached.
     """
     model_type = model.config.model_type
-    if model_type in REFUSED:
-        raise ValueError(f"{model_type} models cannot be guarded: {REFUSED[model_type]}; see 'vlm-guard models'")
-    if model.config.is_encoder_decoder:
+    entry = entry_of(model_type)
+    if entry.refused:
+        raise ValueError(f"{model_type} models cannot be guarded: {entry.refused}; see 'vlm-guard models'")
+    generator = model.get_submodule(entry.generator)
+    if model.config.is_encoder_decoder or generator.config.is_encoder_decoder:
         raise ValueError(
-            f"{model_type} is an encoder-decoder: its image is read by an encoder, so there are no visual tokens "
-            "among the decoder's keys to work on"
+            f"{model_type} with this text model is an encoder-decoder: its image is read by an encoder, so there are "
+            "no visual tokens among the decoder's keys to work on"
         )
-    layers = _attention_layers(model)
+    layers = _attention_layers(model, entry)
     if not layers:
         raise ValueError(
             f"{type(model).__name__} ({model_type}) does not send its decoder attention through transformers' "
             "attention interface, so it cannot be edited; see 'vlm-guard models' for families that do"
         )
-    token_ids = _visual_token_ids(model)
+    token_ids = _visual_token_ids(model, entry)
     if not token_ids:
         raise ValueError(
             f"{type(model).__name__} ({model_type}) has no image_token_id in its configuration: it is a text model, "
@@ -119,7 +119,9 @@ def describe_architecture(model: PreTrainedModel) -> Architecture:
         )
     text = model.config.get_text_config(decoder=True)
     return Architecture(
+        entry=entry,
         model_type=model_type,
+        generator=generator,
         depth=text.num_hidden_layers,
         layers=layers,
         visual_token_ids=token_ids,
@@ -128,23 +130,24 @@ def describe_architecture(model: PreTrainedModel) -> Architecture:
     )
 
 
-def _visual_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
-    names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
-    found = [getattr(model.config, name, None) for name in names]
+def _visual_token_ids(model: PreTrainedModel, entry: ArchitectureEntry) -> tuple[int, ...]:
+    found = [getattr(model.config, name, None) for name in entry.token_id_fields]
     return tuple(dict.fromkeys(value for value in found if isinstance(value, int) and value >= 0))
 
 
-def _attention_layers(model: PreTrainedModel) -> tuple[AttentionLayer, ...]:
-    decoder = model.get_decoder()
+def _attention_layers(model: PreTrainedModel, entry: ArchitectureEntry) -> tuple[AttentionLayer, ...]:
+    decoder = model.get_submodule(entry.decoder) if entry.decoder else model.get_decoder()
     modules = dict(decoder.named_modules())
     found = []
     for name, module in modules.items():
         if not dispatches_attention(type(module)) or "vision" in name:
             continue
-        parent = modules.get(name.rpartition(".")[0])
+        parent_name, _, own_name = name.rpartition(".")
+        parent = modules.get(parent_name)
         index = getattr(module, "layer_idx", None)
         if parent is not None:
-            found.append(AttentionLayer(len(found) if index is None else index, parent, module))
+            index = len(found) if index is None else index
+            found.append(AttentionLayer(index, parent, module, reads_image=own_name == entry.cross_attention))
     return tuple(sorted(found, key=lambda layer: layer.index))
 
 

@@ -5,20 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from transformers import PreTrainedConfig
 
-# Families whose visual tokens of one image are several tiles, which have no common grid.
-_TILED = {
-    "llava_next",
-    "llava_onevision",
-    "idefics2",
-    "idefics3",
-    "smolvlm",
-    "internvl",
-    "aya_vision",
-    "cohere2_vision",
-    "llama4",
-    "molmo2",
-}
+from vlm_guard.architecture_entry import entry_of
+from vlm_guard.image_grids import Grid
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,7 +24,7 @@ class PlacedImage:
 
     row: int
     index: int
-    grid: tuple[int, int]
+    grid: Grid
     places: Tensor
 
 
@@ -42,7 +32,7 @@ def place_images(model: Any, inputs: Mapping[str, Any], visual: Tensor, method: 
     """Every image of a batch with its grid and its places in the prompt.
 
     Args:
-        model: knows how many patches it merges into one token.
+        model: its family's entry knows how images become visual tokens.
         inputs: of `generate`: `image_grid_thw`, `image_sizes` or `pixel_values` say how large the images are.
         visual: [B, P] bool visual mask.
         method: who asks, for error messages.
@@ -50,7 +40,11 @@ def place_images(model: Any, inputs: Mapping[str, Any], visual: Tensor, method: 
     Raises:
         ValueError: the images have no single grid (tiles, videos), or the tokens do not match the grids.
     """
-    grids = _grids(model, inputs, int(visual.sum()), method)
+    require_grid(model.config, method)
+    try:
+        grids = entry_of(model.config.model_type).patch_grid(model.config, inputs, int(visual.sum()))
+    except ValueError as error:
+        raise ValueError(f"{method}: {error}") from None
     placed, index = [], 0
     for row in range(visual.shape[0]):
         places = visual[row].nonzero().flatten().cpu()
@@ -66,31 +60,15 @@ def place_images(model: Any, inputs: Mapping[str, Any], visual: Tensor, method: 
     return placed
 
 
-def _grids(model: Any, inputs: Mapping[str, Any], tokens: int, method: str) -> list[tuple[int, int]]:
-    family = model.config.model_type
-    vision = getattr(model.config, "vision_config", None)
-    if family in _TILED:
+def require_grid(config: PreTrainedConfig, method: str) -> None:
+    """Refuse a family whose visual tokens form no grid.
+
+    Raises:
+        ValueError: with the reason its entry gives.
+    """
+    reason = entry_of(config.model_type).no_grid
+    if reason:
         raise ValueError(
-            f"{method} needs one grid of visual tokens per image, and {family} cuts its images into tiles; "
-            "use a model without tiling (llava, qwen2_vl, gemma3, paligemma, mistral3, ...)"
+            f"{method} needs one grid of visual tokens per image, and {config.model_type} {reason}; "
+            "use a model with one grid per image (llava, qwen2_vl, gemma3, paligemma, mistral3, ...)"
         )
-    if isinstance(inputs.get("image_grid_thw"), Tensor):
-        merge = getattr(vision, "spatial_merge_size", 1)
-        sizes = inputs["image_grid_thw"].tolist()
-        if any(frames != 1 for frames, _, _ in sizes):
-            raise ValueError(f"{method} works on pictures, not on videos")
-        return [(height // merge, width // merge) for _, height, width in sizes]
-    pixels = inputs.get("pixel_values")
-    if isinstance(inputs.get("image_sizes"), Tensor):
-        side = vision.patch_size * getattr(model.config, "spatial_merge_size", 1)
-        return [(height // side, width // side) for height, width in inputs["image_sizes"].tolist()]
-    if not isinstance(pixels, Tensor) or pixels.dim() != 4:
-        raise ValueError(f"{method} cannot tell the patch grid of {family}'s images from these inputs")
-    each, rest = divmod(tokens, pixels.shape[0])
-    height, width = pixels.shape[-2:]
-    rows = round((each * height / width) ** 0.5)
-    if rest or rows == 0 or rows * (each // rows) != each or rows * width != (each // rows) * height:
-        raise ValueError(
-            f"{method}: {tokens} visual tokens of {pixels.shape[0]} images of {height} x {width} pixels make no grid"
-        )
-    return [(rows, each // rows)] * pixels.shape[0]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from vlm_guard.architecture import dispatches_attention
+from vlm_guard.architecture_entry import entry_of
 from vlm_guard.attention_calls import WATCHER
 from vlm_guard.attention_switch import restore_attention, switch_modules
 
@@ -54,19 +55,20 @@ def describe_vision_tower(model: PreTrainedModel, method: str) -> VisionTower:
     Raises:
         ValueError: the model has no tower of transformer layers whose attention can be watched.
     """
-    tower = model.get_encoder(modality="image")
-    if tower is model or tower is getattr(model, "model", None):
-        raise ValueError(
-            f"{method} works inside the vision tower, and {model.config.model_type} has none: it feeds patches "
-            "straight to its decoder"
-        )
+    entry, model_type = entry_of(model.config.model_type), model.config.model_type
+    tower = model.get_submodule(entry.vision_tower) if entry.vision_tower else model.get_encoder(modality="image")
+    absent = entry.no_tower
+    if not absent and (tower is model or tower is getattr(model, "model", None)):
+        absent = "no module of it is an image encoder"
+    if absent:
+        raise ValueError(f"{method} works inside the vision tower, and {model_type} has none it could use: {absent}")
     modules = dict(tower.named_modules())
     names = [name for name, module in modules.items() if dispatches_attention(type(module))]
     parents = {name.rpartition(".")[0].rpartition(".")[0] for name in names}
     if not names or len(parents) != 1:
         raise ValueError(
             f"{method} needs a vision tower that is one stack of transformer layers; that of "
-            f"{model.config.model_type} ({type(tower).__name__}) has {len(parents)} stacks it could work in"
+            f"{model_type} ({type(tower).__name__}) has {len(parents)} stacks it could work in"
         )
     has_class_token = any(name.rpartition(".")[2] in _CLASS_TOKENS for name, _ in tower.named_parameters())
     return VisionTower(
