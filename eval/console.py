@@ -1,6 +1,7 @@
 """What a run shows in the terminal: a progress bar with the time left, and the table of results."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -26,22 +27,48 @@ COLUMNS: tuple[tuple[str, str], ...] = (
 )
 
 
+def _bars(console: Console) -> RichProgress:
+    """Bars with the estimated time left, which print nothing where the output is no terminal."""
+    return RichProgress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        speed_estimate_period=3600,  # batches of large models take minutes
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+class MeasurementBars:
+    """One bar for each measurement of a calibration; a context that shows them and takes them away."""
+
+    def __init__(self, console: Console) -> None:
+        self._bars = _bars(console)
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> "MeasurementBars":
+        self._bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bars.stop()
+
+    def show(self, measurement: str, done: int, total: int) -> None:
+        """Move a measurement's bar to `done` of `total`."""
+        if measurement not in self._tasks:
+            self._tasks[measurement] = self._bars.add_task(measurement, total=total)
+        self._bars.update(self._tasks[measurement], completed=done)
+
+
 class ProgressBar:
     """A bar with the estimated time left. Prints nothing where the output is no terminal."""
 
     def __init__(self, console: Console) -> None:
-        self._bar = RichProgress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            speed_estimate_period=3600,  # batches of large models take minutes
-            transient=True,
-            disable=not console.is_terminal,
-        )
+        self._bar = _bars(console)
         self._task = None
 
     def start(self, total: int, done: int) -> None:

@@ -37,7 +37,7 @@ from vlm_guard.contrastive_map import contrast_steps, refine_picture
 from vlm_guard.forward_call import InputsCall
 from vlm_guard.guard_target import GuardTarget
 from vlm_guard.image_splice import splice_pictures
-from vlm_guard.layers import select_layers
+from vlm_guard.layers import select_layers_of
 from vlm_guard.method import Method, option, register
 from vlm_guard.patch_grid import place_images
 from vlm_guard.pictures import flat_pictures, recover_pictures, seen_part
@@ -92,7 +92,7 @@ class CARVE(Method):
             ValueError: none has.
         """
         attending = {entry.index for entry in target.architecture.layers}
-        layers = tuple(layer for layer in select_layers(self.layers, target.architecture.depth) if layer in attending)
+        layers = tuple(layer for layer in select_layers_of(self.layers, target) if layer in attending)
         if not layers:
             raise ValueError(f"carve: layers {self.layers!r} select no layer with attention in this model")
         return layers

@@ -29,7 +29,7 @@ from vlm_guard.contrast import Branch, ContrastCall, contrast_logits
 from vlm_guard.guard import wrap
 from vlm_guard.guard_target import GuardTarget
 from vlm_guard.kernels.attention_edit import AttentionEdit
-from vlm_guard.layers import select_layers
+from vlm_guard.layers import select_layers_of
 from vlm_guard.method import Method, RowScope, option, register
 
 # exp(-10000) is exactly 0 in every floating type, and unlike minus infinity it never makes a NaN.
@@ -135,7 +135,7 @@ def chosen_heads(heads: str, layers: str, target: GuardTarget) -> dict[int, Tens
     """[H] bool of each layer with a chosen head; see the options `heads` and `layers`."""
     count, depth = target.architecture.heads, target.architecture.depth
     if heads.strip() == "all":
-        return {layer: torch.ones(count, dtype=torch.bool) for layer in select_layers(layers, depth)}
+        return {layer: torch.ones(count, dtype=torch.bool) for layer in select_layers_of(layers, target)}
     found: dict[int, Tensor] = {}
     for pair in heads.replace(" ", "").split(","):
         layer, dot, head = pair.partition(".")

@@ -127,20 +127,24 @@ class VAR(Method):
         if first:
             sinks = torch.cat((call.memory.sinks[:, :first], sinks), 1)
         call.memory.sinks = sinks
-        call.memory.edit = self._edit(state.visual.to(sinks.device), sinks)
+        call.memory.edit = self._edit(state.visual.to(sinks.device)[:, : sinks.shape[1]], sinks)
 
-    def _edit(self, visual: torch.Tensor, sinks: torch.Tensor) -> AttentionEdit:
+    def _edit(self, visual: torch.Tensor, sinks: torch.Tensor) -> AttentionEdit | None:
+        # Without a visual sink the policy selects no head, so the layer keeps its own attention for the whole answer.
+        # Asking waits for the device once a layer and prompt; the graph compiler could not branch on the answer.
+        if not torch.compiler.is_compiling() and not bool((visual & sinks).any()):
+            return None
         policy = MoveSinksToContent(
             move_fraction=self.move_fraction,
             min_content_share=self.min_content_share,
             min_visual_mass=self.min_visual_mass,
         )
-        return AttentionEdit(segments=Segments.build(visual[:, : sinks.shape[1]], sinks), policy=policy)
+        return AttentionEdit(segments=Segments.build(visual, sinks), policy=policy)
 
     def edit_attention(self, call: AttentionCall) -> AttentionEdit | None:
         """The redistribution between this layer's segments; prompt segments serve all later tokens."""
-        edit: AttentionEdit = call.memory.edit
-        if call.first_key == 0:
+        edit: AttentionEdit | None = call.memory.edit
+        if edit is None or call.first_key == 0:
             return edit
         return AttentionEdit(segments=edit.segments.from_key(call.first_key), policy=edit.policy)
 

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from vlm_guard import cli
+from vlm_guard.layers import select_layers
 
 
 def run(capsys, *arguments):
@@ -87,6 +88,7 @@ def test_one_method_shows_its_options(capsys):
         (["calibrate", "no/such/model"], "no/such/model"),
         (["calibrate", "builtin", "--data", "scenes:nowhere", "--count", "2"], "nowhere"),
         (["calibrate", "builtin", "--data", "photos", "--count", "2"], "photos"),
+        (["calibrate", "builtin", "--count", "2", "--only", "heads"], "known are sinks, layers, zerotuning, iri"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(capsys, picture, arguments, message):
@@ -120,9 +122,37 @@ def test_generate_prints_an_answer_for_each_method(capsys, picture):
 
 def test_calibrate_says_that_the_built_in_model_has_no_sinks(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("VLM_GUARD_PROFILES", str(tmp_path / "profiles"))
-    code, _, err = run(capsys, "calibrate", "builtin", "--count", "2", "--json")
+    code, _, err = run(capsys, "calibrate", "builtin", "--count", "2", "--only", "sinks")
     assert code == 2 and "shows no attention sinks" in err
     assert not (tmp_path / "profiles").exists()
+
+
+def test_calibrate_goes_on_after_a_measurement_that_the_model_does_not_allow(capsys, tmp_path, monkeypatch):
+    from vlm_guard import builtin, wrap
+    from vlm_guard.profiles import find_profile
+
+    monkeypatch.setenv("VLM_GUARD_PROFILES", str(tmp_path))
+    code, out, err = run(capsys, "calibrate", "builtin", "--count", "2", "--json")
+    report = json.loads(out)
+    facts = report["facts"]
+    assert code == 0 and "sinks: not measured" in err and list(report["refusals"]) == ["sinks"]
+    assert set(facts) == {"image_layers", "zerotuning_factor", "iri_attention_recovery", "iri_mlp_recovery"}
+    model, processor = builtin()
+    merged = find_profile(model.config)
+    assert merged.value("iri_mlp_recovery") == facts["iri_mlp_recovery"]["value"]
+    assert merged.value("sink_dimensions"), "what the shipped profile knows is still known"
+    for method in ("iri", "zerotuning"):
+        wrap(model, processor, method).remove()
+    with wrap(model, processor, "pai", layers="image") as guard:
+        expected = select_layers(facts["image_layers"]["value"], model.config.text_config.num_hidden_layers)
+        assert guard.methods[0].layers == frozenset(expected)
+
+
+def test_calibrate_keeps_what_it_does_not_measure_again(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("VLM_GUARD_PROFILES", str(tmp_path))
+    assert run(capsys, "calibrate", "builtin", "--count", "2", "--only", "layers")[0] == 0
+    code, out, _ = run(capsys, "calibrate", "builtin", "--count", "2", "--only", "zerotuning", "--json")
+    assert code == 0 and set(json.loads(out)["facts"]) == {"image_layers", "zerotuning_factor"}
 
 
 def test_inspect_shows_the_shipped_profile(capsys):

@@ -5,7 +5,7 @@ hidden state, and every other token that draws attention without content shows t
 arXiv 2503.03321). They are found here by what sets the first token apart from the ordinary ones.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,8 +55,15 @@ class SinkMeasurement:
         )
 
 
-def measure_sinks(model: nn.Module, prompts: Sequence[Mapping[str, Any]]) -> SinkMeasurement:
+def measure_sinks(
+    model: nn.Module,
+    prompts: Sequence[Mapping[str, Any]],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> SinkMeasurement:
     """Run the prompts (keyword arguments of the model's forward, batch 1 or left-padded) and look at the first tokens.
+
+    `progress` is called with (finished, all) prompts.
 
     Raises:
         ValueError: no prompt was given, or the decoder has too few layers.
@@ -75,7 +82,7 @@ def measure_sinks(model: nn.Module, prompts: Sequence[Mapping[str, Any]]) -> Sin
             tokens = row[keep]
             seen.append((tokens[0].cpu(), tokens[1:].quantile(0.9, dim=0).cpu()))
 
-    for prompt in prompts:
+    for done, prompt in enumerate(prompts, 1):
         ids = prompt["input_ids"]
         mask = prompt.get("attention_mask")
         real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
@@ -89,18 +96,20 @@ def measure_sinks(model: nn.Module, prompts: Sequence[Mapping[str, Any]]) -> Sin
         finally:
             for hook in hooks:
                 hook.remove()
+        if progress is not None:
+            progress(done, len(prompts))
     first = torch.stack([item[0] for item in seen]).median(0).values
     others = torch.stack([item[1] for item in seen]).median(0).values
     return SinkMeasurement(first_token=first, others=others)
 
 
-def calibrate_sinks(model: nn.Module, prompts: Sequence[Mapping[str, Any]]) -> dict[str, Fact]:
-    """The profile facts `sink_dimensions` and `sink_threshold`.
+def calibrate_sinks(model: nn.Module, prompts: Sequence[Mapping[str, Any]], **options: Any) -> dict[str, Fact]:
+    """The profile facts `sink_dimensions` and `sink_threshold`; see `measure_sinks` for the arguments.
 
     Raises:
         ValueError: no dimension stands out: the model has no attention sinks of this kind, and VAR cannot work on it.
     """
-    measured = measure_sinks(model, prompts)
+    measured = measure_sinks(model, prompts, **options)
     dimensions = measured.dimensions()
     if not dimensions:
         raise ValueError(

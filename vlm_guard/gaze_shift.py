@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vlm_guard.generation_state import GenerationState
-from vlm_guard.layers import select_layers
+from vlm_guard.layers import select_layers, select_layers_of
 from vlm_guard.question_tokens import ContentWordFinder, answer_opening, content_flags, question_range
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class GazePlan:
         processor = target.processor
         return cls(
             saliency=saliency[0],
-            enhanced=frozenset(select_layers(layers, depth)),
+            enhanced=frozenset(select_layers_of(layers, target)),
             tokenizer=getattr(processor, "tokenizer", processor),
             opening="" if processor is None else answer_opening(processor),
             find=find,

@@ -6,6 +6,7 @@ from torch import nn
 
 from vlm_guard.architecture import describe_architecture, unwrap
 from vlm_guard.guard import Guard
+from vlm_guard.layers import layer_ranges
 from vlm_guard.method import method_class, method_names
 from vlm_guard.profiles import find_profile
 
@@ -45,15 +46,4 @@ def _verdict(model: nn.Module, processor: Any, name: str) -> dict[str, str]:
         return {"method": name, "layers": "-", "verdict": str(error)}
     layers = sorted(guard.methods[0].layers)
     edits = guard.methods[0].method.edits_attention()
-    return {"method": name, "layers": _ranges(layers) if edits else "-", "verdict": "ready"}
-
-
-def _ranges(numbers: list[int]) -> str:
-    """1, 2, 3, 7 as "1-3, 7"."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+    return {"method": name, "layers": layer_ranges(layers) if edits else "-", "verdict": "ready"}

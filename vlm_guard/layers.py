@@ -1,6 +1,11 @@
-"""Layer ranges as text: `2-`, `1,last:14`, `50%-`."""
+"""Layer ranges as text: `2-`, `1,last:14`, `50%-`, `image`."""
 
 import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vlm_guard.guard_target import GuardTarget
 
 _ITEM = re.compile(r"(?:last:(?P<last>\d+)|(?P<start>\d+%?)(?P<dash>-)?(?P<stop>\d+%?)?)")
 
@@ -25,6 +30,34 @@ def select_layers(spec: str, depth: int) -> tuple[int, ...]:
     if not kept:
         raise ValueError(f"layers {spec!r} selects no layer of a decoder with {depth} layers (0 to {depth - 1})")
     return kept
+
+
+def select_layers_of(spec: str, target: "GuardTarget") -> tuple[int, ...]:
+    """`select_layers` for a model, where `image` stands for the layers that its profile says look at the image.
+
+    Raises:
+        ValueError: as `select_layers`, or `image` is asked for and no profile says which layers these are.
+    """
+    if "image" in spec:
+        range_ = None if target.profile is None else target.profile.value("image_layers")
+        if range_ is None:
+            raise ValueError(
+                f"layers {spec!r} needs to know which layers of this {target.architecture.model_type} model look at "
+                "the image, and no profile says so. Run 'vlm-guard calibrate MODEL' once, or name the layers"
+            )
+        spec = spec.replace("image", range_)
+    return select_layers(spec, target.architecture.depth)
+
+
+def layer_ranges(layers: Sequence[int]) -> str:
+    """Ascending layer indices as a range that `select_layers` reads: 1, 2, 3, 7 as `1-3,7`."""
+    runs: list[list[int]] = []
+    for number in layers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def _select_item(item: str, depth: int, spec: str) -> set[int]:

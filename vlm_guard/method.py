@@ -73,7 +73,10 @@ class Method:
         needs: what must be there: "processor", "second branch", "calibration", "gradients".
         rows: the query rows its attention edit is for: "text" (text rows after the first visual token and every
             generated row), "answer" (the last prompt row and every generated row) or "all".
-        steady: whether all decode steps after a prompt use the same edit, which is then asked for once.
+        steady: whether all decode steps after a prompt use the same edit, which is then asked for once; it must not
+            depend on what the queries, keys and values of a step contain.
+        compiles: whether a decode step with this method can be one compiled graph: what it does in a step is nothing,
+            or a steady edit, or a contrast of logits. Without it the steps run uncompiled.
         observes_hidden: whether `observe_hidden` wants the hidden states that enter the layers.
         edited_branch: with a contrast branch, the side whose rows its attention edit and observations are for.
     """
@@ -85,6 +88,7 @@ class Method:
     needs: ClassVar[tuple[str, ...]] = ()
     rows: ClassVar[RowScope] = "text"
     steady: ClassVar[bool] = False
+    compiles: ClassVar[bool] = False
     observes_hidden: ClassVar[bool] = False
     edited_branch: ClassVar[Sign] = "positive"
 
@@ -104,9 +108,9 @@ class Method:
 
     def active_layers(self, target: "GuardTarget") -> tuple[int, ...]:
         """The decoder layers whose attention this method may edit; by default its `layers` option."""
-        from vlm_guard.layers import select_layers
+        from vlm_guard.layers import select_layers_of
 
-        return select_layers(getattr(self, "layers", "all"), target.architecture.depth)
+        return select_layers_of(getattr(self, "layers", "all"), target)
 
     def observe_hidden(self, call: "HiddenCall") -> None:
         """See the hidden state entering a layer while the prompt is read; may store findings in `call.memory`."""

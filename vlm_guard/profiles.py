@@ -91,8 +91,14 @@ def all_profiles() -> Iterator[Profile]:
 
 
 def find_profile(config: Any) -> Profile | None:
-    """The first profile that matches a model's configuration."""
-    return next((profile for profile in all_profiles() if profile.matches(config)), None)
+    """The facts of every profile that matches a model's configuration; the first to know a fact, the user's, wins."""
+    matching = [profile for profile in all_profiles() if profile.matches(config)]
+    if not matching:
+        return None
+    facts: dict[str, Fact] = {}
+    for profile in reversed(matching):
+        facts |= profile.facts
+    return Profile(name=matching[0].name, match=matching[0].match, facts=facts)
 
 
 def identity_of(config: Any) -> dict[str, Any]:

@@ -126,3 +126,40 @@ def test_only_text_rows_after_the_image_change_in_the_first_layer(zoo_model):
     last = int(visual.nonzero().max())
     assert torch.equal(plain[0, : last + 1], edited[0, : last + 1])
     assert not torch.equal(plain[0, last + 1 :], edited[0, last + 1 :])
+
+
+def test_without_visual_sinks_a_layer_keeps_its_own_attention(zoo_model):
+    """Sinks among the text alone select no head: nothing is recomputed, and the logits are the model's, bit for bit."""
+    zoo = zoo_model("llava")
+    inputs = zoo.make_inputs([Prompt(text_before=3, images=1, text_after=5, content=0)])
+    with torch.no_grad():
+        plain = zoo.model.generate(**inputs, max_new_tokens=3, output_logits=True, return_dict_in_generate=True)
+        with wrap(zoo.model, None, "var", sink_dimensions="0", sink_threshold=1000.0, layers="all") as guard:
+            guarded = guard.generate(**inputs, max_new_tokens=3, output_logits=True, return_dict_in_generate=True)
+            assert guard.state.memory("var", 0).edit is None
+    assert torch.equal(torch.stack(plain.logits), torch.stack(guarded.logits))
+
+
+def test_a_row_without_visual_sinks_is_unchanged_beside_one_that_has_them(zoo_model):
+    zoo = zoo_model("llava")
+    prompts = [Prompt(text_before=3, images=1, text_after=5, content=content) for content in (0, 1)]
+    inputs = zoo.make_inputs(prompts)
+    visual = inputs["input_ids"] == zoo.image_token_id
+    dimension = 11
+
+    def plant(module, args, kwargs):
+        hidden = (args[0] if args else kwargs["hidden_states"]).clone()
+        hidden[0, visual[0].nonzero()[2], dimension] = 400.0
+        return ((hidden, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": hidden})
+
+    hook = zoo.model.get_decoder().layers[0].register_forward_pre_hook(plant, with_kwargs=True)
+    options = {"sink_dimensions": str(dimension), "sink_threshold": 5.0, "min_visual_mass": 0.0}
+    try:
+        with torch.no_grad():
+            plain = zoo.model(**inputs).logits
+            with wrap(zoo.model, None, "var", layers="0", min_content_share=0.0, **options):
+                edited = zoo.model(**inputs).logits
+    finally:
+        hook.remove()
+    assert torch.allclose(plain[1], edited[1], atol=1e-5)
+    assert not torch.allclose(plain[0], edited[0], atol=1e-5)

@@ -12,7 +12,12 @@ def command(
         "scenes:common:11"
     ),
     count: Annotated[int, typer.Option(help="Number of pictures.", min=1)] = 8,
-    prompt: Annotated[str, typer.Option(help="What is asked about them.")] = "Please describe this image in detail.",
+    only: Annotated[
+        str | None, typer.Option(help="Measure just these: sinks, layers, zerotuning, iri, with commas. [all]")
+    ] = None,
+    prompt: Annotated[str, typer.Option(help="How a description is asked for.")] = (
+        "Please describe this image in detail."
+    ),
     out: Annotated[Path | None, typer.Option(help="File to write. [your profile folder]")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
@@ -22,34 +27,40 @@ def command(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the profile as JSON.")] = False,
 ) -> None:
-    """Measure what methods need to know about a model (attention sinks) and save it as a profile.
+    """Measure what methods need to know about a model, and save it as a profile.
 
-    wrap and eval find the profile by themselves afterwards.
+    Attention sinks (VAR), the layers that look at the image (layers=image), ZeroTuning's strength and IRI's recovery
+    rates. wrap and eval find the profile by themselves afterwards. What the profile already has and is not measured
+    again stays.
     """
     import json
     from dataclasses import asdict
 
-    from vlm_guard.architecture import inference_device
-    from vlm_guard.calibration import calibrate_sinks, new_profile
-    from vlm_guard.eval.datasets import open_dataset
-    from vlm_guard.eval.generation import read_image
-    from vlm_guard.eval.models import load_model
-    from vlm_guard.eval.prompting import find_template
-    from vlm_guard.profiles import user_profiles
+    from rich.console import Console
 
+    from vlm_guard.calibration import new_profile
+    from vlm_guard.calibration_run import MEASUREMENTS, calibrate
+    from vlm_guard.eval.calibration_prompts import calibration_prompts
+    from vlm_guard.eval.console import MeasurementBars
+    from vlm_guard.eval.models import load_model
+    from vlm_guard.profiles import read_profile, user_profiles
+
+    wanted = tuple(MEASUREMENTS) if only is None else tuple(part.strip() for part in only.split(","))
     loaded = load_model(model, dtype=dtype, device=device, device_map=device_map, trust_remote_code=trust_remote_code)
-    pictures = list(open_dataset(data, count).images.values())[:count]
-    template = find_template(loaded.processor)
-    where = {"device": inference_device(loaded.model), "dtype": loaded.model.dtype}
-    prompts = [template.encode(loaded.processor, [read_image(path)], [prompt]).to(**where) for path in pictures]
-    facts = calibrate_sinks(loaded.model, prompts)
+    descriptions, questions = calibration_prompts(loaded.model, loaded.processor, data, count, prompt)
+    messages = Console(stderr=True)
+    with MeasurementBars(messages) as bars:
+        found = calibrate(loaded.model, loaded.processor, descriptions, questions, only=wanted, progress=bars.show)
+    for name, reason in found.refusals.items():
+        messages.print(f"{name}: not measured, {reason}", markup=False, highlight=False, soft_wrap=True)
     name = "builtin" if model == "builtin" else Path(model).name.lower()
-    profile = new_profile(loaded.model, name, facts)
     path = out or user_profiles() / f"{name}.json"
+    earlier = read_profile(path).facts if path.is_file() else {}
+    profile = new_profile(loaded.model, name, earlier | found.facts)
     profile.save(path)
     if as_json:
-        print(json.dumps(asdict(profile) | {"path": str(path)}, indent=2))
+        print(json.dumps(asdict(profile) | {"path": str(path), "refusals": found.refusals}, indent=2))
         return
-    for key, fact in facts.items():
+    for key, fact in found.facts.items():
         print(f"{key}: {fact.value}  ({fact.note})")
     print(f"saved as {path}")
