@@ -11,16 +11,22 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from vlm_guard.architecture import describe_architecture, unwrap
-from vlm_guard.attention_calls import SLOT, BoundMethod, HiddenCall, LayerSlot
+from vlm_guard.attention_calls import SLOT, BoundMethod, LayerSlot
 from vlm_guard.attention_switch import restore_attention, switch_attention
 from vlm_guard.branch_rows import RowGroup
 from vlm_guard.branched_generate import contrast_arguments, only_contrast
+from vlm_guard.compiled_decode import CompiledDecode, refuse_compiled_parts
+from vlm_guard.decode_step import DecodeStep
+from vlm_guard.embedded_prompt import follow_forwards, named_arguments
 from vlm_guard.forward_call import ForwardCall, InputsCall
 from vlm_guard.generation_state import GenerationState, PromptTokens
 from vlm_guard.guard_target import GuardTarget
+from vlm_guard.known_caches import KnownCaches, inside_generation
+from vlm_guard.layer_observers import LayerObservers
 from vlm_guard.layers import select_layers
 from vlm_guard.method import Method, Sign, resolve_methods
 from vlm_guard.profiles import Profile, find_profile
+from vlm_guard.refused_calls import refuse_continuous_batching, refuse_forward
 from vlm_guard.trace import AttentionTrace
 
 if TYPE_CHECKING:
@@ -57,6 +63,7 @@ def wrap(
             already guarded, or a missing processor or profile; the message says what to do.
         TypeError: `model` is not a transformers model.
     """
+    refuse_compiled_parts(model)
     inner = unwrap(model)
     if GUARD_ATTRIBUTE in inner.__dict__:
         active = "+".join(bound.method.name for bound in inner.__dict__[GUARD_ATTRIBUTE].methods)
@@ -79,6 +86,8 @@ class Guard(AbstractContextManager):
         target: the model's shape, processor and profile.
         state: the running (or last) generation; None before the first.
         attention_backend: the backend asked for, or None for the default.
+        step: the compiled decode step that is running, or None.
+        decoding: compiles decode steps.
         probing: whether a method or a contrast branch is running the vision tower for itself, which methods that
             look at the given images leave alone.
     """
@@ -112,6 +121,7 @@ class Guard(AbstractContextManager):
         self.contrast = only_contrast(self.methods)
         self.row_groups: tuple[RowGroup, ...] | None = None
         self.joint_cache: Any = None
+        self._caches = KnownCaches()
         self._side: Sign = "positive"
         # One generation at a time: a guard has one state. Reentrant, as methods run passes of their own inside.
         self._generating = threading.RLock()
@@ -122,6 +132,9 @@ class Guard(AbstractContextManager):
         self._prompt: PromptTokens | None = None
         self.probing = False
         self._findings: dict[str, SimpleNamespace] = {}
+        self.step: DecodeStep | None = None
+        self.decoding = CompiledDecode(self)
+        self._observers = LayerObservers(self)
         self._finish_forward: list[Callable[[Any], Any]] = []
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -188,6 +201,8 @@ class Guard(AbstractContextManager):
         while self._undo:
             self._undo.pop()()
         self.state = None
+        self._caches.forget()
+        self.decoding.forget()
 
     def __exit__(self, *exception: object) -> None:
         self.remove()
@@ -212,15 +227,12 @@ class Guard(AbstractContextManager):
         attention_methods = [bound for bound in self.methods if bound.method.edits_attention()]
         if attention_methods:
             self._install_slots(attention_methods)
-        observers = [bound for bound in self.methods if bound.method.observes_hidden]
-        for entry in self.target.architecture.layers:
-            wanted = [bound for bound in observers if entry.index in bound.layers]
-            if wanted:
-                hook = functools.partial(self._observe_layer, entry.index, wanted)
-                self._undo.append(entry.layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        self._undo.append(self._observers.end)
+        self._observers.begin()
         hooked = [bound for bound in self.methods if any(bound.method.overrides(name) for name in _READING_STATIONS)]
-        if attention_methods or observers or hooked or self.contrast is not None:
+        if attention_methods or self._observers or hooked or self.contrast is not None:
             self._install_reading()
+            self._undo.extend(self.decoding.install(inner))
         for bound in self.methods:
             self._undo.extend(bound.method.attach(self, bound.prepared))
 
@@ -229,10 +241,9 @@ class Guard(AbstractContextManager):
         inner = self.target.model
         self._reads_forwards = True
         self._undo.append(lambda: setattr(self, "_reads_forwards", False))
-        self._undo.append(inner.register_forward_pre_hook(self._read_forward, with_kwargs=True).remove)
-        if any(bound.method.overrides("begin_forward") for bound in self.methods):
-            self._undo.append(inner.register_forward_pre_hook(self._begin_forward, with_kwargs=True).remove)
-            self._undo.append(inner.register_forward_hook(self._end_forward).remove)
+        begins = any(bound.method.overrides("begin_forward") for bound in self.methods)
+        self._undo.extend(follow_forwards(self, begins))
+        self._undo.append(refuse_continuous_batching(inner))
         self._install_generate()
 
     def _install_slots(self, attention_methods: list[BoundMethod]) -> None:
@@ -253,8 +264,9 @@ class Guard(AbstractContextManager):
 
         @functools.wraps(original)
         def generate(*args: Any, **kwargs: Any) -> Any:
-            with self._generating:
+            with self._generating, inside_generation(self):
                 self._findings = {}
+                args, kwargs = named_arguments(self.target.architecture, original, args, kwargs)
                 if any(bound.method.overrides("edit_inputs") for bound in self.methods):
                     args, kwargs = self._edit_inputs(args, kwargs)
                 with self._generation(args, kwargs):
@@ -294,16 +306,13 @@ class Guard(AbstractContextManager):
                 )
             token_ids = self.target.architecture.visual_token_ids
             self._prompt = PromptTokens.of(input_ids, kwargs.get("attention_mask"), token_ids)
-        previous, self.state = self.state, None
-        past = kwargs.get("past_key_values")
-        if previous is not None and past is not None and previous.cache is not None and previous.cache() is past:
-            # The caller goes on with the cache of the last call: what was learned about its tokens still holds.
-            previous.prompt = self._prompt
-            self.state = previous
+        past, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+        self.state, self._prompt = self._caches.go_on(past, self._prompt, mask)
         try:
             yield
         finally:
             self._prompt = None
+            self.decoding.end()
 
     def rows_of(self, side: Sign) -> slice:
         """The rows of the running forward pass that belong to a contrast branch; all rows without one.
@@ -326,6 +335,7 @@ class Guard(AbstractContextManager):
 
     def _read_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Before every forward pass: begin a new generation, or take in the next tokens of this one."""
+        refuse_forward(self, module, kwargs)
         input_ids = kwargs.get("input_ids", args[0] if args else None)
         cache = kwargs.get("past_key_values")
         if input_ids is None:
@@ -333,29 +343,33 @@ class Guard(AbstractContextManager):
                 "a guarded model finds the visual tokens in input_ids, but was called with inputs_embeds only; "
                 "pass input_ids, or remove the guard for this call"
             )
+        if self.decoding.follows(cache, input_ids):
+            return
         offset = 0 if cache is None else int(cache.get_seq_length())
         if self.row_groups is not None and cache is self.joint_cache:
             for group in self.row_groups:
                 group.state.reading, group.state.offset = False, offset - group.shift
                 if group.state.side == "positive":
                     self.state = group.state
+            self._observers.end()
             return
         state = self.state
-        if state is not None and offset and state.cache is not None and state.cache() is cache:
+        if offset and (state is None or state.cache is None or state.cache() is not cache):
+            self.state = state = self._caches.state_of(cache)
+        if offset:
             if input_ids.shape[1] == 1 and state.prompt is not None and offset >= state.prompt.length:
                 state.reading, state.offset = False, offset
+                self._observers.end()
                 return
-        elif offset:
-            raise ValueError(
-                "past_key_values was filled before the model was guarded, so its visual tokens are unknown; "
-                "start from the whole prompt"
-            )
         elif state is None or self._prompt is None or cache is not None:
             if self._prompt is None:
                 self._findings = {}
             state = GenerationState(self.target.architecture.visual_token_ids, self._prompt, self._side)
         self.state = state
+        state.compiled = self.decoding.asked
+        self._observers.begin()
         state.read(input_ids, kwargs.get("attention_mask"), offset, cache)
+        self._caches.remember(cache, state)
         if not state.active and not self._warned_no_image and state.side == "positive":
             self._warned_no_image = True
             warnings.warn("the prompt has no visual token: the guard does nothing for it", stacklevel=2)
@@ -383,18 +397,3 @@ class Guard(AbstractContextManager):
         while self._finish_forward:
             output = self._finish_forward.pop(0)(output)
         return output
-
-    def _observe_layer(
-        self, layer: int, observers: list[BoundMethod], module: nn.Module, args: tuple, kwargs: dict[str, Any]
-    ) -> None:
-        state = self.state
-        if state is None or not state.reading or not state.active:
-            return
-        hidden = args[0] if args else kwargs["hidden_states"]
-        for bound in observers:
-            if bound.method.edited_branch != state.side:
-                continue
-            memory = state.memory(bound.method.name, layer)
-            bound.method.observe_hidden(
-                HiddenCall(hidden=hidden, layer=layer, state=state, memory=memory, prepared=bound.prepared)
-            )
