@@ -85,6 +85,15 @@ class Segments:
         """Whether every head has segments of its own."""
         return self.ids.dim() == 3
 
+    def with_fixed_length(self, keys: int, policy: SegmentPolicy | None, dtype: torch.dtype) -> "Segments":
+        """The same segments described for exactly `keys` = K keys, with all that is made on first use made."""
+        ids = self.ids[..., :keys]
+        fixed = Segments(torch.nn.functional.pad(ids, (0, keys - ids.shape[-1]), value=TEXT))
+        fixed.one_hot_for(keys)
+        if isinstance(policy, LinearPolicy):
+            fixed.folded(policy, keys, dtype)
+        return fixed
+
     def from_key(self, first_key: int) -> "Segments":
         """The segments seen by a sliding layer whose cache starts at absolute position `first_key`."""
         return self if first_key <= 0 else Segments(self.ids[..., first_key:])
@@ -161,6 +170,24 @@ class AttentionEdit:
         others = (self.gain, self.policy, self.self_mix)
         return self.bias_factors is not None and all(item is None for item in others)
 
+    def with_fixed_shapes(self, keys: int, dtype: torch.dtype) -> "AttentionEdit":
+        """The same edit for a cache of `keys` = K keys: no tensor depends on the prompt's length, none is made later.
+
+        Args:
+            keys: length of the cache.
+            dtype: of the attention weights, at least float32.
+        """
+        segments = self.segments
+        return AttentionEdit(
+            bias=_fixed_length(self.bias, keys),
+            gain=_fixed_length(self.gain, keys),
+            segments=None if segments is None else segments.with_fixed_length(keys, self.policy, dtype),
+            policy=self.policy,
+            policy_rows=self.policy_rows,
+            head_scale=self.head_scale,
+            self_mix=self.self_mix,
+        )
+
     def merge(self, later: "AttentionEdit") -> "AttentionEdit":
         """Both edits in one: score edits add, head scales multiply; only one weight policy is possible.
 
@@ -182,6 +209,14 @@ class AttentionEdit:
             self_mix=self.self_mix if self.self_mix is not None else later.self_mix,
             bias_factors=_only(self, later),
         )
+
+
+def _fixed_length(described: Tensor | None, keys: int) -> Tensor | None:
+    """[..., P] as [..., K]; keys that were not described get zero."""
+    if described is None:
+        return None
+    described = described[..., :keys]
+    return torch.nn.functional.pad(described, (0, keys - described.shape[-1]))
 
 
 def _add_padded(first: Tensor | None, second: Tensor | None) -> Tensor | None:

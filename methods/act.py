@@ -48,6 +48,7 @@ class ACT(Method):
     )
     stations = ("attention",)
     steady = True
+    compiles = True
 
     move_fraction: float = option(
         0.6,

@@ -48,6 +48,7 @@ class ICD(Method):
     )
     stations = ("logits",)
     needs = ("processor", "second branch")
+    compiles = True
 
     strength: float = option(
         1.0,

@@ -42,6 +42,7 @@ class LQCD(Method):
     paper = "Towards Analyzing and Mitigating Sycophancy in Large Vision-Language Models, arXiv 2408.11261"
     stations = ("logits",)
     needs = ("processor", "second branch")
+    compiles = True
 
     strength: float = option(
         1.0,

@@ -34,6 +34,7 @@ class M3ID(Method):
     paper = "Multi-Modal Hallucination Control by Visual Information Grounding, CVPR 2024, arXiv 2403.14003"
     stations = ("logits",)
     needs = ("second branch",)
+    compiles = True
 
     forgetting: float = option(
         0.02,

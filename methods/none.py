@@ -12,3 +12,4 @@ class PlainModel(Method):
 
     title = "none"
     paper = "the unmodified model"
+    compiles = True

@@ -42,6 +42,7 @@ class PAI(Method):
     needs = ("second branch",)
     rows = "answer"
     steady = True
+    compiles = True
 
     gain: float = option(
         0.2,

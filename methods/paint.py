@@ -49,6 +49,7 @@ class PAINT(Method):
     stations = ("vision", "attention")
     rows = "answer"
     steady = True
+    compiles = True
 
     local_gain: float = option(
         0.7,

@@ -50,6 +50,7 @@ class SoftPAG(Method):
     needs = ("second branch",)
     edited_branch = "negative"
     steady = True
+    compiles = True
 
     strength: float = option(
         1.0,

@@ -47,6 +47,7 @@ class UncertaintyMasking(Method):
     )
     stations = ("vision",)
     needs = ("processor", "gradients")
+    compiles = True
 
     strength: float = option(
         1.0,

@@ -50,6 +50,7 @@ class VAR(Method):
     needs = ("calibration",)
     rows = "text"
     steady = True
+    compiles = True
     observes_hidden = True
 
     move_fraction: float = option(
@@ -125,14 +126,17 @@ class VAR(Method):
         if state.prompt_length is not None:
             sinks = sinks[:, : max(0, state.prompt_length - first)]
         if first:
-            sinks = torch.cat((call.memory.sinks[:, :first], sinks), 1)
+            earlier = call.memory.sinks[:, :first]
+            # An earlier answer in the cache, whose tokens never became sinks, lies between both.
+            earlier = torch.nn.functional.pad(earlier, (0, first - earlier.shape[1]))
+            sinks = torch.cat((earlier, sinks), 1)
         call.memory.sinks = sinks
-        call.memory.edit = self._edit(state.visual.to(sinks.device)[:, : sinks.shape[1]], sinks)
+        call.memory.edit = self._edit(state.visual.to(sinks.device)[:, : sinks.shape[1]], sinks, state.compiled)
 
-    def _edit(self, visual: torch.Tensor, sinks: torch.Tensor) -> AttentionEdit | None:
+    def _edit(self, visual: torch.Tensor, sinks: torch.Tensor, compiled: bool) -> AttentionEdit | None:
         # Without a visual sink the policy selects no head, so the layer keeps its own attention for the whole answer.
-        # Asking waits for the device once a layer and prompt; the graph compiler could not branch on the answer.
-        if not torch.compiler.is_compiling() and not bool((visual & sinks).any()):
+        # Asking waits for the device once a layer and prompt; a compiled step must not depend on the answer.
+        if not compiled and not bool((visual & sinks).any()):
             return None
         policy = MoveSinksToContent(
             move_fraction=self.move_fraction,

@@ -41,6 +41,7 @@ class VCD(Method):
     )
     stations = ("logits",)
     needs = ("second branch",)
+    compiles = True
 
     strength: float = option(
         1.0,

@@ -53,6 +53,7 @@ class VHR(Method):
     needs = ("second branch",)
     rows = "all"
     steady = True
+    compiles = True
 
     strength: float = option(
         2.0, help="factor of the chosen heads' outputs", range=(0.0, 10.0), neutral=1.0, paper="alpha = 2 in the paper"

@@ -56,6 +56,7 @@ class ZeroTuning(Method):
     needs = ("calibration",)
     rows = "all"
     steady = True
+    compiles = True
 
     factor: float | None = option(
         None,

@@ -24,14 +24,16 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vlm_guard.attention_calls import SLOT, WATCHER, AttentionCall, BoundMethod, LayerSlot
 from vlm_guard.generation_state import GenerationState
+from vlm_guard.graph_break import kept_out
 from vlm_guard.kernels.attention_edit import AttentionEdit
 from vlm_guard.kernels.edited_attention import AttentionProblem, edited_attention
 from vlm_guard.kernels.low_rank_bias import low_rank_bias
 from vlm_guard.method import RowScope
+from vlm_guard.trace import record_call
 from vlm_guard.visual_tokens import RowSelection
 
 if TYPE_CHECKING:
-    from vlm_guard.trace import AttentionTrace
+    from vlm_guard.decode_step import DecodeStep
 
 PREFIX = "vlm_guard_"
 # Calls with these arguments carry sparse or paged attention of their own, which an edit cannot reach.
@@ -77,15 +79,23 @@ def guarded_attention(
     Returns:
         Output [B, Q, H, Dv] and the weights, if the previous implementation returned any.
     """
-    watch: Callable[..., None] | None = getattr(module, WATCHER, None)
+    # Not getattr: a module without the attribute answers slowly, and this runs once a layer and token.
+    carried = module.__dict__
+    watch: Callable[..., None] | None = carried.get(WATCHER)
     if watch is not None:
         watch(query, key, kwargs.get("scaling"))
-    slot: LayerSlot | None = getattr(module, SLOT, None)
+    slot: LayerSlot | None = carried.get(SLOT)
     if slot is None or any(kwargs.get(name) is not None for name in _FOREIGN_ARGUMENTS):
         return call_previous(previous, module, query, key, value, attention_mask, **kwargs)
-    groups = slot.guard.row_groups
+    guard = slot.guard
+    if guard.step is not None:
+        return _attend_in_step(previous, slot, guard.step, module, query, key, value, attention_mask, kwargs)
+    if torch.compiler.is_compiling():
+        # Somebody else's graph: what a guard keeps in Python changes from pass to pass and must not be traced.
+        return _guarded_attention_outside(previous, module, query, key, value, attention_mask, **kwargs)
+    groups = guard.row_groups
     if groups is None:
-        return _attend(previous, slot, slot.guard.state, module, query, key, value, attention_mask, kwargs)
+        return _attend(previous, slot, guard.state, module, query, key, value, attention_mask, kwargs)
     if not any(_acts(slot, group.state) for group in groups):
         return call_previous(previous, module, query, key, value, attention_mask, **kwargs)
     outputs = []
@@ -93,6 +103,37 @@ def guarded_attention(
         part = group.take(query, key, value, attention_mask, kwargs)
         outputs.append(_attend(previous, slot, group.state, module, *part)[0])
     return torch.cat(outputs), None
+
+
+_guarded_attention_outside = kept_out(guarded_attention)
+
+
+def _attend_in_step(
+    previous: str,
+    slot: LayerSlot,
+    step: "DecodeStep",
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    kwargs: dict[str, Any],
+) -> tuple[Tensor, Tensor | None]:
+    """Attention of a compiled decode step: nothing is asked or kept here, the edits were made before."""
+    parts = step.layers.get(slot.layer)
+    if parts is None:
+        return call_previous(previous, module, query, key, value, mask, **kwargs)
+    outputs = []
+    for part in parts:
+        taken, dropped = (query, key, value, mask, kwargs), 0
+        if part.rows is not None:
+            taken, dropped = part.rows.take(*taken), part.rows.dropped
+        own_key = None
+        if step.position is not None:
+            own_key = (step.position.to(value.device) - dropped).clamp_max(taken[1].shape[2] - 1)
+        context = _Context(slot, (), slot.guard.state, module, *taken, own_key=own_key)
+        outputs.append(_decode_with(context, previous, part.edit)[0])
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs), None
 
 
 def _attend(
@@ -115,7 +156,7 @@ def _attend(
     context = _Context(slot, processors, state, module, query, key, value, mask, kwargs)
     # A pass in which only one method runs looks at the prompt beforehand: it belongs to no generated token.
     if slot.guard.tracer is not None and state.side == "positive" and state.only is None:
-        _record(context, slot.guard.tracer)
+        record_call(context, slot.guard.tracer)
     if not processors:
         return call_previous(previous, module, query, key, value, mask, **kwargs)
     if query.shape[2] == 1 and not state.reading:
@@ -150,6 +191,7 @@ class _Context:
     mask: Tensor | None
     kwargs: dict[str, Any]
     output: Tensor | None = None
+    own_key: Tensor | None = None
 
     def edit(self, rows: RowSelection | None, scope: RowScope, *, wider: bool = True) -> AttentionEdit | None:
         """The merged edit of all processors whose rows include `scope`, or (not `wider`) are exactly these."""
@@ -233,39 +275,19 @@ class _Context:
 
     def _own_value(self, rows: RowSelection | None) -> Tensor:
         """[B, G, R, Dv] values of the query rows themselves."""
+        if self.own_key is not None:
+            return self.value.index_select(2, self.own_key)
         first = self.state.offset - self.first_key
         own = self.value[:, :, first : first + self.query.shape[2]]
         return own if rows is None else rows.take(own)
 
 
-def _record(context: _Context, tracer: "AttentionTrace") -> None:
-    """Hand the edited weights of the answer rows to the trace."""
-    if context.slot.layer not in tracer.layers:
-        return
-    batch = context.state.real.shape[0]
-    if context.query.shape[0] > batch:
-        # Further rows behind those of the generation, such as twins without their image, are not traced.
-        mask = context.mask
-        context = replace(
-            context,
-            query=context.query[:batch],
-            key=context.key[:batch],
-            value=context.value[:batch],
-            mask=mask if mask is None or mask.shape[0] == 1 else mask[:batch],
-        )
-    rows = None
-    if context.query.shape[2] > 1 or context.state.reading:
-        rows = context.state.rows("answer", context.query.shape[2])
-        if rows is None:
-            return
-    edit = context.edit(rows, "answer") or AttentionEdit()
-    problem = replace(context.problem(rows, edit), return_weights=True)
-    tracer.record(context.slot.layer, edited_attention(problem, "torch").weights, context.first_key)
-
-
 def _decode(context: _Context, previous: str) -> tuple[Tensor, Tensor | None]:
     """One new token: the edit replaces the model's attention, so nothing is computed twice."""
-    edit = _decode_edit(context)
+    return _decode_with(context, previous, _decode_edit(context))
+
+
+def _decode_with(context: _Context, previous: str, edit: AttentionEdit | None) -> tuple[Tensor, Tensor | None]:
     if edit is not None and edit.changes_weights:
         backend = context.slot.guard.attention_backend
         return edited_attention(context.problem(None, edit), backend).output, None
@@ -285,6 +307,25 @@ def _decode_edit(context: _Context) -> AttentionEdit | None:
     if context.first_key == 0 and all(bound.method.steady for bound in context.processors):
         known[layer] = edit
     return edit
+
+
+def edit_of_later_steps(
+    slot: LayerSlot, state: GenerationState, module: nn.Module, key: Tensor, value: Tensor, heads: int
+) -> AttentionEdit | None:
+    """The merged edit of a decode step, asked for outside of it; its query has a shape and a device, but no content.
+
+    Args:
+        slot: of the layer.
+        state: the generation, its prompt read.
+        module: the attention module.
+        key: [B, G, K, D] of the layer's cache.
+        value: [B, G, K, Dv] of the layer's cache.
+        heads: H, the query heads of a layer.
+    """
+    processors = slot.of_side(state.side) if state.active else ()
+    query = key.new_zeros(()).expand(key.shape[0], heads, 1, key.shape[3])
+    edit = _Context(slot, processors, state, module, query, key, value, None, {}).edit(None, "answer")
+    return None if edit is None else edit.with_fixed_shapes(key.shape[2], torch.promote_types(key.dtype, torch.float32))
 
 
 def _constant_bias(context: _Context) -> AttentionEdit | None:

@@ -23,6 +23,40 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class BranchPart:
+    """Where the rows of one branch lie in a decoding attention call of several.
+
+    Attributes:
+        first: index of its first row. stop: index after its last.
+        dropped: keys in front that are padding for this branch.
+    """
+
+    first: int
+    stop: int
+    dropped: int
+
+    def take(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, kwargs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, dict[str, Any]]:
+        """The branch's part of a call: its rows, without the padding in front of its prompt.
+
+        Args:
+            query: [N, H, 1, D] all rows.
+            key: [N, G, K, D].
+            value: [N, G, K, Dv].
+            mask: [N or 1, 1 or H, 1, K] or None.
+            kwargs: the other arguments of the call.
+        """
+        rows, dropped = slice(self.first, self.stop), self.dropped
+        if mask is not None:
+            mask = (mask if mask.shape[0] == 1 else mask[rows])[..., dropped : key.shape[2]]
+        positions = kwargs.get("position_ids")
+        if isinstance(positions, Tensor) and positions.dim() == 2 and positions.shape[0] == query.shape[0]:
+            kwargs = {**kwargs, "position_ids": positions[rows]}
+        return query[rows], key[rows, :, dropped:], value[rows, :, dropped:], mask, kwargs
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class RowGroup:
     """The rows of one branch in a joint forward pass.
 
@@ -40,25 +74,15 @@ class RowGroup:
     def take(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, kwargs: dict[str, Any]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, dict[str, Any]]:
-        """Its part of one decoding attention call: its rows, without the padding in front of its prompt.
+        """Its part of one decoding attention call; see `BranchPart.take`."""
+        return self.part(key.shape[2]).take(query, key, value, mask, kwargs)
 
-        Args:
-            query: [N, H, 1, D] all rows.
-            key: [N, G, K, D].
-            value: [N, G, K, Dv].
-            mask: [N or 1, 1 or H, 1, K] or None.
-            kwargs: the other arguments of the call.
-        """
-        rows, keys = slice(self.first, self.stop), key.shape[2]
+    def part(self, keys: int) -> BranchPart:
+        """Where it lies in the running decode step of a layer with `keys` = K keys."""
         # A sliding layer's keys begin somewhere behind the padding; a full layer's with it.
         first_key = max(0, self.state.offset + self.shift + 1 - keys)
         dropped = min(keys, max(0, self.shift - first_key))
-        if mask is not None:
-            mask = (mask if mask.shape[0] == 1 else mask[rows])[..., dropped:keys]
-        positions = kwargs.get("position_ids")
-        if isinstance(positions, Tensor) and positions.dim() == 2 and positions.shape[0] == query.shape[0]:
-            kwargs = {**kwargs, "position_ids": positions[rows]}
-        return query[rows], key[rows, :, dropped:], value[rows, :, dropped:], mask, kwargs
+        return BranchPart(first=self.first, stop=self.stop, dropped=dropped)
 
 
 class BranchRows:

@@ -20,10 +20,12 @@ class PromptTokens:
     Attributes:
         visual: [B, P] bool, visual tokens.
         real: [B, P] bool, False for padding.
+        input_ids: [B, P] the ids, where they are known.
     """
 
     visual: Tensor
     real: Tensor
+    input_ids: Tensor | None = None
 
     @classmethod
     def of(cls, input_ids: Tensor, attention_mask: Tensor | None, visual_token_ids: tuple[int, ...]) -> "PromptTokens":
@@ -31,7 +33,7 @@ class PromptTokens:
         visual = visual_mask(input_ids, visual_token_ids)
         known = isinstance(attention_mask, Tensor) and attention_mask.shape == input_ids.shape
         real = attention_mask.to(visual.device).bool() if known else torch.ones_like(visual)
-        return cls(visual=visual, real=real)
+        return cls(visual=visual, real=real, input_ids=input_ids)
 
     @property
     def length(self) -> int:
@@ -46,7 +48,9 @@ class PromptTokens:
         if repeats == 1:
             return self
         return PromptTokens(
-            visual=self.visual.repeat_interleave(repeats, 0), real=self.real.repeat_interleave(repeats, 0)
+            visual=self.visual.repeat_interleave(repeats, 0),
+            real=self.real.repeat_interleave(repeats, 0),
+            input_ids=None if self.input_ids is None else self.input_ids.repeat_interleave(repeats, 0),
         )
 
 
@@ -62,6 +66,7 @@ class GenerationState:
         offset: key position of the first current query.
         steady_edits: per layer, the edit of every decode step, where no method changes it (see `Method.steady`).
         side: the contrast branch these rows are; "positive" without one.
+        compiled: whether the decode steps will be compiled: edits then keep their structure from prompt to prompt.
         only: the one method whose attention processor runs in a pass that this method makes on its own, or None.
     """
 
@@ -72,6 +77,7 @@ class GenerationState:
         self.prompt = prompt
         self.side = side
         self.only: str | None = None
+        self.compiled = False
         self.visual: Tensor | None = None
         self.real: Tensor | None = None
         self.active = False

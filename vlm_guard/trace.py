@@ -3,10 +3,14 @@
 Attention is not an explanation: a token that draws attention need not be what the answer rests on.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from vlm_guard.kernels.attention_edit import AttentionEdit
+from vlm_guard.kernels.edited_attention import edited_attention
 
 
 @dataclass(kw_only=True, eq=False)
@@ -74,3 +78,28 @@ class AttentionTrace:
                 of_layers.append((weights[..., : described.shape[1]] * described[:, None]).sum(-1))
             steps.append(torch.stack(of_layers))
         return torch.stack(steps)
+
+
+def record_call(context: Any, tracer: AttentionTrace) -> None:
+    """Hand the edited weights of the answer rows of a guarded attention call to the trace."""
+    if context.slot.layer not in tracer.layers:
+        return
+    batch = context.state.real.shape[0]
+    if context.query.shape[0] > batch:
+        # Further rows behind those of the generation, such as twins without their image, are not traced.
+        mask = context.mask
+        context = replace(
+            context,
+            query=context.query[:batch],
+            key=context.key[:batch],
+            value=context.value[:batch],
+            mask=mask if mask is None or mask.shape[0] == 1 else mask[:batch],
+        )
+    rows = None
+    if context.query.shape[2] > 1 or context.state.reading:
+        rows = context.state.rows("answer", context.query.shape[2])
+        if rows is None:
+            return
+    edit = context.edit(rows, "answer") or AttentionEdit()
+    problem = replace(context.problem(rows, edit), return_weights=True)
+    tracer.record(context.slot.layer, edited_attention(problem, "torch").weights, context.first_key)
