@@ -122,7 +122,7 @@ class GIFT(Method):
                 raise ValueError(
                     "gift reads the prompt ahead with these layers, so it cannot go on with past_key_values"
                 )
-            run_until_stopped(call.guard.target.model, call.inputs)
+            run_until_stopped(call.guard.target.architecture.generator, call.inputs)
             shared.ahead = False
 
     def edit_attention(self, call: AttentionCall) -> AttentionEdit | None:

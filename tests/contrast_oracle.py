@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlm_guard.architecture_entry import entry_of
 from zoo.prompts import SPECIAL_IDS, VOCABULARY
 
 Combine = Callable[[Tensor, Tensor, int], Tensor]
@@ -33,7 +34,10 @@ def next_logits(zoo, inputs: dict[str, Any], ids: list[int], generated: int = 0)
         if hasattr(module, "rope_deltas"):
             module.rope_deltas = None
     with torch.no_grad():
-        return zoo.model(**with_tokens(zoo, inputs, ids, generated)).logits[0, -1].float()
+        # A family whose inner language model generates takes prompts without a picture there only.
+        bare = "" if "pixel_values" in inputs else entry_of(zoo.model.config.model_type).generator
+        model = zoo.model.get_submodule(bare)
+        return model(**with_tokens(zoo, inputs, ids, generated)).logits[0, -1].float()
 
 
 def decode(

@@ -39,6 +39,7 @@ ONLY_FAMILIES: dict[str, set[str]] = {
 
 # Families without what a method needs with the options above.
 REFUSED_FAMILIES: dict[str, set[str]] = {
+    "iri": {"blip_2"},  # the feed-forward networks of OPT are no modules
     "gift": {"qwen3_5"},  # its layer 0 has linear attention
     # Towers that read patches or pack their images into one sequence, and models without a tower.
     "uncertainty": {

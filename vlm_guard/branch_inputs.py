@@ -16,6 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
 
 from vlm_guard.contrast import Branch
+from vlm_guard.embedded_prompt import PromptEmbedder
 
 TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
 _NOT_IMAGES = {
@@ -73,6 +74,8 @@ def prepare_branch(
     inputs: Mapping[str, Any],
     given: BranchInputs,
     generation_config: GenerationConfig,
+    *,
+    embedder: PromptEmbedder | None = None,
 ) -> BranchInputs:
     """The branch's ids, mask, positions, token types and image features.
 
@@ -82,6 +85,7 @@ def prepare_branch(
         inputs: the inputs given to `generate`.
         given: what `generate` prepared of them, with N = B * (beams or sequences per prompt) rows.
         generation_config: of this call.
+        embedder: for an inner model that generates from embeddings.
 
     Raises:
         ValueError: the model gets its images together with the ids in a form that a changed prompt cannot share.
@@ -93,7 +97,9 @@ def prepare_branch(
     for name in TOKEN_TYPES:
         if isinstance(inputs.get(name), Tensor):
             kwargs[name] = prompt.follow(inputs[name])
-    if branch.images != "none":
+    if embedder is not None:
+        kwargs |= _embeddings(embedder, branch, inputs, given, expand)
+    elif branch.images != "none":
         kwargs |= image_inputs(inputs)
         if branch.images != "same":
             kwargs |= branch.images
@@ -104,7 +110,7 @@ def prepare_branch(
         if shared is not None:
             # What `generate` took out of its inputs went into the features.
             kwargs = {name: value for name, value in kwargs.items() if _is_kept(name, given.model_kwargs)}
-        elif branch.images != "none":
+        elif branch.images != "none" and embedder is None:
             kwargs = model._maybe_prepare_encoder_kwargs_for_generation(
                 prompt.input_ids, kwargs, "input_ids", generation_config
             )
@@ -120,6 +126,19 @@ def prepare_branch(
         if name in given.model_kwargs:
             kwargs[name] = given.model_kwargs[name]
     return BranchInputs(input_ids=input_ids, attention_mask=mask, model_kwargs=kwargs)
+
+
+def _embeddings(
+    embedder: PromptEmbedder, branch: Branch, inputs: Mapping[str, Any], given: BranchInputs, expand: int
+) -> dict[str, Tensor]:
+    """The branch's prompt as embeddings; nothing where it has no image and its ids say everything."""
+    ids = branch.prompt.input_ids
+    if branch.images == "none":
+        return {}
+    if branch.images == "same":
+        rows = given.model_kwargs["inputs_embeds"][::expand]
+        return {"inputs_embeds": embedder.reuse(ids, given.input_ids[::expand], rows)}
+    return {"inputs_embeds": embedder.encode(ids, {**inputs, **branch.images})}
 
 
 def joint_step_kwargs(first: BranchInputs, second: BranchInputs, length: int, cache: Any) -> dict[str, Any]:

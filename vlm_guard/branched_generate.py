@@ -18,6 +18,7 @@ from transformers.generation import GenerationMode
 from vlm_guard.branch_prompt import GivenPrompt
 from vlm_guard.branched_model import BranchedModel, StandIn
 from vlm_guard.contrast import Branch, ContrastCall, padding_id
+from vlm_guard.embedded_prompt import PromptEmbedder
 from vlm_guard.layer_contrast import LayerContrastModel
 
 if TYPE_CHECKING:
@@ -101,7 +102,8 @@ class ContrastGenerate:
         if branch is None:
             return None
         token_ids = self.target.architecture.visual_token_ids
-        return BranchedModel(model, self.method, branch, self.inputs, token_ids, guard=self.guard)
+        embedder = PromptEmbedder.of(self.target)
+        return BranchedModel(model, self.method, branch, self.inputs, token_ids, guard=self.guard, embedder=embedder)
 
     def branch(self, input_ids: Tensor, model_kwargs: Mapping[str, Any]) -> Branch | None:
         """The method's branch for the rows of `generate`; None when no row of this prompt has one."""
@@ -142,7 +144,7 @@ class ContrastGenerate:
         self, model: PreTrainedModel, input_ids: Tensor, generation_config: GenerationConfig, model_kwargs: dict
     ) -> None:
         name = self.method.name
-        if model is not self.target.model:
+        if model is not self.target.architecture.generator:
             raise ValueError(
                 f"{type(self.target.model).__name__} generates through its {type(model).__name__} from embeddings, "
                 f"so {name} cannot build a second branch for it; see 'vlm-guard models' for families that can"

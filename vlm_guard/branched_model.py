@@ -21,6 +21,7 @@ from vlm_guard.branch_cache import (
 from vlm_guard.branch_inputs import BranchInputs, given_inputs, joint_step_kwargs, prepare_branch
 from vlm_guard.branch_rows import BranchRows
 from vlm_guard.contrast import Branch
+from vlm_guard.embedded_prompt import PromptEmbedder
 from vlm_guard.shared_prefix import copy_prefix, shared_prefix
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class BranchedModel(StandIn):
         inputs: what `generate` was given.
         visual_token_ids: ids that stand for patches of images and videos.
         guard: whose attention edits keep to the rows of their branch.
+        embedder: makes the branch's embeddings where `model` is the inner one of a family that generates from them.
     """
 
     owns_cache = True
@@ -84,9 +86,11 @@ class BranchedModel(StandIn):
         visual_token_ids: tuple[int, ...],
         *,
         guard: "Guard | None" = None,
+        embedder: PromptEmbedder | None = None,
     ) -> None:
         super().__init__(model)
         self.method = method
+        self.embedder = embedder
         self.branch = branch
         self.inputs = inputs
         self.visual_token_ids = visual_token_ids
@@ -113,7 +117,9 @@ class BranchedModel(StandIn):
         prepared_cache = model_kwargs.get("past_key_values")
         self.given = given_inputs(input_ids, model_kwargs)
         with nullcontext() if self.branch_rows is None else self.branch_rows.encoding():
-            self.second = prepare_branch(self.model, self.branch, self.inputs, self.given, generation_config)
+            self.second = prepare_branch(
+                self.model, self.branch, self.inputs, self.given, generation_config, embedder=self.embedder
+            )
         outputs = [self._read(part, index, generation_config) for index, part in enumerate((self.given, self.second))]
         logits = self._combine(*(output.logits[:, -1] for output in outputs), step=0)
         cache = self._join_caches(prepared_cache)
@@ -141,7 +147,9 @@ class BranchedModel(StandIn):
             tail[:, -1:].repeat(2, 1), next_sequence_length=1, **self.step_kwargs
         )
         output = self.forward(**inputs, return_dict=True)
-        self.step_kwargs = self.model._update_model_kwargs_for_generation(output, self.step_kwargs)
+        self.step_kwargs = self.model._update_model_kwargs_for_generation(
+            output, self.step_kwargs, is_encoder_decoder=False
+        )
         last = output.logits[:, -1]
         logits = self._combine(last[:rows], last[rows:], step=step)
         hidden = output.get("hidden_states")
@@ -171,7 +179,9 @@ class BranchedModel(StandIn):
                 output = self.model(**inputs, return_dict=True)
             else:
                 output = self.model._prefill(part.input_ids, generation_config, part.model_kwargs)
-        part.model_kwargs.update(self.model._update_model_kwargs_for_generation(output, part.model_kwargs))
+        part.model_kwargs.update(
+            self.model._update_model_kwargs_for_generation(output, part.model_kwargs, is_encoder_decoder=False)
+        )
         return output
 
     def _copy_shared_prefix(self, generation_config: GenerationConfig) -> int:
@@ -213,7 +223,7 @@ class BranchedModel(StandIn):
         )
         with self._stepping(index):
             output = self.forward(**inputs, return_dict=True)
-        kwargs.update(self.model._update_model_kwargs_for_generation(output, kwargs))
+        kwargs.update(self.model._update_model_kwargs_for_generation(output, kwargs, is_encoder_decoder=False))
         return output
 
     def _reading(self, index: int, part: BranchInputs) -> AbstractContextManager:

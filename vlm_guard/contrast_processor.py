@@ -41,6 +41,11 @@ class ContrastLogitsProcessor(LogitsProcessor):
     def __init__(self, target: "GuardTarget", method: "Method", inputs: Mapping[str, Any]) -> None:
         if method.early_layers(target):
             raise ValueError(f"{method.name} reads early layers, not a second branch; use wrap or contrast_generate")
+        if target.architecture.generator is not target.model:
+            raise ValueError(
+                f"{target.architecture.model_type} generates from embeddings, which a logits processor does not see; "
+                "use wrap"
+            )
         cache = prompt_cache(target.model)
         if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers):
             raise ValueError(
@@ -108,7 +113,7 @@ class ContrastLogitsProcessor(LogitsProcessor):
         if kept is None:
             kwargs["past_key_values"] = prompt_cache(model)
             output = model._prefill(self.inputs.input_ids, model.generation_config, kwargs)
-            kwargs.update(model._update_model_kwargs_for_generation(output, kwargs))
+            kwargs.update(model._update_model_kwargs_for_generation(output, kwargs, is_encoder_decoder=False))
             self.tail = tail[:, :0]
             if tail.shape[1] == 0:
                 return output.logits[:, -1].float()

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from vlm_guard.embedded_prompt import without_double_prompt
+
 
 class StopForward(Exception):
     """Raised inside a forward pass by whoever has seen enough; `run_until_stopped` catches it."""
@@ -16,7 +18,11 @@ def run_until_stopped(model: PreTrainedModel, inputs: Mapping[str, Any]) -> None
 
     Hooks on the model as a whole do not run, those inside it do. The cache in `inputs`, if any, is not touched.
     """
-    given = {name: value for name, value in inputs.items() if name not in ("past_key_values", "use_cache")}
+    given = {
+        name: value
+        for name, value in without_double_prompt(inputs).items()
+        if name not in ("past_key_values", "use_cache")
+    }
     try:
         with torch.no_grad():
             model.forward(**given, use_cache=False)

@@ -57,7 +57,7 @@ class HeadScoring:
         """
         streams = self.streams
         if approximation == "none":
-            joint = streams.joint_inputs(inputs)
+            joint = streams.joint_inputs(inputs, self.guard.target.model.get_input_embeddings())
             self._joint = True
             cache = inputs.get("past_key_values")
             if cache is None and inputs.get("use_cache") is not False:
@@ -142,7 +142,7 @@ class HeadScoring:
         vars(state.memory(self.method, -1))["scoring"] = self
         guard.state, self._stop_after = state, last
         try:
-            run_until_stopped(guard.target.model, inputs)
+            run_until_stopped(guard.target.architecture.generator, inputs)
         finally:
             guard.state, self._stop_after = kept, None
 

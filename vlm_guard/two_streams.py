@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
@@ -82,8 +82,13 @@ class TwoStreams:
                 kept[name] = self.text.follow(inputs[name][self.with_image])
         return kept
 
-    def joint_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The inputs of one forward pass over the given rows and their twins."""
+    def joint_inputs(self, inputs: dict[str, Any], embedding: nn.Module) -> dict[str, Any]:
+        """The inputs of one forward pass over the given rows and their twins.
+
+        Args:
+            inputs: of the pass over the given rows alone.
+            embedding: the input embeddings, for prompts that are given as embeddings.
+        """
         length = self.input_ids.shape[1]
         front = (length - self.text.length, 0)
         pad = torch.nn.functional.pad
@@ -91,6 +96,9 @@ class TwoStreams:
         joined = dict(inputs)
         joined["input_ids"] = torch.cat((self.input_ids, pad(self.text.input_ids, front, value=filler)))
         joined["attention_mask"] = torch.cat((self.attention_mask, pad(self.text.attention_mask, front)))
+        if isinstance(inputs.get("inputs_embeds"), Tensor):
+            twins = embedding(joined["input_ids"][self.batch :])
+            joined["inputs_embeds"] = torch.cat((inputs["inputs_embeds"], twins.to(inputs["inputs_embeds"].dtype)))
         positions = inputs.get("position_ids")
         if isinstance(positions, Tensor):
             given = positions.expand(*positions.shape[:-2], self.batch, length)
