@@ -54,6 +54,7 @@ class CARVE(Method):
     paper = "Focusing by Contrastive Attention: Enhancing VLMs' Visual Reasoning, ECCV 2026, arXiv 2509.06461"
     stations = ("inputs",)
     needs = ("processor",)
+    cross_attention = "it looks for the regions of a picture in attention on the prompt's visual tokens"
     compiles = True
 
     share: float = option(

@@ -58,6 +58,7 @@ class IRI(Method):
     )
     stations = ("hidden",)
     needs = ("calibration",)
+    cross_attention = "a learned gate stands between what such a layer's attention gives and what is added"
 
     attention_strength: float = option(
         0.26,

@@ -78,6 +78,11 @@ class PAI(Method):
             call.memory.gain = known = (visual, gain)
         return AttentionEdit(gain=known[1][..., call.first_key :])
 
+    @property
+    def cross_attention(self) -> str:  # type: ignore[override]
+        """The gain alone is refused: it would sharpen attention among visual keys, but could not move any to them."""
+        return "" if self.gain == 0 else "more attention on visual keys is impossible where all keys are; set gain=0"
+
     def contrasts(self) -> bool:
         """Guidance 1 switches the second branch off."""
         return self.guidance > 1

@@ -46,6 +46,7 @@ class UncertaintyMasking(Method):
         "NeurIPS 2025, arXiv 2510.09008"
     )
     stations = ("vision",)
+    cross_attention = ""
     needs = ("processor", "gradients")
     compiles = True
 

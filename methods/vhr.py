@@ -19,6 +19,8 @@ without image tokens, often a tenth of it):
   parallel           both streams are read without reinforcement, all layers scored, then the prompt is read again:
                      2 + t/n. Not cheaper here; it is what the known third-party port does.
 Beside other methods that act inside the decoder, the scoring of "none" is a reading of its own (3 of the prompt).
+Models that read images in cross-attention layers (Mllama) skip these layers for a prompt without image, so the text
+stream has no output there, a_h(text) = 0; and their streams cannot be rows of one pass: "none" is refused.
 Decoding costs a multiplication.
 
 Where the values come from: alpha = 2, the second layer and the last 14 of 32, the outlier rule, the median and the
@@ -53,6 +55,7 @@ class VHR(Method):
     needs = ("second branch",)
     rows = "all"
     steady = True
+    cross_attention = ""
     compiles = True
 
     strength: float = option(
@@ -78,6 +81,18 @@ class VHR(Method):
         help="decoder layers to edit",
         paper="second and last 14 of 32 for LLaVA-1.5-7B, last 18 of 32 for InstructBLIP-7B",
     )
+
+    def prepare(self, target: GuardTarget) -> None:
+        """Nothing to keep.
+
+        Raises:
+            ValueError: both streams were asked for in one pass of a model whose rows would share their images.
+        """
+        if self.approximation == "none" and self.strength != 1 and target.architecture.entry.cross_attention:
+            raise ValueError(
+                f"vhr: {target.architecture.model_type} reads images in cross-attention layers, where a row without "
+                "image in a batch with images attends to theirs; pass approximation='plain text stream' or 'parallel'"
+            )
 
     def active_layers(self, target: GuardTarget) -> tuple[int, ...]:
         """The layers of `layers` that have attention heads."""

@@ -56,6 +56,7 @@ class ZeroTuning(Method):
     needs = ("calibration",)
     rows = "all"
     steady = True
+    cross_attention = "what it takes from the first token would go to text, as self-attention has no visual keys"
     compiles = True
 
     factor: float | None = option(

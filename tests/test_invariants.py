@@ -12,7 +12,7 @@ from zoo import Prompt, assert_pristine, families
 
 torch.set_num_threads(1)
 
-# A family that is refused, and one without visual tokens in its prompt, which has tests of its own.
+# A family that is refused, and one without visual tokens in its prompt (tests/test_cross_attention.py).
 OUTSIDE = {"git", "mllama"}
 FAMILIES = [name for name in families() if name not in OUTSIDE]
 METHODS = [

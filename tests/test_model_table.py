@@ -10,7 +10,7 @@ from vlm_guard.model_table import REFUSED, TESTED, UNTESTED, model_rows, models_
 from vlm_guard.visual_tokens import visual_mask
 from zoo import Prompt, build, families
 
-REFUSED_ZOO = {"git", "mllama"}
+REFUSED_ZOO = {"git"}
 WORKING = [name for name in families() if name not in REFUSED_ZOO]
 
 

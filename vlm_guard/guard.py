@@ -25,6 +25,7 @@ from vlm_guard.known_caches import KnownCaches, inside_generation
 from vlm_guard.layer_observers import LayerObservers
 from vlm_guard.layers import select_layers
 from vlm_guard.method import Method, Sign, resolve_methods
+from vlm_guard.method_requirements import refuse_trace, refuse_unmet_needs
 from vlm_guard.profiles import Profile, find_profile
 from vlm_guard.refused_calls import refuse_continuous_batching, refuse_forward
 from vlm_guard.trace import AttentionTrace
@@ -111,9 +112,7 @@ class Guard(AbstractContextManager):
             architecture=describe_architecture(inner),
             profile=profile or find_profile(inner.config),
         )
-        lacking = next((item.name for item in methods if "processor" in item.needs and processor is None), None)
-        if lacking is not None:
-            raise ValueError(f"{lacking} needs the model's processor: wrap(model, processor, {lacking!r})")
+        refuse_unmet_needs(methods, self.target)
         self.methods = tuple(
             BoundMethod(item, item.prepare(self.target), frozenset(item.active_layers(self.target))) for item in methods
         )
@@ -168,6 +167,7 @@ class Guard(AbstractContextManager):
         Args:
             layers: the layers to record, as in `select_layers`.
         """
+        refuse_trace(self.target.architecture)
         chosen = select_layers(layers, self.target.architecture.depth)
         before = len(self._undo)
         if not self._slots_installed:

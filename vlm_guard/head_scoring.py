@@ -83,7 +83,7 @@ class HeadScoring:
             output: [rows, Q, H, D] attention output of this pass, or None while it is not computed yet.
         """
         if self._image is not None and self._text is not None and layer in self._image:
-            return self._image[layer], self._text[layer]
+            return self._image[layer], self._text_output(layer, self._image[layer])
         if output is None:
             return None
         rows, device = self.streams.with_image.to(output.device), output.device
@@ -97,7 +97,12 @@ class HeadScoring:
         image = output[rows, self.streams.last.to(device)[rows]]
         if self._joint:
             return image, output[self.streams.batch :, -1]
-        return image, self._text[layer].to(device)
+        return image, self._text_output(layer, image)
+
+    def _text_output(self, layer: int, like: Tensor) -> Tensor:
+        """[M, H, D] of the text stream; zero in a cross-attention layer, which a prompt without image skips."""
+        known = self._text.get(layer)
+        return torch.zeros_like(like) if known is None else known.to(like.device)
 
     def choose(self, layer: int, scale: Tensor) -> None:
         """Keep the scale [M, H] of the rows with an image; other rows have 1."""

@@ -79,6 +79,9 @@ class Method:
             or a steady edit, or a contrast of logits. Without it the steps run uncompiled.
         observes_hidden: whether `observe_hidden` wants the hidden states that enter the layers.
         edited_branch: with a contrast branch, the side whose rows its attention edit and observations are for.
+        cross_attention: why it means nothing for models that read images in cross-attention layers, all of whose keys
+            are visual while self-attention has no visual keys; empty where it does mean something. It counts for
+            methods that act before the logits.
     """
 
     name: ClassVar[str] = ""
@@ -91,6 +94,7 @@ class Method:
     compiles: ClassVar[bool] = False
     observes_hidden: ClassVar[bool] = False
     edited_branch: ClassVar[Sign] = "positive"
+    cross_attention: ClassVar[str] = "it tells visual keys from the others of a row, and no row has both kinds there"
 
     def __post_init__(self) -> None:
         for item in fields(self):
