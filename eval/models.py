@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
+from vlm_guard.architecture import inference_device
 from vlm_guard.builtin_model import BUILTIN_DIR, builtin
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -129,7 +130,7 @@ def identify(name: str, model: PreTrainedModel) -> dict[str, Any]:
         "class": type(model).__name__,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "dtype": str(model.dtype).removeprefix("torch."),
-        "device": model.device.type,
+        "device": inference_device(model).type,
     }
 
 

@@ -85,8 +85,15 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
 
 
 def inference_device(model: nn.Module) -> torch.device:
-    """Where inputs of the model belong: the device of its input embeddings (parameters may be offloaded)."""
-    return unwrap(model).get_input_embeddings().weight.device
+    """Where inputs of the model belong: the device on which its input embeddings run, also when they are offloaded."""
+    embeddings = unwrap(model).get_input_embeddings()
+    device = embeddings.weight.device
+    if device.type != "meta":
+        return device
+    # accelerate keeps offloaded weights elsewhere, and brings them to the device of its hook for each call.
+    hook = embeddings._hf_hook
+    devices = [getattr(part, "execution_device", None) for part in getattr(hook, "hooks", (hook,))]
+    return torch.device(next(device for device in devices if device is not None))
 
 
 def describe_architecture(model: PreTrainedModel) -> Architecture:
