@@ -39,7 +39,7 @@ from vlm_guard.guard_target import GuardTarget
 from vlm_guard.image_splice import splice_pictures
 from vlm_guard.layers import select_layers_of
 from vlm_guard.method import Method, option, register
-from vlm_guard.patch_grid import place_images
+from vlm_guard.patch_grid import place_images, require_grid
 from vlm_guard.pictures import flat_pictures, recover_pictures, seen_part
 from vlm_guard.question_tokens import answer_opening, with_question
 from vlm_guard.visual_tokens import visual_mask
@@ -86,6 +86,14 @@ class CARVE(Method):
         paper="in the code",
     )
     layers: str = option("62%-81%", help="decoder layers whose attention is contrasted", paper="20 to 25 in both")
+
+    def prepare(self, target: GuardTarget) -> None:
+        """Nothing to keep.
+
+        Raises:
+            ValueError: the model's visual tokens form no grid.
+        """
+        require_grid(target.model.config, self.name)
 
     def active_layers(self, target: GuardTarget) -> tuple[int, ...]:
         """Those of `layers` that have attention.

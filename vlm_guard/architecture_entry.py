@@ -40,6 +40,7 @@ class ArchitectureEntry:
         no_grid: why its visual tokens form no grid ("it ..."); then `patch_grid` does not count.
         vision_tower: dotted path of the image encoder, where `model.get_encoder(modality="image")` is not it.
         no_tower: why there is no usable image encoder ("it ...").
+        packed_towers: `model_type` of image encoders that read the patches of all images as one sequence.
     """
 
     family: str
@@ -56,6 +57,7 @@ class ArchitectureEntry:
     no_grid: str = ""
     vision_tower: str = ""
     no_tower: str = ""
+    packed_towers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.family or (not self.model_types and self.family != "any other"):

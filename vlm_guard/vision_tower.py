@@ -62,6 +62,11 @@ def describe_vision_tower(model: PreTrainedModel, method: str) -> VisionTower:
         absent = "no module of it is an image encoder"
     if absent:
         raise ValueError(f"{method} works inside the vision tower, and {model_type} has none it could use: {absent}")
+    if tower.config.model_type in entry.packed_towers:
+        raise ValueError(
+            f"{method} works on one image after the other inside the vision tower, and that of {model_type} "
+            f"({type(tower).__name__}) reads the patches of all images as one sequence"
+        )
     modules = dict(tower.named_modules())
     names = [name for name, module in modules.items() if dispatches_attention(type(module))]
     parents = {name.rpartition(".")[0].rpartition(".")[0] for name in names}

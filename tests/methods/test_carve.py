@@ -148,9 +148,8 @@ def test_grids_cover_all_visual_tokens(zoo_model, family):
 
 def test_tiled_images_are_refused(zoo_model):
     zoo = zoo_model("llava_next")
-    inputs = zoo.make_inputs([Prompt(text_before=2, images=1, text_after=3, content=0)])
-    with wrap(zoo.model, tiny_processor(), "carve", layers="1") as guard, pytest.raises(ValueError, match="tiles"):
-        guard.generate(**inputs, images=[picture()], max_new_tokens=1)
+    with pytest.raises(ValueError, match=r"carve needs one grid.*tiles"):
+        wrap(zoo.model, tiny_processor(), "carve", layers="1")
     assert_pristine(zoo.model)
 
 

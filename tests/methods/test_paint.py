@@ -158,7 +158,7 @@ def test_a_tower_without_class_token_is_refused_or_substituted(zoo_model):
     assert torch.isfinite(found).all() and not torch.equal(found[:, -1], plain[:, -1])
 
 
-@pytest.mark.parametrize("family", ["llava_next", "gemma3", "qwen2_vl"])
+@pytest.mark.parametrize("family", ["llava_next", "gemma3"])
 def test_merged_or_tiled_patches_are_refused(zoo_model, family):
     zoo = zoo_model(family)
     inputs = zoo.make_inputs([Prompt(text_before=2, images=1, text_after=5, content=0)])
@@ -168,6 +168,12 @@ def test_merged_or_tiled_patches_are_refused(zoo_model, family):
         pytest.raises(ValueError, match="one visual token for each patch"),
     ):
         guard.generate(**inputs, max_new_tokens=1)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "llava_pixtral"])
+def test_towers_that_pack_their_images_are_refused(zoo_model, family):
+    with pytest.raises(ValueError, match=r"paint.*as one sequence"):
+        wrap(zoo_model(family).model, None, "paint", reference="mean patch")
 
 
 def test_models_without_a_tower_are_refused(zoo_model):

@@ -9,6 +9,7 @@ LLAVA = ArchitectureEntry(
     text_models=("llama", "mistral", "gpt_oss", "gemma2"),
     zoo=("llava", "llava_pixtral", "llava_gpt_oss", "llava_gemma2"),
     note="learned sink logits and soft caps are kept",
+    packed_towers=("pixtral",),
 )
 LLAVA_NEXT = ArchitectureEntry(
     family="LLaVA-NeXT", model_types=("llava_next",), text_models=("llama",), zoo=("llava_next",), no_grid=TILES
@@ -33,6 +34,7 @@ MISTRAL3 = ArchitectureEntry(
     text_models=("mistral",),
     zoo=("mistral3",),
     patch_grid=grid_of_sizes,
+    packed_towers=("pixtral",),
 )
 DEEPSEEK_VL = ArchitectureEntry(
     family="DeepSeek-VL",

@@ -9,6 +9,7 @@ QWEN2_VL = ArchitectureEntry(
     text_models=("qwen2_vl_text",),
     zoo=("qwen2_vl",),
     patch_grid=grid_of_merged_patches,
+    packed_towers=("qwen2_vl_vision",),
 )
 QWEN2_5_VL = ArchitectureEntry(
     family="Qwen2.5-VL",
@@ -16,6 +17,7 @@ QWEN2_5_VL = ArchitectureEntry(
     text_models=("qwen2_5_vl_text",),
     zoo=("qwen2_5_vl",),
     patch_grid=grid_of_merged_patches,
+    packed_towers=("qwen2_5_vl_vision",),
 )
 QWEN3_VL = ArchitectureEntry(
     family="Qwen3-VL",
@@ -23,6 +25,7 @@ QWEN3_VL = ArchitectureEntry(
     text_models=("qwen3_vl_text",),
     zoo=("qwen3_vl",),
     patch_grid=grid_of_merged_patches,
+    packed_towers=("qwen3_vl_vision",),
 )
 QWEN3_VL_MOE = ArchitectureEntry(
     family="Qwen3-VL MoE",
@@ -30,6 +33,7 @@ QWEN3_VL_MOE = ArchitectureEntry(
     text_models=("qwen3_vl_moe_text",),
     zoo=("qwen3_vl_moe",),
     patch_grid=grid_of_merged_patches,
+    packed_towers=("qwen3_vl_moe_vision",),
 )
 QWEN3_5 = ArchitectureEntry(
     family="Qwen3.5",
@@ -38,6 +42,7 @@ QWEN3_5 = ArchitectureEntry(
     zoo=("qwen3_5",),
     note="only its full-attention layers are edited",
     patch_grid=grid_of_merged_patches,
+    packed_towers=("qwen3_5_vision",),
 )
 GLM4V = ArchitectureEntry(
     family="GLM-4V",
@@ -45,4 +50,5 @@ GLM4V = ArchitectureEntry(
     text_models=("glm4v_text",),
     zoo=("glm4v",),
     patch_grid=grid_of_merged_patches,
+    packed_towers=("glm4v_vision",),
 )

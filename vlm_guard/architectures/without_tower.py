@@ -8,6 +8,7 @@ FUYU = ArchitectureEntry(
     text_models=("persimmon",),
     zoo=("fuyu",),
     note="no vision tower",
+    no_grid="gives its patches without the shape of the picture",
     no_tower="it feeds patches straight to its decoder",
 )
 CHAMELEON = ArchitectureEntry(

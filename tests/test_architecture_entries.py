@@ -1,0 +1,129 @@
+"""Entries of model families: their grids lie as the pictures do, they are found, and a new one takes a few lines."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from vlm_guard import architecture_entry, wrap
+from vlm_guard.architecture import describe_architecture
+from vlm_guard.architecture_entry import GENERIC, ArchitectureEntry, entry_of, register_architecture
+from vlm_guard.patch_grid import place_images
+from vlm_guard.vision_tower import describe_vision_tower
+from zoo import FAMILIES, Prompt, assert_pristine, build, families
+
+torch.set_num_threads(1)
+
+GUIDE = Path(__file__).parents[1] / "docs" / "new-family.md"
+LONGEST_FAMILY = 30
+OF_PIXELS = ["llava", "video_llava", "llava_pixtral", "mistral3", "gemma3", "paligemma", "deepseek_vl", "janus"]
+PACKED = {"llava_pixtral", "mistral3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "glm4v"}
+
+
+@torch.no_grad()
+def entering(zoo, inputs):
+    """[P, hidden size] what enters the first decoder layer."""
+    seen = []
+    first = describe_architecture(zoo.model).layers[0].layer
+    hook = first.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+    )
+    zoo.model(**inputs)
+    hook.remove()
+    return seen[0][0]
+
+
+@pytest.mark.parametrize("family", OF_PIXELS)
+@pytest.mark.parametrize("content", [0, 1])
+def test_the_grid_lies_as_the_picture_does(zoo_model, family, content):
+    """Pixels of one cell of the grid change the token of that cell most; in a random tower one other may come close."""
+    zoo = zoo_model(family)
+    inputs = zoo.make_inputs([Prompt(text_before=2, images=1, text_after=3, content=content)])
+    visual = inputs["input_ids"] == zoo.image_token_id
+    (image,) = place_images(zoo.model, inputs, visual, "this test")
+    rows, columns = image.grid
+    sizes = inputs.get("image_sizes")
+    height, width = inputs["pixel_values"].shape[-2:] if sizes is None else sizes[0].tolist()
+    assert rows * width == columns * height
+    before = entering(zoo, inputs)
+    for row, column in ((0, 0), (0, columns - 1), (rows - 1, 0), (rows - 1, columns - 1)):
+        pixels = inputs["pixel_values"].clone()
+        high, wide = height // rows, width // columns
+        pixels[..., row * high : (row + 1) * high, column * wide : (column + 1) * wide] *= -3
+        change = (entering(zoo, inputs | {"pixel_values": pixels}) - before)[image.places].norm(dim=-1)
+        assert row * columns + column in change.topk(2).indices.tolist()
+
+
+@pytest.mark.parametrize("family", sorted(set(families()) - {"git"}))
+def test_every_family_has_a_grid_or_says_why_not(zoo_model, family):
+    zoo = zoo_model(family)
+    inputs = zoo.make_inputs([Prompt(text_before=2, images=1, text_after=3, content=index) for index in range(2)])
+    visual = inputs["input_ids"] == zoo.image_token_id
+    reason = entry_of(zoo.config.model_type).no_grid
+    if reason:
+        with pytest.raises(ValueError, match=f"heat-map needs one grid.*{re.escape(reason)}"):
+            place_images(zoo.model, inputs, visual, "heat-map")
+        return
+    placed = place_images(zoo.model, inputs, visual, "heat-map")
+    assert [image.row for image in placed] == [0, 1]
+    assert [image.grid[0] * image.grid[1] for image in placed] == visual.sum(-1).tolist()
+
+
+@pytest.mark.parametrize("family", sorted(set(families()) - {"git"}))
+def test_every_family_has_a_usable_tower_or_says_why_not(zoo_model, family):
+    zoo = zoo_model(family)
+    if family in PACKED:
+        with pytest.raises(ValueError, match="as one sequence"):
+            describe_vision_tower(zoo.model, "this test")
+    elif entry_of(zoo.config.model_type).no_tower:
+        with pytest.raises(ValueError, match=re.escape(entry_of(zoo.config.model_type).no_tower)):
+            describe_vision_tower(zoo.model, "this test")
+    elif family != "molmo2":
+        tower = describe_vision_tower(zoo.model, "this test")
+        assert tower.depth == getattr(zoo.config.vision_config, "num_hidden_layers", tower.depth) >= 1
+
+
+def test_unknown_model_types_are_served_by_the_generic_entry():
+    assert entry_of("a_family_of_tomorrow") is GENERIC
+    with pytest.raises(ValueError, match="family and its model_types"):
+        ArchitectureEntry(family="nothing", model_types=())
+    with pytest.raises(TypeError, match="given str"):
+        register_architecture("llava")
+
+
+@pytest.fixture
+def guide():
+    """The code blocks of the guide; what running them registers is forgotten afterwards."""
+    known, zoo = dict(architecture_entry._REGISTERED), dict(FAMILIES)
+    yield re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+    architecture_entry._REGISTERED.clear()
+    architecture_entry._REGISTERED.update(known)
+    FAMILIES.clear()
+    FAMILIES.update(zoo)
+
+
+def test_the_new_family_of_the_guide(guide):
+    entry_code, zoo_code = guide[:2]
+    lines = [line for code in (entry_code, zoo_code) for line in code.splitlines() if line.strip()]
+    assert len(lines) <= LONGEST_FAMILY
+    names: dict = {}
+    exec(entry_code, names)
+    entry = next(value for value in names.values() if isinstance(value, ArchitectureEntry))
+    assert entry_of(entry.model_types[0]) is GENERIC, "the example must be a family that has no entry yet"
+    register_architecture(entry)
+    exec(zoo_code, {})
+    zoo = build(entry.zoo[0])
+    assert zoo.config.model_type in entry.model_types
+    inputs = zoo.make_inputs([Prompt(images=1, content=0), Prompt(text_before=7, images=2, content=1)])
+    with torch.no_grad():
+        plain = zoo.model(**inputs).logits
+        with wrap(zoo.model, None, "none"):
+            assert torch.equal(zoo.model(**inputs).logits, plain)
+        options = {"sink_dimensions": "0,5,9", "sink_threshold": 1.2, "min_visual_mass": 0.01, "layers": "all"}
+        with wrap(zoo.model, None, "var", **options) as guard:
+            assert not torch.equal(zoo.model(**inputs).logits, plain)
+            assert torch.equal(guard.state.visual, zoo.expected_visual_mask(inputs))
+    placed = place_images(zoo.model, inputs, zoo.expected_visual_mask(inputs), "this test")
+    assert [image.grid for image in placed] == [(4, 4)] * 3
+    assert_pristine(zoo.model)
