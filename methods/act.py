@@ -34,6 +34,7 @@ from vlm_guard.kernels.attention_edit import TEXT, TEXT_SINK, AttentionEdit, Seg
 from vlm_guard.kernels.policies import MoveSinksToRest
 from vlm_guard.method import Method, RowScope, option, register
 from vlm_guard.received_attention import received_attention
+from vlm_guard.split_heads import own_heads
 
 
 @register("act")
@@ -147,7 +148,9 @@ class ACT(Method):
         if self.sinks == "visual":
             sinks = sinks & call.state.visual[:, None, : sinks.shape[-1]].to(sinks.device)
         ids = torch.where(sinks, TEXT_SINK, TEXT).to(torch.uint8)
-        heads = None if call.prepared is None else call.prepared[call.layer].to(ids.device)
+        heads = None
+        if call.prepared is not None:
+            heads = own_heads(call.prepared[call.layer], 0, ids.shape[1], call.guard.target).to(ids.device)
         policy = MoveSinksToRest(move_fraction=self.move_fraction, heads=heads)
         return AttentionEdit(segments=Segments(ids), policy=policy)
 

@@ -42,6 +42,7 @@ from vlm_guard.guard_target import GuardTarget
 from vlm_guard.kernels.attention_edit import AttentionEdit
 from vlm_guard.method import Method, option, register
 from vlm_guard.question_tokens import content_words
+from vlm_guard.split_heads import all_heads, own_heads
 from vlm_guard.visual_tokens import RowSelection
 
 ALL = "all"
@@ -147,6 +148,7 @@ class GIFT(Method):
         if rows is None:
             return torch.zeros(visual.shape, device=visual.device)
         weights = call.select(rows).attend(AttentionEdit(), return_weights=True).weights
+        weights = all_heads(weights, 1, call.guard.target)
         weights = torch.nn.functional.pad(weights, (call.first_key, 0))[..., : visual.shape[1]]
         counts = content.gather(1, rows.index) & rows.valid
         return gaze_saliency(weights, counts.to(weights.device), visual.to(weights.device))
@@ -155,10 +157,13 @@ class GIFT(Method):
         first, described = call.first_key, saliency.shape[1]
         if first >= described:
             return None
+        target, own = call.guard.target, call.query.shape[1]
         weights = call.attend(AttentionEdit(), return_weights=True).weights[..., : described - first]
+        weights = all_heads(weights, 1, target)
         visual = call.state.visual[:, :described]
         saliency, visual, question = (item[:, first:].to(weights.device) for item in (saliency, visual, question))
-        return AttentionEdit(bias=gaze_bias(weights, saliency, visual, question, self.strength))
+        bias = gaze_bias(weights, saliency, visual, question, self.strength)
+        return AttentionEdit(bias=own_heads(bias, 1, own, target))
 
     def describe(self) -> dict[str, Any]:
         """Name and options; a function is described by its import path."""

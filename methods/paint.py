@@ -35,6 +35,7 @@ from vlm_guard.guard import Guard
 from vlm_guard.guard_target import GuardTarget
 from vlm_guard.kernels.attention_edit import AttentionEdit
 from vlm_guard.method import Method, option, register
+from vlm_guard.split_heads import refuse_split_tower
 from vlm_guard.vision_tower import VisionTower, describe_vision_tower, watch_rows
 from vlm_guard.visual_tokens import spread_over_visual_tokens
 
@@ -86,6 +87,7 @@ class PAINT(Method):
             ValueError: the model has no usable tower, or it has no class token and no substitute was asked for.
         """
         tower = describe_vision_tower(target.model, self.name)
+        refuse_split_tower(tower.module, self.name)
         if self.reference == "class token" and not tower.has_class_token:
             raise ValueError(
                 f"paint takes its tokens from the class token of the vision tower, and that of "

@@ -31,6 +31,7 @@ from vlm_guard.guard_target import GuardTarget
 from vlm_guard.kernels.attention_edit import AttentionEdit
 from vlm_guard.layers import select_layers_of
 from vlm_guard.method import Method, RowScope, option, register
+from vlm_guard.split_heads import own_heads
 
 # exp(-10000) is exactly 0 in every floating type, and unlike minus infinity it never makes a NaN.
 REMOVED = -1e4
@@ -108,7 +109,7 @@ class SoftPAG(Method):
         if self.degree == 0 or self.strength == 0:
             return None
         device = call.query.device
-        heads = call.prepared[call.layer].to(device)
+        heads = own_heads(call.prepared[call.layer], 0, call.query.shape[1], call.guard.target).to(device)
         if self.perturbation == "identity":
             has_image = call.state.visual.to(device).any(-1)
             return AttentionEdit(self_mix=(has_image[:, None] & heads).float() * self.degree)

@@ -42,6 +42,7 @@ from vlm_guard.guard_target import GuardTarget
 from vlm_guard.head_scoring import HeadScoring
 from vlm_guard.kernels.attention_edit import AttentionEdit
 from vlm_guard.method import Method, option, register
+from vlm_guard.split_heads import all_heads, own_heads
 
 
 @register("vhr")
@@ -122,7 +123,10 @@ class VHR(Method):
             pair = scoring.outputs(call.layer, call.output)
             if pair is None:
                 return None
+            target = call.guard.target
+            pair = [all_heads(part, 1, target) for part in pair]
             chosen = vision_aware_heads(*pair, squared=self.text_norm == "squared", outliers=self.remove_outliers)[1]
+            chosen = own_heads(chosen, 1, call.query.shape[1], target)
             scoring.choose(call.layer, torch.where(chosen, self.strength, 1.0))
         scale = scoring.scale(call.layer, call.query.shape[0])
         return None if scale is None else AttentionEdit(head_scale=scale)

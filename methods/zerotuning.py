@@ -32,6 +32,7 @@ from vlm_guard.guard_target import GuardTarget
 from vlm_guard.head_list import select_heads
 from vlm_guard.kernels.attention_edit import AttentionEdit, BiasFactors
 from vlm_guard.method import Method, option, register
+from vlm_guard.split_heads import own_heads
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,5 +118,8 @@ class ZeroTuning(Method):
         first = call.state.real.to(torch.uint8).argmax(-1).to(device)
         over_keys = torch.nn.functional.one_hot(first).to(torch.float32) * bias.value
         over_keys = over_keys * call.state.visual.any(-1, keepdim=True).to(device)
-        gate = None if bias.heads is None else bias.heads[call.layer].to(device=device, dtype=torch.float32)[None]
+        gate = None
+        if bias.heads is not None:
+            own = own_heads(bias.heads[call.layer], 0, call.query.shape[1], call.guard.target)
+            gate = own.to(device=device, dtype=torch.float32)[None]
         return BiasFactors(over_keys=over_keys, head_gate=gate)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vlm_guard.kernels.attention_edit import AttentionEdit
 from vlm_guard.kernels.edited_attention import edited_attention
+from vlm_guard.split_heads import all_heads
 
 
 @dataclass(kw_only=True, eq=False)
@@ -102,4 +103,5 @@ def record_call(context: Any, tracer: AttentionTrace) -> None:
             return
     edit = context.edit(rows, "answer") or AttentionEdit()
     problem = replace(context.problem(rows, edit), return_weights=True)
-    tracer.record(context.slot.layer, edited_attention(problem, "torch").weights, context.first_key)
+    weights = all_heads(edited_attention(problem, "torch").weights, 1, context.slot.guard.target)
+    tracer.record(context.slot.layer, weights, context.first_key)
