@@ -18,7 +18,7 @@ METHODS = {"none": {}, "var": VAR, "vhr": {"layers": "all"}, "pai": {"layers": "
 RECORD = {"max_new_tokens": STEPS, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
 
 
-@pytest.fixture(params=["blip_2", "instructblip"])
+@pytest.fixture(params=["blip_2", "instructblip", "instructblip_video"])
 def zoo(request, zoo_model):
     return zoo_model(request.param)
 
@@ -70,10 +70,9 @@ def test_head_bias_of_every_step_equals_an_attention_mask_on_embeddings(zoo):
 @torch.no_grad()
 def _logits_without_keys(zoo, inputs, tokens, visual):
     """Last logits when rows from the last prompt token on see no visual key, by a 4-D mask on the embeddings."""
-    embeddings = zoo.model.get_image_features(
-        **{name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")},
-        return_dict=True,
-    ).pooler_output
+    encode = getattr(zoo.model, "get_video_features", None) or zoo.model.get_image_features
+    given = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
+    embeddings = encode(**given, return_dict=True).pooler_output
     ids = torch.cat((inputs["input_ids"], tokens), 1)
     prompt = visual.shape[0]
     where = torch.nn.functional.pad(visual, (0, tokens.shape[1]))
@@ -106,9 +105,22 @@ def test_beams_and_positional_pixels(zoo):
     assert_pristine(zoo.model)
 
 
-def test_a_prompt_that_is_not_told_is_refused(zoo):
+def test_captions_without_a_prompt(zoo):
     inputs = zoo.make_inputs(PROMPTS)
     del inputs["input_ids"], inputs["attention_mask"]
+    plain = zoo.model.generate(**inputs, **RECORD)
+    with wrap(zoo.model, None, "pai", gain=0.0, guidance=1.0) as guard:
+        found = guard.generate(**inputs, **RECORD)
+        assert guard.state.visual.sum(-1).tolist() == [plain.sequences.shape[1] - STEPS - 1] * 2
+    assert torch.equal(found.sequences, plain.sequences)
+    with wrap(zoo.model, None, "var", **VAR) as guard:
+        assert not torch.equal(guard.generate(**inputs, **RECORD).logits[0], plain.logits[0])
+    assert_pristine(zoo.model)
+
+
+def test_a_prompt_given_as_embeddings_is_refused(zoo):
+    inputs = zoo.make_inputs(PROMPTS)
+    inputs["inputs_embeds"] = zoo.model.get_input_embeddings()(inputs.pop("input_ids"))
     with wrap(zoo.model, None, "var", **VAR) as guard, pytest.raises(ValueError, match="pass input_ids"):
         guard.generate(**inputs, max_new_tokens=2)
     assert_pristine(zoo.model)

@@ -73,7 +73,7 @@ class RoomyLayer(DynamicLayer):
 def can_merge(cache: Cache, length: int) -> bool:
     """Whether a filled `prompt_cache` holds exactly the `length` keys of the prompt, or linear states, in every layer.
 
-    Layers that attend to an encoder (mllama) or index their keys otherwise do not; such branches keep their caches.
+    Layers that index their keys otherwise do not; such branches keep their caches.
     """
     known = (DynamicLayer, LinearAttentionLayer, LinearAttentionAndFullAttentionLayer)
     return all(

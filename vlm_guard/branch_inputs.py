@@ -103,6 +103,8 @@ def prepare_branch(
         kwargs |= image_inputs(inputs)
         if branch.images != "same":
             kwargs |= branch.images
+        if "cross_attention_mask" in kwargs:
+            kwargs["cross_attention_mask"] = prompt.follow_sight(kwargs["cross_attention_mask"])
         _refuse_position_bound(kwargs, branch)
     with torch.no_grad(), _kept_rope_deltas(model):
         if given.model_kwargs.get("position_ids") is not None:
@@ -178,7 +180,7 @@ def _is_kept(name: str, prepared: Mapping[str, Any]) -> bool:
 
 def _refuse_position_bound(kwargs: Mapping[str, Any], branch: Branch) -> None:
     """Inputs that describe the images by their place in the prompt do not fit a prompt of other tokens."""
-    bound = sorted({"cross_attention_mask", "image_patches_indices", "image_embeds_position_mask"} & kwargs.keys())
+    bound = sorted({"image_patches_indices", "image_embeds_position_mask"} & kwargs.keys())
     if bound and bool(branch.prompt.changed.any()):
         raise ValueError(
             f"this model locates its images by {', '.join(bound)}, which does not fit a branch with another prompt; "

@@ -89,6 +89,19 @@ class BranchPrompt:
         moved = along.gather(1, self.source.clamp_min(0))
         return torch.where((self.source >= 0) & self.attention_mask.bool(), moved, 0)
 
+    def follow_sight(self, sight: Tensor) -> Tensor:
+        """[B, P', ...] what tokens see of the images, from [B, P, ...]; an inserted one as the one before it.
+
+        Padding, and a token inserted before all others, sees nothing.
+        """
+        place = torch.arange(self.length, device=self.source.device).expand_as(self.source)
+        before = torch.where(self.source >= 0, place, -1).cummax(-1).values
+        rows = self.source.gather(1, before.clamp_min(0)).clamp_min(0).to(sight.device)
+        extra = [1] * (sight.dim() - 2)
+        moved = sight.gather(1, rows.view(*rows.shape, *extra).expand(-1, -1, *sight.shape[2:]))
+        seeing = ((before >= 0) & self.attention_mask.bool()).to(sight.device)
+        return torch.where(seeing.view(*seeing.shape, *extra), moved, 0)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GivenPrompt:

@@ -10,6 +10,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
+from vlm_guard.architecture_entry import entry_of
 from vlm_guard.branch_cache import (
     PairedCaches,
     can_merge,
@@ -96,6 +97,8 @@ class BranchedModel(StandIn):
         self.visual_token_ids = visual_token_ids
         self.methods = () if guard is None else guard.methods
         self.branch_rows = None if guard is None else BranchRows(guard, branch.sign)
+        # Cross-attention layers cache an image instead of the prompt: neither a prefix nor padded rows of it.
+        self.reads_across = bool(entry_of(model.config.model_type).cross_attention)
         self.given: BranchInputs | None = None
         self.second: BranchInputs | None = None
         self.step_kwargs: dict[str, Any] | None = None
@@ -187,7 +190,7 @@ class BranchedModel(StandIn):
     def _copy_shared_prefix(self, generation_config: GenerationConfig) -> int:
         """Fill the second branch's cache with the keys of the beginning that both prompts have in common."""
         caches = [part.model_kwargs.get("past_key_values") for part in (self.given, self.second)]
-        if caches[1] is None or generation_config.prefill_chunk_size is not None:
+        if caches[1] is None or generation_config.prefill_chunk_size is not None or self.reads_across:
             return 0
         length = shared_prefix(
             self.branch, self.given, self.second, caches[0], self.methods, self.branch.sign, self.visual_token_ids
@@ -201,7 +204,7 @@ class BranchedModel(StandIn):
         self._paired = PairedCaches(first, second)
         if not self.given.model_kwargs.get("use_cache", True):
             return None
-        if not (can_merge(first, self.given.length) and can_merge(second, self.second.length)):
+        if self.reads_across or not (can_merge(first, self.given.length) and can_merge(second, self.second.length)):
             return self._paired
         target = decoding_cache(prepared_cache, self.model, self.second.length - self.given.length)
         length = merge_caches(target, first, second)

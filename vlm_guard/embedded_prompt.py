@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from vlm_guard.architecture import Architecture
 from vlm_guard.graph_break import kept_out
 from vlm_guard.visual_tokens import visual_mask
 
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
 Undo = Callable[[], Any]
 # What a feature function of a Q-former family takes beside its tensors.
 _SETTINGS = ("interpolate_pos_encoding",)
+# Pixels of videos are [B, frames, 3, height, width].
+VIDEO_DIMENSIONS = 5
 
 
 def follow_forwards(guard: "Guard", begins: bool) -> list[Undo]:
@@ -72,12 +73,22 @@ def without_double_prompt(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def named_arguments(
-    architecture: Architecture, generate: Callable, args: tuple, kwargs: dict[str, Any]
+    target: "GuardTarget", generate: Callable, args: tuple, kwargs: dict[str, Any]
 ) -> tuple[tuple, dict[str, Any]]:
-    """The arguments of `generate` as keywords where its first one is not the prompt (Q-formers: the pixels)."""
-    if not architecture.entry.generator or not args:
+    """The arguments of `generate` as keywords where its first one is not the prompt (Q-formers: the pixels).
+
+    Such models make a prompt of query tokens and BOS when they are given none, which must be known here as well.
+    """
+    if target.architecture.generator is target.model:
         return args, kwargs
-    return (), inspect.signature(generate).bind_partial(*args).arguments | kwargs
+    named = inspect.signature(generate).bind_partial(*args).arguments | kwargs
+    pixels, config = named.get("pixel_values"), target.model.config
+    prompts = (named.get("input_ids"), named.get("inputs_embeds"), named.get("attention_mask"))
+    if isinstance(pixels, Tensor) and all(item is None for item in prompts):
+        queries = config.num_query_tokens * (pixels.shape[1] if pixels.dim() == VIDEO_DIMENSIONS else 1)
+        ids = [target.architecture.visual_token_ids[0]] * queries + [config.text_config.bos_token_id]
+        named["input_ids"] = torch.tensor([ids], device=pixels.device).repeat(pixels.shape[0], 1)
+    return (), named
 
 
 class _EmbeddedIds:

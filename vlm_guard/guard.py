@@ -266,7 +266,7 @@ class Guard(AbstractContextManager):
         def generate(*args: Any, **kwargs: Any) -> Any:
             with self._generating, inside_generation(self):
                 self._findings = {}
-                args, kwargs = named_arguments(self.target.architecture, original, args, kwargs)
+                args, kwargs = named_arguments(self.target, original, args, kwargs)
                 if any(bound.method.overrides("edit_inputs") for bound in self.methods):
                     args, kwargs = self._edit_inputs(args, kwargs)
                 with self._generation(args, kwargs):

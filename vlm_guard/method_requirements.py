@@ -25,7 +25,7 @@ def refuse_unmet_needs(methods: "Sequence[Method]", target: "GuardTarget") -> No
         if target.architecture.entry.cross_attention and inside and method.cross_attention:
             raise ValueError(
                 f"{method.name} means nothing for {target.architecture.model_type}, which reads its images in "
-                f"cross-attention layers: {method.cross_attention}; vhr, vcd, m3id and dola work there"
+                f"cross-attention layers: {method.cross_attention}; vhr and the contrast methods work there"
             )
 
 

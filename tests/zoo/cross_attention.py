@@ -10,6 +10,8 @@ from transformers import (
     GitForCausalLM,
     InstructBlipConfig,
     InstructBlipForConditionalGeneration,
+    InstructBlipVideoConfig,
+    InstructBlipVideoForConditionalGeneration,
     LlamaConfig,
     MllamaConfig,
     MllamaForConditionalGeneration,
@@ -18,7 +20,7 @@ from transformers import (
 
 from zoo.entry import Family, Inputs, register
 from zoo.llava_like import LLAVA_SIDE, flat, llava_pixels
-from zoo.prompts import IMAGE, SPECIAL_IDS, VOCABULARY, Image, generator
+from zoo.prompts import IMAGE, SPECIAL_IDS, VIDEO, VOCABULARY, Image, generator
 from zoo.shapes import HIDDEN, PATCH, text_shape, vision_shape
 
 # Mllama: one marker token per image; text attends the tiles in cross-attention layers.
@@ -158,6 +160,39 @@ register(
         images_per_row=1,
         stock_failures=("chunked prefill", "assistant model"),
         facts="its own generate, which calls the text decoder's with embeddings",
+    )
+)
+
+# InstructBLIP for video: the same for each of 4 frames; an image of the prompt is a video.
+FRAMES = 4
+
+
+def video_frames(rows: list[list[Image]]) -> Inputs:
+    return {"pixel_values": torch.stack([video.pixels(FRAMES, 3, LLAVA_SIDE, LLAVA_SIDE) for video in flat(rows)])}
+
+
+def instructblip_video() -> InstructBlipVideoConfig:
+    shape = instructblip()
+    return InstructBlipVideoConfig(
+        text_config=shape.text_config,
+        vision_config=vision_shape(image_size=LLAVA_SIDE),
+        qformer_config=qformer(),
+        num_query_tokens=QUERY_TOKENS,
+        video_token_index=VIDEO,
+    )
+
+
+register(
+    Family(
+        name="instructblip_video",
+        model=lambda: (InstructBlipVideoForConditionalGeneration, instructblip_video()),
+        image_run=lambda image: [VIDEO] * QUERY_TOKENS * FRAMES,
+        image_inputs=video_frames,
+        joint_inputs=instruction,
+        image_token_id=VIDEO,
+        images_per_row=1,
+        stock_failures=("chunked prefill", "assistant model"),
+        facts="its own generate, which calls the text decoder's with embeddings; every image is a video",
     )
 )
 
