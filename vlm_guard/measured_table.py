@@ -1,7 +1,7 @@
 """The README's measured numbers, read from committed result files and from nothing else."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ _COLUMNS = (
 
 
 def measured_markdown() -> str:
-    """Every evaluation of the built-in model, then the cost of a guard."""
+    """Every evaluation of the built-in model (defaults, then strengths chosen by a sweep), then the cost of a guard."""
     evaluations = [_evaluation(path) for path in sorted(EVALUATIONS.glob("builtin_*.json"))]
+    evaluations += [_evaluation(path) for path in sorted(EVALUATIONS.glob("tuned_*.json"))]
     return "\n".join([*evaluations, _timings(sorted(TIMINGS.glob("generate_*.json")))])
 
 
@@ -29,16 +30,17 @@ def _evaluation(path: Path) -> str:
     results = json.loads(path.read_text(encoding="utf-8"))
     methods, data = results["methods"], results["data"]
     names = " ".join(f"--method {entry['label']}" for entry in methods)
+    columns = [column for column in _COLUMNS if column[0] in methods[0]["estimates"]]
     lines = [
         f"Built-in model on `{data['name']}`, {data['images']} scenes, greedy, in percent (words: mean). In brackets "
         "the paired difference to the plain model with its 95 % bootstrap interval, bold where that leaves out 0.",
-        f"`vlm-guard eval --model builtin --data {data['name']} --count {data['images']} --task chair,pope {names} "
+        f"`vlm-guard eval --model builtin --data {data['name']} --count {data['images']} --task {','.join(results['tasks'])} {names} "
         f"--out DIR` ({path.relative_to(ROOT)})",
         "",
-        "| method | " + " | ".join(title for _, title in _COLUMNS) + " | tokens/s | peak memory |",
-        "|---" * (len(_COLUMNS) + 3) + "|",
+        "| method | " + " | ".join(title for _, title in columns) + " | tokens/s | peak memory |",
+        "|---" * (len(columns) + 3) + "|",
     ]
-    lines += [f"| {' | '.join(_evaluation_row(entry, methods[0]['label']))} |" for entry in methods]
+    lines += [f"| {' | '.join(_evaluation_row(entry, methods[0]['label'], columns))} |" for entry in methods]
     hardware = results["environment"]["hardware"]
     versions = results["environment"]["versions"]
     lines += [
@@ -50,9 +52,9 @@ def _evaluation(path: Path) -> str:
     return "\n".join(lines)
 
 
-def _evaluation_row(entry: dict[str, Any], baseline: str) -> Iterable[str]:
+def _evaluation_row(entry: dict[str, Any], baseline: str, columns: Sequence[tuple[str, str]]) -> Iterable[str]:
     yield f"`{entry['label']}`"
-    for name, _ in _COLUMNS:
+    for name, _ in columns:
         scale = 1 if name.startswith("mean_") else 100
         value = f"{scale * entry['estimates'][name]['value']:.1f}"
         difference = (entry.get("difference_to_baseline") or {}).get(name)

@@ -119,7 +119,7 @@ def train_stage(
             group["lr"] = rate * group["scale"]
         batch = batch.to(device)
         if stage == "vision":
-            loss, figures = vision_step(model, batch, words)
+            loss, figures = vision_step(model, batch, words, answers, recipe)
         else:
             loss, figures = joint_step(model, batch, words, answers, recipe, prefix)
         optimiser.zero_grad(set_to_none=True)

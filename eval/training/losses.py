@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from transformers import LlavaForConditionalGeneration
 
+from vlm_guard.eval.scenes.render import GRID
 from vlm_guard.eval.training.batches import Batch, attention_mask
 from vlm_guard.eval.training.model import PATCHES, normalise, visual_features
 from vlm_guard.eval.training.recipe import Recipe
@@ -38,14 +39,36 @@ def patch_loss(
     return loss, (scores.argmax(-1) == patches)[shown].float().mean()
 
 
+def side_loss(model: LlavaForConditionalGeneration, visual: torch.Tensor, sides: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of telling from a visual token whether its patch is in the left half of the picture.
+
+    The vision tower knows it, but naming alone lets the projector drop it, and then nobody can say where a thing is.
+
+    Args:
+        model: The model.
+        visual: (B, 64, 192) projected visual tokens.
+        sides: int64 (2,) tokens of " left" and " right"; the difference of their embeddings reads the side.
+    """
+    rows = model.get_input_embeddings().weight[sides]
+    scores = F.linear(visual, rows[:1] - rows[1:]).float().squeeze(-1)
+    left = (torch.arange(PATCHES, device=scores.device) % GRID < GRID // 2).float()
+    return F.binary_cross_entropy_with_logits(scores, left.expand_as(scores))
+
+
 def vision_step(
-    model: LlavaForConditionalGeneration, batch: Batch, words: torch.Tensor
+    model: LlavaForConditionalGeneration,
+    batch: Batch,
+    words: torch.Tensor,
+    answers: torch.Tensor,
+    recipe: Recipe,
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """Loss and figures of the vision stage."""
+    """Loss and figures of the vision stage; see `joint_step` for the arguments."""
     with torch.autocast(batch.pixels.device.type, torch.bfloat16):
         visual = visual_features(model, normalise(batch.pixels))
-        loss, accuracy = patch_loss(model, visual, batch.patches, words)
-    return loss, {"patch_loss": loss.item(), "patch_accuracy": accuracy.item()}
+        naming, accuracy = patch_loss(model, visual, batch.patches, words)
+        placing = side_loss(model, visual, answers[2:])
+    figures = {"patch_loss": naming.item(), "patch_accuracy": accuracy.item(), "side_loss": placing.item()}
+    return naming + recipe.side_weight * placing, figures
 
 
 def _repeat_loss(
@@ -122,6 +145,7 @@ def joint_step(
     with torch.autocast(batch.pixels.device.type, torch.bfloat16):
         visual = visual_features(model, normalise(batch.pixels))
         naming, accuracy = patch_loss(model, visual, batch.patches, words)
+        placing = side_loss(model, visual, answers[2:])
         embedded = model.get_input_embeddings()(batch.ids)
         embedded = torch.cat([embedded[:, :prefix], visual.to(embedded.dtype), embedded[:, prefix + PATCHES :]], dim=1)
         allowed = attention_mask(batch.blocks, batch.hidden, prefix)
@@ -150,6 +174,7 @@ def joint_step(
     loss = (
         language
         + recipe.patch_weight * naming
+        + recipe.side_weight * placing
         + recipe.repeat_weight * repeat
         + recipe.early_weight * (early + 0.5 * early_side)
     )
@@ -163,5 +188,6 @@ def joint_step(
         "early_side_loss": early_side.item() if bool((batch.side >= 0).any()) else float("nan"),
         "patch_loss": naming.item(),
         "patch_accuracy": accuracy.item(),
+        "side_loss": placing.item(),
     }
     return loss, figures

@@ -14,10 +14,10 @@ from vlm_guard.eval.scenes.captions import (
     join,
     list_caption,
 )
-from vlm_guard.eval.scenes.categories import INDEX, NAMES, SUPERCATEGORIES, plural, with_article
+from vlm_guard.eval.scenes.categories import NAMES, SUPERCATEGORIES, plural, with_article
 from vlm_guard.eval.scenes.draws import Draws
 from vlm_guard.eval.scenes.render import SceneObject
-from vlm_guard.eval.scenes.world import SCENE_TYPES, partners
+from vlm_guard.eval.scenes.world import SCENE_TYPES
 
 DETAILED_PROMPTS = (
     "Please describe this image in detail.",
@@ -190,29 +190,21 @@ def caption_exchange(draws: Draws, scene_type: int, objects: list[SceneObject]) 
     return Exchange(question=question, answer=answer, kind="caption", blind=True)
 
 
-def absent_category(draws: Draws, scene_type: int, present: set[int], frequency: np.ndarray) -> int:
-    """A category to ask about that is not there: rarely a tempting one of the scene or a frequent one, mostly any.
+RARE_ABSENT = 70
+"""Percentage of absent categories asked about that are among the rarer half of all."""
 
-    Questions about what is there name frequent things more often than rare ones. Because these here do not, a frequent
-    thing that is asked about is mostly there, which is the bias that POPE's popular questions look for.
+
+def absent_category(draws: Draws, present: set[int], frequency: np.ndarray) -> int:
+    """A category to ask about that is not there: mostly a rare one, otherwise any.
+
+    What is there is asked about as often as it occurs. So whoever asks about something frequent, or something that
+    belongs to the place, mostly asks about what is there, and the model learns to expect it: the bias that POPE's
+    popular and adversarial questions look for.
     """
     absent = [category for category in range(len(NAMES)) if category not in present]
-    roll = draws.below(100)
-    if roll < 8:
-        tempting = sorted(partners(SCENE_TYPES[scene_type], present))
-        if tempting:
-            return draws.choice(tempting)
-    if roll < 16:
-        pool = [c for c in (INDEX[name] for name in SCENE_TYPES[scene_type].pool) if c not in present]
-        if pool:
-            return draws.choice(pool)
-    if roll < 20:
-        weights = [int(frequency[category]) + 1 for category in absent]
-        left = draws.below(sum(weights))
-        for category, weight in zip(absent, weights):
-            left -= weight
-            if left < 0:
-                return category
+    if draws.chance(RARE_ABSENT):
+        usual = float(np.median(frequency))
+        absent = [category for category in absent if frequency[category] <= usual] or absent
     return draws.choice(absent)
 
 
@@ -309,9 +301,9 @@ def exchanges(
             unknown = invented_noun(draws) if draws.chance(40) else draws.choice(UNKNOWN)
             out.append(presence_exchange(draws, unknown, False))
         else:
-            absent = absent_category(draws, scene_type, present, frequency)
+            absent = absent_category(draws, present, frequency)
             out.append(presence_exchange(draws, NAMES[absent], False))
-    absent = absent_category(draws, scene_type, present, frequency)
+    absent = absent_category(draws, present, frequency)
     out.append(count_exchange(draws, objects, absent))
     roll = draws.below(10)
     if roll < 7:

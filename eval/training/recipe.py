@@ -26,6 +26,7 @@ class Recipe:
         loader_processes: Processes that prepare text on a GPU run; 0 prepares it in the worker itself.
         image_drop: Share of images hidden from the text, so that prompts without an image are known.
         patch_weight: Weight of the patch-naming loss beside the language loss.
+        side_weight: Weight of the loss that asks every visual token for its half of the picture.
         repeat_weight: Weight of the loss on probability given to a category the caption named before.
         early_weight: Weight of the loss that asks for yes or no at the word asked about, in the middle of the decoder;
             half of it for left or right.
@@ -33,7 +34,7 @@ class Recipe:
         weight_decay: AdamW's.
     """
 
-    minutes: float = 75.0
+    minutes: float = 50.0
     vision_share: float = 0.15
     scenes: int = 100_000
     seed: int = 0
@@ -46,7 +47,8 @@ class Recipe:
     loader_processes: int = 0
     image_drop: float = 0.10
     patch_weight: float = 0.5
-    repeat_weight: float = 3.0
+    side_weight: float = 0.3
+    repeat_weight: float = 6.0
     early_weight: float = 1.0
     presence_pairs: int = 3
     weight_decay: float = 0.05

@@ -1,0 +1,64 @@
+"""What the sweep tries, and what it chooses."""
+
+import json
+
+import pytest
+
+from vlm_guard.eval.settings import RunSettings
+from vlm_guard.eval.strength_sweep import Strength, _choice, main_strength, sweep
+from vlm_guard.method import method_class, method_names
+
+
+def test_half_once_and_twice_the_distance_from_neutral():
+    assert main_strength("pai").values == (0.1, 0.2, 0.4)
+    assert main_strength("vhr").values == (1.5, 2.0, 3.0), "neutral is 1, the default 2"
+    assert main_strength("carve").values == (0.01, 0.2, 0.6), "cut off at the option's range"
+    assert main_strength("zerotuning").labels == ["zerotuning", "zerotuning:factor=0.5", "zerotuning:factor=2"]
+    assert main_strength("none") is None
+
+
+@pytest.mark.parametrize("name", [name for name in method_names() if name != "none"])
+def test_every_method_has_a_strength_within_its_range(name):
+    strength = main_strength(name)
+    low, high = next(
+        item.metadata["range"]
+        for item in method_class(name).__dataclass_fields__.values()
+        if item.name == strength.option
+    )
+    assert len(strength.values) >= 2 and all(low <= value <= high for value in strength.values)
+
+
+class _Estimate:
+    def __init__(self, value):
+        self.value = value
+
+
+class _Entry:
+    def __init__(self, label, chair, recall):
+        self.label = label
+        values = {"chair_i": chair, "chair_s": chair, "recall": recall, "mean_words": 20.0}
+        self.estimates = {name: _Estimate(value) for name, value in values.items()}
+        self.difference_to_baseline = {"chair_i": _Estimate(chair - 0.2), "recall": _Estimate(recall - 0.7)}
+
+
+class _Results:
+    def __init__(self, *entries):
+        self.methods = entries
+
+
+def test_the_lowest_chair_that_keeps_the_recall_is_chosen():
+    strength = Strength(method="pai", option="gain", default=0.2, values=(0.1, 0.2, 0.4))
+    entries = (_Entry("pai:gain=0.1", 0.19, 0.70), _Entry("pai", 0.18, 0.695), _Entry("pai:gain=0.4", 0.1, 0.5))
+    assert _choice(_Results(*entries), strength)["chosen"] == "pai"
+    losing = [_Entry(entry.label, 0.1, 0.6) for entry in entries]
+    assert _choice(_Results(*losing), strength)["chosen"] == "pai", "none keeps the recall: the default stays"
+
+
+def test_a_sweep_from_end_to_end(tmp_path):
+    settings = RunSettings(model="builtin", data="scenes:common:31", count=2, max_new_tokens=12, device="cpu")
+    report = sweep(settings, ["pai"], tmp_path)
+    assert json.loads(json.dumps(report)) == json.loads((tmp_path / "sweep.json").read_text())
+    assert [point["label"] for point in report["methods"][0]["points"]] == ["pai:gain=0.1", "pai", "pai:gain=0.4"]
+    assert report["methods"][0]["chosen"] in ("pai:gain=0.1", "pai", "pai:gain=0.4")
+    with pytest.raises(ValueError, match="no strength to vary"):
+        sweep(settings, ["none"], tmp_path)

@@ -1,0 +1,59 @@
+"""`vlm-guard sweep`: which strength of each method suits a model."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    out: Annotated[Path, typer.Option(help="Folder of the run: sweep.json and every answer.")],
+    model: Annotated[str, typer.Option(help="builtin, a folder or a Hugging Face id.")] = "builtin",
+    data: Annotated[
+        str, typer.Option(help="Pictures to choose with, others than those to judge with: scenes:SPLIT:SEED, ...")
+    ] = "scenes:common:31",
+    count: Annotated[int, typer.Option(help="Number of images.", min=1)] = 100,
+    method: Annotated[list[str] | None, typer.Option(help="Methods to try; repeat it. [all the model takes]")] = None,
+    batch_size: Annotated[int, typer.Option(help="Prompts answered together.", min=1)] = 16,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the sweep as JSON.")] = False,
+) -> None:
+    """Try each method's main strength at half, once and twice its default, by captions.
+
+    Prints CHAIR_i and recall of each, and the setting to use: the lowest CHAIR_i that keeps the recall.
+    """
+    import json
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from vlm_guard.eval.console import ProgressBar
+    from vlm_guard.eval.models import load_model
+    from vlm_guard.eval.settings import read_settings
+    from vlm_guard.eval.strength_sweep import main_strength, sweep
+    from vlm_guard.inspection import inspect_model
+
+    if not method:
+        loaded = load_model(model, device=device)
+        verdicts = inspect_model(loaded.model, loaded.processor)["methods"]
+        ready = [row["method"] for row in verdicts if row["verdict"] == "ready"]
+        method = [name for name in ready if main_strength(name) is not None]
+    settings = read_settings(
+        None, {"model": model, "data": data, "count": count, "batch_size": batch_size, "device": device}
+    )
+    report = sweep(settings, method, out, progress=ProgressBar(Console(stderr=True)))
+    if as_json:
+        print(json.dumps(report, indent=2))
+        return
+    console = Console()
+    table = Table(box=None, title=f"{model} on {report['data']}, {report['images']} images, in percent")
+    for column in ("setting", "CHAIR_i", "change", "recall", "change", ""):
+        table.add_column(column, justify="left" if column == "setting" else "right")
+    rows = [(report["baseline"], False)]
+    rows += [(point, point["label"] == entry["chosen"]) for entry in report["methods"] for point in entry["points"]]
+    for point, chosen in rows:
+        cells = [f"{100 * point['chair_i']:.1f}", f"{100 * point.get('chair_i_change', 0):+.1f}"]
+        cells += [f"{100 * point['recall']:.1f}", f"{100 * point.get('recall_change', 0):+.1f}"]
+        table.add_row(point["label"], *cells, "use this" if chosen else "")
+    console.print(table)
+    console.print(f"\nsweep: {out / 'sweep.json'}", soft_wrap=True, markup=False, highlight=False)
