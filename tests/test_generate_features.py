@@ -1,11 +1,13 @@
 """Guarded attention under the ways `generate` can run: each must give what plain cached decoding gives."""
 
+import contextlib
+
 import method_cases
 import pytest
 import torch
 
 from vlm_guard import wrap
-from zoo import Prompt, assert_pristine
+from zoo import Prompt, assert_pristine, build
 
 torch.set_num_threads(1)
 VAR_OPTIONS = method_cases.options("var")
@@ -87,13 +89,41 @@ def test_several_sequences_per_prompt_match_the_prompt_alone(zoo):
     assert torch.allclose(logits[0], first_step.repeat_interleave(3, 0), atol=2e-4)
 
 
-def test_prompt_lookup_decoding(zoo_model):
-    zoo = zoo_model("llava")
-    inputs = zoo.make_inputs(PROMPTS[:1])
+def drafted(zoo, inputs, **settings):
+    """The answer with drafted tokens; skips where the stock model itself answers differently with them."""
+    plain = run(zoo.model, inputs)[0]
+    settings = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False} | settings
+    with torch.no_grad():
+        if not torch.equal(zoo.model.generate(**inputs, **settings), plain):
+            pytest.skip(f"the stock {zoo.family.name} itself answers differently this way")
+        with wrap(zoo.model, None, "var", **VAR_OPTIONS) as guard:
+            expected = run(zoo.model, inputs)[0]
+            found = zoo.model.generate(**inputs, **settings)
+            assert guard.state.prompt_length == inputs["input_ids"].shape[1]
+    return found, expected
+
+
+def test_prompt_lookup_decoding(zoo):
+    found, expected = drafted(zoo, zoo.make_inputs(PROMPTS[:1]), prompt_lookup_num_tokens=3)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("assistant", ["another model", "another guarded model", "the model itself"])
+def test_assisted_decoding(zoo, assistant):
+    """Drafted tokens are checked by the guarded model, several in one pass, whoever drafts them."""
+    other = zoo.model if assistant == "the model itself" else build(zoo.family.name, seed=1).model
+    with contextlib.ExitStack() as guards:
+        if assistant == "another guarded model":
+            guards.enter_context(wrap(other, None, "zerotuning", factor=0.3))
+        found, expected = drafted(zoo, zoo.make_inputs(PROMPTS[:1]), assistant_model=other)
+    assert torch.equal(found, expected)
+
+
+def test_custom_generate_callable_runs_guarded(zoo):
+    def own_loop(model, input_ids, **given):
+        return type(model)._sample(model, input_ids, **given)
+
+    inputs = zoo.make_inputs(zoo.adapt(PROMPTS))
     with wrap(zoo.model, None, "var", **VAR_OPTIONS):
-        expected, _ = run(zoo.model, inputs)
-        with torch.no_grad():
-            actual = zoo.model.generate(
-                **inputs, max_new_tokens=6, min_new_tokens=6, do_sample=False, prompt_lookup_num_tokens=3
-            )
-    assert torch.equal(actual, expected)
+        expected, found = run(zoo.model, inputs), run(zoo.model, inputs, custom_generate=own_loop)
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])

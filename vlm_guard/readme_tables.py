@@ -1,4 +1,4 @@
-"""The README's tables, made from the methods, the model table and committed results.
+"""The README's tables, made from the methods, the model and feature tables and committed results.
 
 `python -m vlm_guard.readme_tables README.md` rewrites them in place; a test checks that they are current.
 """
@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from vlm_guard.generate_features import features_markdown
 from vlm_guard.measured_table import measured_markdown
 from vlm_guard.method_table import methods_markdown
 from vlm_guard.model_table import models_markdown
@@ -15,6 +16,7 @@ from vlm_guard.model_table import models_markdown
 SECTIONS: dict[str, Callable[[], str]] = {
     "methods": methods_markdown,
     "models": models_markdown,
+    "features": features_markdown,
     "measured": measured_markdown,
 }
 
