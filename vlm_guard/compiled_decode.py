@@ -9,6 +9,7 @@ compiles anything anew. Whatever is no such step (a prompt, a traced call, a gro
 
 import functools
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 Forward = Callable[..., Any]
 _ABSENT = object()
+# Graphs outlive the guard they were made for, but not their model.
+_GRAPHS: "weakref.WeakKeyDictionary[PreTrainedModel, dict[str, Forward]]" = weakref.WeakKeyDictionary()
 
 
 class CompiledDecode:
@@ -41,7 +44,8 @@ class CompiledDecode:
     def __init__(self, guard: "Guard") -> None:
         self.guard = guard
         self.asked = False
-        self._by_config: list[tuple[Any, Forward]] = []
+        self._original: Forward | None = None
+        self._own_graphs: dict[str, Forward] = {}
         self._sequences: dict[int, StepSequence] = {}
         self._warned: set[str] = set()
 
@@ -51,14 +55,16 @@ class CompiledDecode:
         undo: list[Callable[[], Any]] = [lambda: model.__dict__.pop("get_compiled_call")]
         model.__dict__["get_compiled_call"] = functools.partial(self._get_compiled_call, model, stock)
         original = uncompiled(given)
+        self._original = original or model.forward
         if original is not None:
             model.__dict__["forward"] = self._dispatching(given, original)
             undo.append(lambda: model.__dict__.__setitem__("forward", given))
         return undo
 
     def forget(self) -> None:
-        """The model is given back: drop what was compiled."""
-        self._by_config.clear()
+        """The model is given back."""
+        self._own_graphs.clear()
+        self._original = None
         self.end()
 
     def end(self) -> None:
@@ -95,11 +101,19 @@ class CompiledDecode:
         if not _compiles(model, stock, config):
             return model.__call__
         self.asked = True
-        compiled = next((call for known, call in self._by_config if known == config), None)
-        if compiled is None:
-            compiled = _compile(uncompiled(model.forward) or model.forward, config)
-            self._by_config.append((config, compiled))
-        return functools.partial(self._call, model, compiled)
+        return functools.partial(self._call, model, self._compiled_forward(model, config))
+
+    def _compiled_forward(self, model: PreTrainedModel, config: Any) -> Forward:
+        """The model's `forward`, compiled; the next guard of the model with the same methods gets the same one."""
+        methods = [bound.method.describe() for bound in self.guard.methods]
+        key = f"{methods} {self.guard.attention_backend} {config.to_dict()}"
+        function = getattr(self._original, "__func__", None)
+        shared = function is not None and self._original.__self__ is model
+        graphs = _GRAPHS.setdefault(model, {}) if shared else self._own_graphs
+        if key not in graphs:
+            # Not the bound method, which would keep the model alive.
+            graphs[key] = _compile(function if shared else self._original, config)
+        return functools.partial(graphs[key], model) if shared else graphs[key]
 
     def _call(self, model: PreTrainedModel, compiled: Forward, *args: Any, **kwargs: Any) -> Any:
         """The model with its hooks, around the compiled `forward`."""

@@ -42,6 +42,7 @@ def benchmark_generate(
     model: str = "builtin",
     methods: Sequence[str] = ("var",),
     method_options: Mapping[str, Mapping[str, Any]] | None = None,
+    options: Mapping[str, Any] | None = None,
     attention_backend: str | None = None,
     device: str = "cpu",
     dtype: str | None = None,
@@ -59,6 +60,7 @@ def benchmark_generate(
         model: "builtin" or the name of a random model's shape.
         methods: names as for `wrap`.
         method_options: options by method name; by default those a random model needs.
+        options: more of them, each for all entries with its method: {"var.move_fraction": 0.5}.
         attention_backend: as for `wrap`.
         device: where the model runs.
         dtype: of the weights; float32 on the CPU and bfloat16 elsewhere by default.
@@ -71,7 +73,8 @@ def benchmark_generate(
         report: called with a line per method.
 
     Raises:
-        ValueError: an unknown model, dtype or cache, fewer than 2 new tokens, compilation without a static cache.
+        ValueError: an unknown model, dtype or cache, an option of no method here, fewer than 2 new tokens,
+            compilation without a static cache.
     """
     where = torch.device(device)
     dtype = dtype or ("float32" if where.type == "cpu" else "bfloat16")
@@ -85,9 +88,11 @@ def benchmark_generate(
         raise ValueError("--compile needs --cache static: only a cache of fixed size keeps one graph for all steps")
     if new_tokens < 2:
         raise ValueError(f"new tokens must be at least 2 to tell decode from prefill, given {new_tokens}")
+    given = options_by_entry(methods, options or {})
     loaded, processor, inputs = _load(model, DTYPES[dtype], where, batch, prompt_tokens)
     if method_options is None:
         method_options = {} if model == "builtin" else RANDOM_MODEL_OPTIONS
+    chosen = {name: {**method_options.get(name, {}), **given[name]} for name in methods}
     settings: dict[str, Any] = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False}
     settings["cache_implementation"] = cache
     if compiled:
@@ -101,8 +106,7 @@ def benchmark_generate(
         for name in names:
             guard = nullcontext()
             if name != UNGUARDED:
-                options = method_options.get(name, {})
-                guard = wrap(loaded, processor, name, attention_backend=attention_backend, **options)
+                guard = wrap(loaded, processor, name, attention_backend=attention_backend, **chosen[name])
             with guard:
                 prefill, decode = _time_call(loaded, inputs, settings, where)
             if number:
@@ -110,7 +114,7 @@ def benchmark_generate(
                 series[name]["decode"].append(decode)
     entries = []
     for name in names:
-        entry: dict[str, Any] = {"method": name}
+        entry: dict[str, Any] = {"method": name, "options": chosen.get(name, {})}
         for phase, times in series[name].items():
             entry[phase] = quantiles(times)
             if name != UNGUARDED:
@@ -129,6 +133,31 @@ def benchmark_generate(
         "attention_backend": attention_backend or "default",
         "entries": entries,
     }
+
+
+def options_by_entry(methods: Sequence[str], options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The options of every entry, a method or a combination such as "var+vcd".
+
+    Args:
+        methods: the entries.
+        options: by name with the method in front ("var.move_fraction"), which a single method may go without.
+
+    Raises:
+        ValueError: an option that no entry takes.
+    """
+    found: dict[str, dict[str, Any]] = {entry: {} for entry in methods}
+    for name, value in options.items():
+        if "." not in name and len(methods) == 1 and "+" not in methods[0]:
+            name = f"{methods[0]}.{name}"
+        takers = [entry for entry in methods if name.partition(".")[0] in [part.strip() for part in entry.split("+")]]
+        if not takers:
+            raise ValueError(
+                f"option {name!r} fits no method of this benchmark ({', '.join(methods)}); "
+                f"write METHOD.OPTION, for example '{methods[0]}.{name.rpartition('.')[2]}'"
+            )
+        for entry in takers:
+            found[entry][name] = value
+    return found
 
 
 def _load(name: str, dtype: torch.dtype, device: torch.device, batch: int, prompt_tokens: int) -> tuple[Any, Any, dict]:

@@ -7,7 +7,7 @@ from vlm_guard.method import Method, method_class, method_names
 
 
 def describe_class(cls: type[Method]) -> dict[str, Any]:
-    """Name, summary, paper, stations, needs and options of a method, JSON-able."""
+    """Name, summary, paper, stations, needs, whether its decode steps compile, and options of a method, JSON-able."""
     return {
         "name": cls.name,
         "title": cls.title,
@@ -15,6 +15,7 @@ def describe_class(cls: type[Method]) -> dict[str, Any]:
         "paper": cls.paper,
         "stations": list(cls.stations),
         "needs": list(cls.needs),
+        "compiles": cls.compiles,
         "options": [_describe_option(item) for item in fields(cls)],
     }
 
@@ -39,9 +40,14 @@ def _describe_option(item: Any) -> dict[str, Any]:
 
 def methods_markdown() -> str:
     """The README's method table."""
-    lines = ["| method | acts on | needs | what it does | paper |", "|---|---|---|---|---|"]
+    lines = ["| method | acts on | needs | compiles | what it does | paper |", "|---|---|---|---|---|---|"]
     for name in method_names():
         row = describe_class(method_class(name))
-        cells = (f"`{row['name']}`", ", ".join(row["stations"]) or "-", ", ".join(row["needs"]) or "-")
+        cells = (
+            f"`{row['name']}`",
+            ", ".join(row["stations"]) or "-",
+            ", ".join(row["needs"]) or "-",
+            "yes" if row["compiles"] else "no",
+        )
         lines.append(f"| {' | '.join(cells)} | {row['summary']} | {row['paper']} |")
     return "\n".join(lines) + "\n"

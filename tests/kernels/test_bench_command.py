@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from vlm_guard.generate_benchmark import benchmark_generate
+from vlm_guard.generate_benchmark import benchmark_generate, options_by_entry
 from vlm_guard.kernels import benchmark
 
 
@@ -16,7 +16,8 @@ def test_generate_is_timed_guarded_and_unguarded():
     before, lines = torch.get_num_threads(), []
     torch.set_num_threads(1)
     try:
-        result = benchmark_generate(methods=["var"], new_tokens=3, rounds=3, report=lines.append)
+        options = {"move_fraction": "0.5"}
+        result = benchmark_generate(methods=["var"], options=options, new_tokens=3, rounds=3, report=lines.append)
     finally:
         torch.set_num_threads(before)
     unguarded, guarded = result["entries"]
@@ -27,7 +28,19 @@ def test_generate_is_timed_guarded_and_unguarded():
         ratio = guarded[phase]["ratio_to_unguarded"]
         assert 0 < ratio["p20"] <= ratio["median"] <= ratio["p80"]
     assert len(lines) == 2 and result["new_tokens"] == 3
+    assert guarded["options"] == {"var.move_fraction": "0.5"} and unguarded["options"] == {}
+    assert "load_average_1min" in result["machine"]
     json.dumps(result)
+
+
+def test_options_go_to_every_entry_with_their_method():
+    given = options_by_entry(["var", "var+vcd"], {"var.move_fraction": "0.5", "vcd.strength": "2"})
+    assert given == {
+        "var": {"var.move_fraction": "0.5"},
+        "var+vcd": {"var.move_fraction": "0.5", "vcd.strength": "2"},
+    }
+    with pytest.raises(ValueError, match=r"write METHOD.OPTION, for example 'var.strength'"):
+        options_by_entry(["var", "vcd"], {"strength": "2"})
 
 
 @pytest.mark.parametrize(
@@ -38,6 +51,7 @@ def test_generate_is_timed_guarded_and_unguarded():
         ({"compiled": True}, "--compile needs --cache static"),
         ({"new_tokens": 1}, "at least 2"),
         ({"dtype": "int8"}, "unknown dtype"),
+        ({"options": {"vcd.strength": 1}}, "'vcd.strength' fits no method of this benchmark .var."),
     ],
 )
 def test_wrong_requests(given, says):

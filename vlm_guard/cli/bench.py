@@ -23,6 +23,10 @@ def command(
         ),
     ] = None,
     method: Annotated[list[str] | None, typer.Option(help="generate: a method; may be repeated. [var]")] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="generate: option of a method: var.move_fraction=0.5; may be repeated."),
+    ] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Batch size; kernels: may be repeated.")] = None,
     keys: Annotated[list[int] | None, typer.Option(help="kernels: number of keys; may be repeated.")] = None,
     provider: Annotated[
@@ -59,6 +63,7 @@ def command(
         for note in result["notes"]:
             report(note)
     else:
+        from vlm_guard.eval.settings import parse_options
         from vlm_guard.generate_benchmark import benchmark_generate
 
         if len(model or []) > 1 or len(batch or []) > 1:
@@ -66,6 +71,7 @@ def command(
         result = benchmark_generate(
             model=(model or ["builtin"])[0],
             methods=method or ["var"],
+            options=parse_options(options or []),
             attention_backend=attention_backend,
             batch=(batch or [1])[0],
             new_tokens=new_tokens,

@@ -26,16 +26,21 @@ def command(
     console = Console()
     if name is None:
         table = Table(box=None, header_style="bold")
-        for column in ("method", "acts on", "needs", "what it does"):
+        for column in ("method", "acts on", "needs", "compiles", "what it does"):
             table.add_column(column)
         for item in described:
-            table.add_row(item["name"], ", ".join(item["stations"]), ", ".join(item["needs"]), item["summary"])
+            compiles = "yes" if item["compiles"] else "no"
+            stations, needs = ", ".join(item["stations"]), ", ".join(item["needs"])
+            table.add_row(item["name"], stations, needs, compiles, item["summary"])
         console.print(table)
         console.print("\nOne method in detail: vlm-guard methods NAME", style="dim")
         return
     item = described[0]
     console.print(f"[bold]{item['name']}[/bold]  {item['summary']}\n{item['paper']}\n")
-    console.print(f"acts on: {', '.join(item['stations']) or '-'}   needs: {', '.join(item['needs']) or '-'}\n")
+    console.print(
+        f"acts on: {', '.join(item['stations']) or '-'}   needs: {', '.join(item['needs']) or '-'}   "
+        f"decode steps compile: {'yes' if item['compiles'] else 'no'}\n"
+    )
     table = Table(box=None, header_style="bold")
     for column in ("option", "default", "allowed", "neutral", "what it is", "source"):
         table.add_column(column)
