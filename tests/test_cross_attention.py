@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import CompileConfig
 
 from vlm_guard import wrap
 from vlm_guard.architecture import describe_architecture
@@ -141,6 +142,22 @@ def test_vhr_in_batches_and_with_a_cache(zoo):
         assert close(cached.logits[0], together[:, -1])
         beams = guard.generate(**batch, max_new_tokens=3, num_beams=2)
         assert beams.shape == (3, batch["input_ids"].shape[1] + 3)
+    assert_pristine(zoo.model)
+
+
+def test_compiled_steps_with_vhr(zoo):
+    torch._dynamo.reset()
+    graphs = []
+    settings = CompileConfig(fullgraph=True, backend=lambda graph, _: graphs.append(graph) or graph.forward, mode=None)
+    settings._compile_all_devices = True
+    inputs = zoo.make_inputs(PROMPTS[:2])
+    with torch.no_grad(), wrap(zoo.model, None, "vhr", **VHR) as guard:
+        plain = guard.generate(**inputs, **RECORD, cache_implementation="static", disable_compile=True)
+        found = guard.generate(**inputs, **RECORD, cache_implementation="static", compile_config=settings)
+        dynamic = guard.generate(**inputs, **RECORD)
+    assert len(graphs) == 1 and torch.equal(found.sequences, plain.sequences)
+    assert close(torch.stack(found.logits), torch.stack(plain.logits))
+    assert close(torch.stack(dynamic.logits), torch.stack(plain.logits))
     assert_pristine(zoo.model)
 
 

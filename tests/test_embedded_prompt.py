@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import Blip2Config, Blip2ForConditionalGeneration, T5Config
+from transformers import Blip2Config, Blip2ForConditionalGeneration, CompileConfig, T5Config
 
 from vlm_guard import wrap
 from vlm_guard.contrast import contrast_processor
@@ -102,6 +102,20 @@ def test_beams_and_positional_pixels(zoo):
     assert beams.shape[0] == 2
     with wrap(zoo.model, None, "vcd") as guard:
         assert guard.generate(pixels, **inputs, num_beams=2, max_new_tokens=3).shape == beams.shape
+    assert_pristine(zoo.model)
+
+
+def test_compiled_steps_of_the_inner_model(zoo_model):
+    torch._dynamo.reset()
+    zoo, graphs = zoo_model("instructblip"), []
+    settings = CompileConfig(fullgraph=True, backend=lambda graph, _: graphs.append(graph) or graph.forward, mode=None)
+    settings._compile_all_devices = True
+    inputs = zoo.make_inputs(PROMPTS)
+    with torch.no_grad(), wrap(zoo.model, None, "var", **VAR) as guard:
+        plain = guard.generate(**inputs, **RECORD, cache_implementation="static", disable_compile=True)
+        found = guard.generate(**inputs, **RECORD, cache_implementation="static", compile_config=settings)
+    assert len(graphs) == 1 and torch.equal(found.sequences, plain.sequences)
+    torch.testing.assert_close(torch.stack(found.logits), torch.stack(plain.logits), atol=2e-4, rtol=1e-5)
     assert_pristine(zoo.model)
 
 

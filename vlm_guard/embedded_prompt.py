@@ -39,30 +39,14 @@ def follow_forwards(guard: "Guard", begins: bool) -> list[Undo]:
         What undoes it.
     """
     outer, inner = guard.target.model, guard.target.architecture.generator
-    ids_of = _EmbeddedIds(guard) if inner is not outer else None
-
-    def read(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if ids_of is None:
-            guard._read_forward(module, args, kwargs)
-            return
-        found = guard._findings
-        guard._read_forward(module, args, ids_of.named(kwargs))
-        if ids_of.whole is not None:
-            # This pass began with the whole model, whose vision tower has been seen by now.
-            guard._findings = found
-
-    def begin(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-        changed = guard._begin_forward(module, args, kwargs if ids_of is None else ids_of.named(kwargs))
-        return changed if changed is None else (changed[0], without_double_prompt(changed[1]))
-
-    # Nothing of this belongs into the graph of a compiled forward pass.
-    hooks = [inner.register_forward_pre_hook(kept_out(read), with_kwargs=True)]
+    reading = _ForwardReading(guard)
+    hooks = [inner.register_forward_pre_hook(_Hook(guard, kept_out(reading.read)), with_kwargs=True)]
     if begins:
-        hooks.append(inner.register_forward_pre_hook(kept_out(begin), with_kwargs=True))
-        hooks.append(inner.register_forward_hook(kept_out(guard._end_forward)))
-    if ids_of is not None:
-        hooks.append(outer.register_forward_pre_hook(ids_of.enter, with_kwargs=True))
-        hooks.append(outer.register_forward_hook(ids_of.leave, always_call=True))
+        hooks.append(inner.register_forward_pre_hook(_Hook(guard, kept_out(reading.begin)), with_kwargs=True))
+        hooks.append(inner.register_forward_hook(_Hook(guard, kept_out(guard._end_forward))))
+    if inner is not outer:
+        hooks.append(outer.register_forward_pre_hook(reading.enter_whole, with_kwargs=True))
+        hooks.append(outer.register_forward_hook(reading.leave_whole, always_call=True))
     return [hook.remove for hook in hooks]
 
 
@@ -91,26 +75,55 @@ def named_arguments(
     return (), named
 
 
-class _EmbeddedIds:
-    """The ids behind the embeddings that the inner model is given."""
+@dataclass(frozen=True, eq=False)
+class _Hook:
+    """A hook that stays out of compiled graphs. Copying or pickling it comes to the guard, which says why not."""
+
+    guard: "Guard"
+    run: Callable[..., Any]
+
+    def __call__(self, *args: Any) -> Any:
+        return self.run(*args)
+
+
+class _ForwardReading:
+    """The hooks of a guard, with the ids of prompts that the inner model is given as embeddings.
+
+    Attributes:
+        guard: the guard.
+        whole: ids of the pass of the whole model that is running, if any.
+    """
 
     def __init__(self, guard: "Guard") -> None:
         self.guard = guard
         self.whole: Tensor | None = None
 
-    def enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        """A pass of the whole model begins."""
+    def read(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """A pass of the model that generates begins."""
+        found = self.guard._findings
+        self.guard._read_forward(module, args, self.named(kwargs))
+        if self.whole is not None:
+            # The pass began with the whole model, whose vision tower has been seen by now.
+            self.guard._findings = found
+
+    def begin(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        """It has been read; methods may change its inputs."""
+        changed = self.guard._begin_forward(module, args, self.named(kwargs))
+        return changed if changed is None else (changed[0], without_double_prompt(changed[1]))
+
+    def enter_whole(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """A pass of the whole model around an inner one begins."""
         self.guard._findings = {}
         self.whole = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments.get("input_ids")
 
-    def leave(self, module: nn.Module, args: tuple, output: Any) -> None:
+    def leave_whole(self, module: nn.Module, args: tuple, output: Any) -> None:
         """It has ended, or failed."""
         self.whole = None
 
     def named(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """What the inner model is given, with the ids of its embeddings where they are known."""
-        embeddings = kwargs.get("inputs_embeds")
-        if not isinstance(embeddings, Tensor):
+        """What the model is given, with the ids of its embeddings where it is an inner one and they are known."""
+        embeddings, architecture = kwargs.get("inputs_embeds"), self.guard.target.architecture
+        if not isinstance(embeddings, Tensor) or not architecture.entry.generator:
             return kwargs
         ids, prompt = self.whole, self.guard._prompt
         if ids is None and prompt is not None and prompt.input_ids is not None:

@@ -232,7 +232,7 @@ class Guard(AbstractContextManager):
         hooked = [bound for bound in self.methods if any(bound.method.overrides(name) for name in _READING_STATIONS)]
         if attention_methods or self._observers or hooked or self.contrast is not None:
             self._install_reading()
-            self._undo.extend(self.decoding.install(inner))
+            self._undo.extend(self.decoding.install(self.target.architecture.generator))
         for bound in self.methods:
             self._undo.extend(bound.method.attach(self, bound.prepared))
 
