@@ -104,7 +104,7 @@ DECODING = (
     ),
     Feature(
         name="`torch.compile` of the decode step",
-        note="static cache, one graph for all steps; methods that cannot, say so once and run uncompiled",
+        note="static cache; methods that cannot, say so (docs/compile.md); not tested with tensor parallelism",
         tests=(
             "test_compiled_decode.py::test_one_graph_for_all_steps_and_prompts",
             "test_compiled_decode.py::test_methods_that_cannot_compile_say_so_once_and_run_uncompiled",
@@ -196,7 +196,7 @@ CACHES = (
     ),
     Feature(
         name="quantised cache",
-        note="exact where rounding is taken out, and rounding costs no more than without the guard",
+        note="backend fp8; the tests run quanto and hqq where they are installed, which they were not here",
         tests=(
             "test_generate_caches.py::test_quantised_cache_that_loses_nothing_equals_the_plain_one",
             "test_generate_caches.py::test_quantised_cache_costs_no_more_than_without_the_guard",
@@ -272,7 +272,9 @@ LOADING = (
     Feature(
         name="bitsandbytes 8-bit",
         part="loading",
-        note="on the CPU; the test skips where bitsandbytes is not installed",
+        attention="not tested",
+        contrast="not tested",
+        note="no method reads weights; the test runs where bitsandbytes is installed, which it was not here",
         tests=("test_loading.py::test_eight_bit_weights",),
     ),
     Feature(
