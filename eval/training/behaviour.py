@@ -7,6 +7,8 @@ which is written to ``behaviour.json`` beside the weights.
 from __future__ import annotations
 
 import json
+import os
+from concurrent.futures import Executor, ProcessPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,60 +31,90 @@ def average(measures: list[Any]) -> Any:
     return first
 
 
-def choose(folder: Path, count: int) -> tuple[Path, list[dict[str, Any]]]:
-    """Measure every snapshot on the choice seed; the one nearest to the targets, the later one among equals."""
+def _snapshot_basics(folder: Path, snapshot: Path, split: str, count: int) -> dict[str, Any]:
+    """Captions and POPE of one snapshot on the choice seed."""
+    import torch
     from transformers import PreTrainedTokenizerFast
 
     from vlm_guard.eval.training.behaviour_measures import Trial
-    from vlm_guard.eval.training.checkpoints import load_weights, read_progress
+    from vlm_guard.eval.training.checkpoints import load_weights
     from vlm_guard.eval.training.model import new_model
+
+    torch.set_num_threads(1)
+    model = new_model(0).eval()
+    load_weights(snapshot, model)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "model")
+    return Trial(model, tokenizer, split, CHOICE_SEED, count).basics()
+
+
+def choose(folder: Path, count: int, pool: Executor) -> tuple[Path, list[dict[str, Any]]]:
+    """Measure every snapshot on the choice seed; the one nearest to the targets, the later one among equals.
+
+    Raises:
+        FileNotFoundError: there are no snapshots.
+    """
+    from vlm_guard.eval.training.checkpoints import read_progress
     from vlm_guard.eval.training.targets import total_shortfall
 
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "model")
-    model = new_model(0).eval()
-    results = []
-    for path in sorted((folder / "snapshots").glob("*.safetensors")):
-        load_weights(path, model)
-        measured = {
-            split: Trial(model, tokenizer, split, CHOICE_SEED, count).basics() for split in ("common", "broken")
-        }
-        shortfall = total_shortfall(measured)
-        print(f"{path.name}: shortfall {shortfall}")
-        results.append({"snapshot": path.name, **read_progress(path), "shortfall": shortfall, **measured})
-    if not results:
+    snapshots = sorted((folder / "snapshots").glob("*.safetensors"))
+    if not snapshots:
         raise FileNotFoundError(f"No snapshots in {folder / 'snapshots'}; train first.")
+    waiting = [
+        {split: pool.submit(_snapshot_basics, folder, path, split, count) for split in ("common", "broken")}
+        for path in snapshots
+    ]
+    results = []
+    for path, parts in zip(snapshots, waiting):
+        measured = {split: part.result() for split, part in parts.items()}
+        shortfall = total_shortfall(measured)
+        print(f"{path.name}: shortfall {shortfall}", flush=True)
+        results.append({"snapshot": path.name, **read_progress(path), "shortfall": shortfall, **measured})
     best = min(reversed(results), key=lambda result: result["shortfall"])
     return folder / "snapshots" / best["snapshot"], results
 
 
-def measure(folder: Path, count: int, seeds: tuple[int, ...] = EVALUATION_SEEDS) -> dict[str, Any]:
+def _measure_part(folder: Path, part: str, seed: int, count: int) -> dict[str, Any]:
+    """One split's captions and POPE, or (``details``) everything else, of an exported model."""
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoTokenizer
+
+    from vlm_guard.eval.training import behaviour_measures as measures
+
+    torch.set_num_threads(1)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if part != "details":
+        return {part: measures.Trial(model, tokenizer, part, seed, count).basics()}
+    trial = measures.Trial(model, tokenizer, "common", seed + 1000, min(SMALL, count))
+    return {
+        "wording": measures.wordings(trial),
+        "unknown": measures.unknown_things(trial),
+        "counting": measures.counting(trial),
+        "positions": measures.positions(trial),
+        "leading": measures.leading(trial),
+    }
+
+
+def measure(folder: Path, count: int, pool: Executor, seeds: tuple[int, ...] = EVALUATION_SEEDS) -> dict[str, Any]:
     """The full measurement of an exported model, averaged over ``seeds``.
 
     Args:
         folder: Folder that ``from_pretrained`` can load.
         count: Scenes per split and seed; wordings, counts, positions and leading questions use 200 at most.
+        pool: Where the parts are measured.
         seeds: Evaluation seeds.
     """
-    import torch
-    from transformers import AutoModelForImageTextToText, AutoTokenizer
-
-    from vlm_guard.eval.training import behaviour_measures as measures
     from vlm_guard.eval.training.targets import FULL_TARGETS, total_shortfall, verdicts
 
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    parts = ("common", "broken", "held-out", "crowded", "details")
+    waiting = {seed: [pool.submit(_measure_part, folder, part, seed, count) for part in parts] for seed in seeds}
     runs = []
-    for seed in seeds:
+    for seed, tasks in waiting.items():
         run: dict[str, Any] = {}
-        for split in ("common", "broken", "held-out", "crowded"):
-            run[split] = measures.Trial(model, tokenizer, split, seed, count).basics()
+        for task in tasks:
+            run |= task.result()
+        for split in parts[:-1]:
             print(f"seed {seed}, {split}: {json.dumps(run[split]['detailed'])}", flush=True)
-        trial = measures.Trial(model, tokenizer, "common", seed + 1000, min(SMALL, count))
-        run["wording"] = measures.wordings(trial)
-        run["unknown"] = measures.unknown_things(trial)
-        run["counting"] = measures.counting(trial)
-        run["positions"] = measures.positions(trial)
-        run["leading"] = measures.leading(trial)
         runs.append(run)
     mean = average(runs)
     return {
@@ -101,24 +133,27 @@ def main(
     folder: Annotated[Path, typer.Argument(help="Training folder, or with --model-only a folder with a model.")],
     count: Annotated[int, typer.Option(help="Scenes per split and seed.")] = 500,
     choice_count: Annotated[int, typer.Option(help="Scenes per split for comparing snapshots.")] = 300,
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    workers: Annotated[int, typer.Option(help="Processes, of one CPU thread each.", min=1)] = 2,
     model_only: Annotated[bool, typer.Option(help="Measure the model in FOLDER; choose nothing.")] = False,
 ) -> None:
     """Choose a snapshot by behaviour, export it, and write behaviour.json beside it."""
-    import torch
+    from multiprocessing import get_context
 
     from vlm_guard.eval.training.checkpoints import write_atomically
+    from vlm_guard.eval.training.loop import CHILD_ENVIRONMENT
     from vlm_guard.eval.training.run import export
 
-    torch.set_num_threads(threads)
+    os.environ.update(CHILD_ENVIRONMENT)
     target = folder
-    if not model_only:
-        snapshot, results = choose(folder, choice_count)
-        target = export(folder, snapshot)
-        write_atomically(target / "selection.json", json.dumps({"chosen": snapshot.name, "snapshots": results}) + "\n")
-        for name in ("recipe.json", "log.jsonl"):
-            write_atomically(target / f"training_{name}", (folder / name).read_text(encoding="utf-8"))
-    report = measure(target, count)
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        if not model_only:
+            snapshot, results = choose(folder, choice_count, pool)
+            target = export(folder, snapshot)
+            selection = {"chosen": snapshot.name, "snapshots": results}
+            write_atomically(target / "selection.json", json.dumps(selection) + "\n")
+            for name in ("recipe.json", "log.jsonl"):
+                write_atomically(target / f"training_{name}", (folder / name).read_text(encoding="utf-8"))
+        report = measure(target, count, pool)
     write_atomically(target / "behaviour.json", json.dumps(report, indent=1) + "\n")
     for verdict in report["targets"]:
         mark = "met " if verdict["met"] else "MISS"
