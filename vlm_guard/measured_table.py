@@ -30,11 +30,12 @@ def _evaluation(path: Path) -> str:
     results = json.loads(path.read_text(encoding="utf-8"))
     methods, data = results["methods"], results["data"]
     names = " ".join(f"--method {entry['label']}" for entry in methods)
+    tasks = ",".join(results["tasks"])
     columns = [column for column in _COLUMNS if column[0] in methods[0]["estimates"]]
     lines = [
         f"Built-in model on `{data['name']}`, {data['images']} scenes, greedy, in percent (words: mean). In brackets "
         "the paired difference to the plain model with its 95 % bootstrap interval, bold where that leaves out 0.",
-        f"`vlm-guard eval --model builtin --data {data['name']} --count {data['images']} --task {','.join(results['tasks'])} {names} "
+        f"`vlm-guard eval --model builtin --data {data['name']} --count {data['images']} --task {tasks} {names} "
         f"--out DIR` ({path.relative_to(ROOT)})",
         "",
         "| method | " + " | ".join(title for _, title in columns) + " | tokens/s | peak memory |",
