@@ -152,14 +152,25 @@ def generate_batch(
         torch.cuda.synchronize(device)
     seconds = time.perf_counter() - begin
     peak = memory.bytes()
-    ends, padding = _end_tokens(model)
-    rows = _new_tokens(output, moved["input_ids"]).tolist()
     return AnsweredBatch(
-        answers=[_read_answer(row, ends, padding, processor) for row in rows],
+        answers=read_answers(model, processor, output, moved["input_ids"]),
         seconds=seconds,
         memory_bytes=peak,
         memory_kind=memory.kind,
     )
+
+
+def read_answers(model: Any, processor: Any, output: Tensor, prompt: Tensor) -> list[Answer]:
+    """What `generate` answered, row by row.
+
+    Args:
+        model: names the end and padding tokens.
+        processor: decodes the answers.
+        output: [B, prompt + new] or [B, new] token ids that `generate` returned.
+        prompt: [B, prompt] token ids it was given.
+    """
+    ends, padding = _end_tokens(model)
+    return [_read_answer(row, ends, padding, processor) for row in _new_tokens(output, prompt).tolist()]
 
 
 def _read_answer(row: list[int], ends: set[int], padding: int | None, processor: Any) -> Answer:
