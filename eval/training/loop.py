@@ -29,7 +29,7 @@ from vlm_guard.eval.training.tokenizer import BOS, IMAGE, category_tokens, encod
 STAGES = ("vision", "joint")
 LOG_SECONDS = 20.0
 CHECKPOINT_SECONDS = 120.0
-SNAPSHOTS = (0.6, 0.7, 0.8, 0.9, 1.0)
+SNAPSHOTS = (0.4, 0.55, 0.7, 0.8, 0.9, 1.0)
 """Parts of the joint stage after which weights are kept for the choice by behaviour."""
 
 CHILD_ENVIRONMENT = {

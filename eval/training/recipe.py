@@ -34,8 +34,8 @@ class Recipe:
         weight_decay: AdamW's.
     """
 
-    minutes: float = 50.0
-    vision_share: float = 0.15
+    minutes: float = 80.0
+    vision_share: float = 0.19
     scenes: int = 100_000
     seed: int = 0
     workers: int = 2
