@@ -12,7 +12,7 @@ from vlm_guard.eval.lmms_eval_plugin.decoding import TaskDecoding
 from vlm_guard.eval.lmms_eval_plugin.questions import Question
 from vlm_guard.eval.models import load_model
 from vlm_guard.eval.prompting import find_template
-from vlm_guard.method import resolve_methods
+from vlm_guard.eval.settings import parse_methods
 
 
 class GuardedModel:
@@ -48,7 +48,7 @@ class GuardedModel:
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        methods = resolve_methods(method, options)  # before loading, which can take minutes
+        methods = parse_methods([method], options)[0].methods  # before loading, which can take minutes
         loaded = load_model(
             pretrained,
             dtype=dtype,
