@@ -8,7 +8,7 @@ which imports `models` here. Both ways are described in lmms-eval's model guide.
 
 from typing import Any
 
-INSTALL_HINT = "lmms-eval is not installed, and the plug-in runs inside it: pip install 'vlm-guard-hf[lmms]'"
+INSTALL_HINT = "lmms-eval 0.7 or later is not installed, and the plug-in runs inside it: pip install 'lmms-eval>=0.7'"
 _MODULE = f"{__name__}.models.vlm_guard"
 
 
@@ -16,7 +16,7 @@ def manifest() -> Any:
     """What lmms-eval is told: a `ModelManifest` with the class for structured messages and the one for plain text.
 
     Raises:
-        ImportError: lmms-eval is not installed, or older than 0.6, which knew no manifests.
+        ImportError: lmms-eval is not installed, or older than 0.6, the first to know manifests.
     """
     try:
         from lmms_eval.models.registry_v2 import ModelManifest

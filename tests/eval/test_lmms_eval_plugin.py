@@ -144,6 +144,14 @@ def test_method_none_leaves_the_model_unguarded(plugin, pictures, expected):
     assert lm.generate_until(requests_of(lm, pictures, [{"max_new_tokens": 12}] * 3)) == expected[1]
 
 
+def test_the_attention_function_is_the_one_asked_for(plugin):
+    for name in ("eager", "sdpa"):
+        lm = make(plugin.VLMGuard, f"method=none,attn_implementation={name}")
+        assert lm.guarded.model.config._attn_implementation == name
+    with pytest.raises(ValueError, match="eagle"):
+        make(plugin.VLMGuard, "method=none,attn_implementation=eagle")
+
+
 @pytest.mark.parametrize("number", ["10", "1e1", "true", "'10'"])
 def test_options_that_are_texts_stay_texts(plugin, number):
     given = lmms_eval_stand_in._value(number)
@@ -302,7 +310,7 @@ def test_without_lmms_eval_asking_for_the_plugin_says_how_to_install_it(monkeypa
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delitem(sys.modules, MODULE, raising=False)
     for ask in (manifest, lambda: importlib.import_module(MODULE)):
-        with pytest.raises(ImportError, match=r"pip install 'vlm-guard-hf\[lmms\]'"):
+        with pytest.raises(ImportError, match=r"pip install 'lmms-eval>=0\.7'"):
             ask()
 
 
