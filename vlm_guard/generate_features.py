@@ -196,7 +196,8 @@ CACHES = (
     ),
     Feature(
         name="quantised cache",
-        note="backend fp8; the tests run quanto and hqq where they are installed, which they were not here",
+        note="backends fp8 and hqq; quanto (4 bits) with attention methods, contrast enlarges its coarser rounding; "
+        "hqq and quanto are tested where they are installed",
         tests=(
             "test_generate_caches.py::test_quantised_cache_that_loses_nothing_equals_the_plain_one",
             "test_generate_caches.py::test_quantised_cache_costs_no_more_than_without_the_guard",
@@ -272,9 +273,7 @@ LOADING = (
     Feature(
         name="bitsandbytes 8-bit",
         part="loading",
-        attention="not tested",
-        contrast="not tested",
-        note="no method reads weights; the test runs where bitsandbytes is installed, which it was not here",
+        note="run with bitsandbytes 0.50 on a CPU; the test skips where it is not installed",
         tests=("test_loading.py::test_eight_bit_weights",),
     ),
     Feature(
