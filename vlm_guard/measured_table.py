@@ -73,10 +73,12 @@ def _timings(paths: list[Path]) -> str:
     """Ratios of a guarded to an unguarded `generate`, interleaved calls, median and 20th to 80th percentile."""
     lines = [
         "Guarded against unguarded `generate`, interleaved calls in one process: ratio of the median, 20th to 80th "
-        "percentile in brackets. `vlm-guard bench generate --model MODEL --method none --method var --out FILE`",
+        "percentile in brackets. `vlm-guard bench generate --model MODEL --method none --method var --out FILE`, with "
+        "`--set METHOD.OPTION=VALUE` or `--cache static --compile` where the table says so. The built-in model has no "
+        "visual sinks, so there `var` edits nothing unless a lower threshold makes some.",
         "",
-        "| model | batch | method | prefill | per generated token | file |",
-        "|---|---|---|---|---|---|",
+        "| model | batch | method | decode steps | prefill | per generated token | file |",
+        "|---|---|---|---|---|---|---|",
     ]
     for path in paths:
         result = json.loads(path.read_text(encoding="utf-8"))
@@ -87,12 +89,19 @@ def _timings(paths: list[Path]) -> str:
             cells = (
                 result["model"],
                 str(result["batch"]),
-                f"`{entry['method']}`",
+                _with_options(entry),
+                "compiled, static cache" if result.get("compiled") else f"eager, {result['cache']} cache",
                 *ratios,
                 str(path.relative_to(ROOT)),
             )
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _with_options(entry: dict[str, Any]) -> str:
+    options = entry.get("options") or {}
+    chosen = ", ".join(f"{name}={value}" for name, value in options.items())
+    return f"`{entry['method']}`" + (f" ({chosen})" if chosen else "")
 
 
 def _ratio(ratio: dict[str, float]) -> str:
