@@ -1,4 +1,4 @@
-"""Fixtures of the zoo of tiny models (tests/zoo): ``zoo_model``, ``zoo_processor``, ``prompts``."""
+"""Fixtures of the zoo of tiny models (tests/zoo): ``zoo_model``, ``zoo_processor``, ``prompts``; and ``one_thread``."""
 
 from __future__ import annotations
 
@@ -41,6 +41,15 @@ def zoo_model(_zoo_cache: dict[tuple[str, torch.dtype], ZooModel]) -> Callable[.
 def zoo_processor() -> Callable[..., object]:
     """``zoo_processor(family="llava")``: a new real processor with a 200-word tokenizer."""
     return tiny_processor
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One CPU thread of torch while a test runs: the tests themselves run side by side."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -37,6 +37,17 @@ class Calibration:
     refusals: dict[str, str]
 
 
+def check_measurements(names: Sequence[str]) -> None:
+    """Refuse names that are no measurement, before a model is loaded for them.
+
+    Raises:
+        ValueError: a name is unknown, or there is none.
+    """
+    unknown = [name for name in names if name not in MEASUREMENTS]
+    if unknown or not names:
+        raise ValueError(f"cannot calibrate {', '.join(unknown) or 'nothing'}; known are {', '.join(MEASUREMENTS)}")
+
+
 def calibrate(
     model: nn.Module,
     processor: Any,
@@ -59,9 +70,7 @@ def calibrate(
     Raises:
         ValueError: an unknown measurement, or none of those asked for succeeded.
     """
-    unknown = [name for name in only if name not in MEASUREMENTS]
-    if unknown or not only:
-        raise ValueError(f"cannot calibrate {', '.join(unknown) or 'nothing'}; known are {', '.join(MEASUREMENTS)}")
+    check_measurements(only)
 
     def report(name: str) -> Callable[[int, int], None]:
         return lambda done, total: None if progress is None else progress(name, done, total)

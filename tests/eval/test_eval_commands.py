@@ -4,19 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from run_records import careful, careless, write_run
 from small_coco import make_coco_folder
 
 from vlm_guard.cli import main
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

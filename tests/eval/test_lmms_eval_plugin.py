@@ -40,12 +40,7 @@ PROMPTS = ("Please describe this image in detail.", "Is there a dog in the image
 GREEDY = {"temperature": 0, "do_sample": False, "top_p": 1.0, "num_beams": 1}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -17,12 +17,7 @@ VAR = "var:sink_dimensions=1,2,min_visual_mass=0.0,min_content_share=0.0,sink_th
 VOLATILE = ("seconds", "memory_bytes", "memory_kind")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -12,18 +12,12 @@ from vlm_guard.kernels.measure import quantiles, ratio_quantiles, write_json
 
 H200 = DeviceLimits(multiprocessors=132, shared_memory=227 * 1024, capability=(9, 0))
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def sizes(**given):
     defaults = {"batch": 1, "heads": 32, "groups": 32, "rows": 1, "keys": 2048, "head_dim": 128, "value_dim": 128}
     return AttentionSizes(**(defaults | {"element_bytes": 2, "segmented": True} | given))
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_quantiles_and_ratios():
