@@ -12,16 +12,16 @@ The text stream is the same prompt with the visual tokens and their markers dele
 
 `approximation` says how the heads are found, and what that costs before the first token (n the prompt's length, t that
 without image tokens, often a tenth of it):
-  none               one reading of both streams as 2B rows of length n, each layer scored after the layers below it
-                     were reinforced, in both streams: twice the prompt. This is the paper's layer-sequential order.
-  plain text stream  the text stream is read first, t tokens, without reinforcement; the image stream is scored against
-                     it and reinforced layer by layer in its one reading: 1 + t/n of the prompt.
+  none               both streams go through the layers side by side, each at its own length, and each layer is scored
+                     after the layers below it were reinforced, in both: 1 + t/n of the prompt. This is the paper's
+                     layer-sequential order.
+  plain text stream  the text stream is read first, without reinforcement; the image stream is scored against it and
+                     reinforced layer by layer: 1 + t/n as well.
   parallel           both streams are read without reinforcement, all layers scored, then the prompt is read again:
                      2 + t/n. Not cheaper here; it is what the known third-party port does.
-Beside other methods that act inside the decoder, the scoring of "none" is a reading of its own (3 of the prompt).
+Beside other methods that act inside the decoder, the scoring of "none" is a reading of its own (2 + t/n).
 Models that read images in cross-attention layers (Mllama) skip these layers for a prompt without image, so the text
-stream has no output there, a_h(text) = 0; and their streams cannot be rows of one pass: "none" is refused.
-Decoding costs a multiplication.
+stream has no output there, a_h(text) = 0. Decoding costs a multiplication.
 
 Where the values come from: alpha = 2, the second layer and the last 14 of 32, the outlier rule, the median and the
 order of the layers are the paper's. Not spelled out there and chosen here: TA is squared (as printed; `text_norm`), std
@@ -83,18 +83,6 @@ class VHR(Method):
         paper="second and last 14 of 32 for LLaVA-1.5-7B, last 18 of 32 for InstructBLIP-7B",
     )
 
-    def prepare(self, target: GuardTarget) -> None:
-        """Nothing to keep.
-
-        Raises:
-            ValueError: both streams were asked for in one pass of a model whose rows would share their images.
-        """
-        if self.approximation == "none" and self.strength != 1 and target.architecture.entry.cross_attention:
-            raise ValueError(
-                f"vhr: {target.architecture.model_type} reads images in cross-attention layers, where a row without "
-                "image in a batch with images attends to theirs; pass approximation='plain text stream' or 'parallel'"
-            )
-
     def active_layers(self, target: GuardTarget) -> tuple[int, ...]:
         """The layers of `layers` that have attention heads."""
         attending = {entry.index for entry in target.architecture.layers}
@@ -121,15 +109,17 @@ class VHR(Method):
             raise ValueError("vhr found no prompt with an image to choose its heads from")
         if call.layer not in scoring.scales:
             pair = scoring.outputs(call.layer, call.output)
-            if pair is None:
-                return None
-            target = call.guard.target
-            pair = [all_heads(part, 1, target) for part in pair]
-            chosen = vision_aware_heads(*pair, squared=self.text_norm == "squared", outliers=self.remove_outliers)[1]
-            chosen = own_heads(chosen, 1, call.query.shape[1], target)
-            scoring.choose(call.layer, torch.where(chosen, self.strength, 1.0))
-        scale = scoring.scale(call.layer, call.query.shape[0])
+            if pair is not None:
+                scoring.choose(call.layer, self._scale(call, *pair))
+        scale = scoring.scale(call.layer)
         return None if scale is None else AttentionEdit(head_scale=scale)
+
+    def _scale(self, call: AttentionCall, image: Tensor, text: Tensor) -> Tensor:
+        """[M, H] factor of every head of this process, from the head outputs [M, H, D] of both streams."""
+        target = call.guard.target
+        pair = [all_heads(part, 1, target) for part in (image, text)]
+        chosen = vision_aware_heads(*pair, squared=self.text_norm == "squared", outliers=self.remove_outliers)[1]
+        return torch.where(own_heads(chosen, 1, call.query.shape[1], target), self.strength, 1.0)
 
 
 def vision_aware_heads(

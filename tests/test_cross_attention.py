@@ -22,7 +22,7 @@ PROMPTS = [
 STEPS = 4
 DISTURBANCE = [151, 152, 153, 154]
 RECORD = {"max_new_tokens": STEPS, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
-VHR = {"layers": "all", "approximation": "plain text stream"}
+VHR = {"layers": "all"}
 WORKING = {"none": {}, "vhr": VHR, "vcd": {}, "m3id": {}, "dola": {}, "pai": {"gain": 0.0}}
 
 
@@ -86,44 +86,47 @@ def vision_aware(image, text):
     return divergence > ordered[:, (ordered.shape[1] - 1) // 2, None]
 
 
-@torch.no_grad()
-def reinforced_by_hand(zoo, prompt, strength):
-    """Logits of one prompt alone when heads are chosen from two plain passes and scaled before o_proj, by hooks."""
-    inputs, heads = zoo.make_inputs([prompt]), zoo.config.text_config.num_attention_heads
-    layers = [
-        getattr(layer, "cross_attn", getattr(layer, "self_attn", None)) for layer in zoo.model.get_decoder().layers
-    ]
+def head_outputs(zoo, given, factors):
+    """Inputs [B, H, D] of every layer's o_proj at the last position, in a pass with some of them multiplied, and its
+    logits; a layer that the pass skips has none."""
+    heads, seen = zoo.config.text_config.num_attention_heads, {}
+
+    def scale(index, states):
+        seen[index] = states[:, -1].view(1, heads, -1)
+        return (states * factors[index],) if index in factors else None
+
+    hooks = []
+    for index, layer in enumerate(zoo.model.get_decoder().layers):
+        attention = getattr(layer, "cross_attn", getattr(layer, "self_attn", None))
+        hooks.append(attention.o_proj.register_forward_pre_hook(lambda _, args, key=index: scale(key, args[0])))
+    found = logits(zoo.model, {**given, "use_cache": False})[0]
+    [hook.remove() for hook in hooks]
+    return seen, found
+
+
+def reinforced_by_hand(zoo, prompt, strength, sequential):
+    """Logits of one prompt alone, its heads chosen from passes of both streams and scaled before o_proj, by hooks."""
+    inputs, factors = zoo.make_inputs([prompt]), {}
     keep = inputs["input_ids"] != IMAGE
     text = {"input_ids": inputs["input_ids"][keep][None], "attention_mask": inputs["attention_mask"][keep][None]}
-    seen = [{}, {}]
-    for stream, given in enumerate((inputs, text)):
-        hooks = [
-            layer.o_proj.register_forward_pre_hook(
-                lambda _, args, key=index, to=seen[stream]: to.update({key: args[0]})
-            )
-            for index, layer in enumerate(layers)
-        ]
-        zoo.model(**given, use_cache=False)
-        [hook.remove() for hook in hooks]
-    hooks = []
-    for index, layer in enumerate(layers):
-        image = seen[0][index][:, -1].view(1, heads, -1)
-        other = seen[1][index][:, -1].view(1, heads, -1) if index in seen[1] else torch.zeros_like(image)
-        scale = 1 + (strength - 1) * vision_aware(image, other).float()
-        factor = scale.repeat_interleave(image.shape[-1], -1)[:, None]
-        hooks.append(layer.o_proj.register_forward_pre_hook(lambda _, args, by=factor: (args[0] * by,)))
-    assert set(range(len(layers))) - seen[1].keys() == set(zoo.config.text_config.cross_attention_layers)
-    result = zoo.model(**inputs).logits[0]
-    [hook.remove() for hook in hooks]
-    return result
+    plain, without = head_outputs(zoo, inputs, {})[0], head_outputs(zoo, text, {})[0]
+    assert set(plain) - set(without) == set(zoo.config.text_config.cross_attention_layers)
+    for index in sorted(plain):
+        if sequential:
+            plain, without = head_outputs(zoo, inputs, factors)[0], head_outputs(zoo, text, factors)[0]
+        image = plain[index]
+        scale = 1 + (strength - 1) * vision_aware(image, without.get(index, torch.zeros_like(image))).float()
+        factors[index] = scale.repeat_interleave(image.shape[-1], -1)[:, None]
+    return head_outputs(zoo, inputs, factors)[1]
 
 
-def test_vhr_scales_the_heads_that_hooks_by_hand_scale(zoo):
+@pytest.mark.parametrize("approximation", ["none", "parallel"])
+def test_vhr_scales_the_heads_that_hooks_by_hand_scale(zoo, approximation):
     batch = zoo.make_inputs(PROMPTS)
-    with wrap(zoo.model, None, "vhr", layers="all", approximation="parallel"):
+    with wrap(zoo.model, None, "vhr", layers="all", approximation=approximation):
         together = logits(zoo.model, batch)
     for row, prompt in enumerate(PROMPTS):
-        expected = reinforced_by_hand(zoo, prompt, strength=2.0)
+        expected = reinforced_by_hand(zoo, prompt, strength=2.0, sequential=approximation == "none")
         assert close(together[row, -len(expected) :], expected), f"row {row}"
     assert_pristine(zoo.model)
 
@@ -257,8 +260,6 @@ def test_refusals_name_the_method_and_what_works(zoo, method):
 
 
 def test_other_refusals(zoo):
-    with pytest.raises(ValueError, match="approximation='plain text stream'"):
-        wrap(zoo.model, None, "vhr")
     with pytest.raises(ValueError, match="two stages"):
         wrap(zoo.model, object(), "uncertainty")
     with (

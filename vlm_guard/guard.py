@@ -393,7 +393,7 @@ class Guard(AbstractContextManager):
         return args, inputs
 
     def _end_forward(self, module: nn.Module, args: tuple, output: Any) -> Any:
-        """Turn the output for the changed inputs into the one that was asked for."""
+        """Turn the output for the changed inputs into the one that was asked for; it is None when the pass failed."""
         while self._finish_forward:
             output = self._finish_forward.pop(0)(output)
         return output

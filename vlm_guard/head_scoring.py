@@ -5,20 +5,24 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from vlm_guard.early_exit import StopForward, run_until_stopped
 from vlm_guard.generation_state import GenerationState
-from vlm_guard.two_streams import TwoStreams, can_cut_off
+from vlm_guard.stepped_pass import SteppedPass
+from vlm_guard.text_stream import TextStream
 
 if TYPE_CHECKING:
     from vlm_guard.guard import Guard
 
-Recorded = dict[int, Tensor]
+Outputs = dict[int, Tensor]
 
 
 class HeadScoring:
     """The two streams of one prompt, and the head scales chosen from them.
+
+    The text stream is a pass of its own over the prompt without its image tokens. Where its heads are to be scaled
+    too, it goes through the layers side by side with the image stream: it waits in every scored layer until that
+    layer's heads are chosen.
 
     Args:
         method: the name of the method, whose attention processor is called in passes of this class.
@@ -33,46 +37,51 @@ class HeadScoring:
     def __init__(self, method: str, guard: "Guard", inputs: dict[str, Any], layers: frozenset[int]) -> None:
         self.method = method
         self.guard = guard
-        self.layers = layers
-        self.scales: Recorded = {}
+        self.last_layer = max(layers)
+        self.scales: Outputs = {}
         target = guard.target
         ids, token_ids = inputs["input_ids"], target.architecture.visual_token_ids
         real = guard.state.real[:, : ids.shape[1]]
-        self.streams = TwoStreams.of(ids, real, token_ids, target.model, target.processor)
-        self._image: Recorded | None = None
-        self._text: Recorded | None = None
-        self._recording: Recorded | None = None
-        self._joint = False
+        self.stream = TextStream.of(ids, real, token_ids, target.model, target.processor)
+        self._image: Outputs | None = None
+        self._text: Outputs = {}
+        # While a stream is only looked at, without any scale: where its outputs are kept, of which row and position.
+        self._recording: Outputs | None = None
+        self._recorded_places: tuple[Tensor, Tensor] | None = None
+        self._beside: SteppedPass | None = None
+        self._text_state: GenerationState | None = None
         self._stop_after: int | None = None
 
     def begin(self, inputs: dict[str, Any], approximation: str) -> Callable[[Any], Any] | None:
-        """Run what has to be run before the prompt is read, and arrange its reading.
+        """Run what has to be run before the prompt is read.
 
         Args:
-            inputs: of the forward pass; changed in place when it is to read both streams.
-            approximation: "none" (both streams together), "plain text stream" or "parallel".
+            inputs: of the forward pass that reads the prompt.
+            approximation: "none" (streams side by side), "plain text stream" or "parallel".
 
         Returns:
-            What restores the output of the reading, if its inputs were changed.
+            What is called with the output of the reading, if the text stream goes on beside it.
         """
-        streams = self.streams
+        text = self.stream.inputs(inputs)
+        # Masks that were made for a cache do not fit a pass without one.
+        image = inputs | {"attention_mask": self.stream.attention_mask}
         if approximation == "none":
-            joint = streams.joint_inputs(inputs, self.guard.target.model.get_input_embeddings())
-            self._joint = True
-            cache = inputs.get("past_key_values")
-            if cache is None and inputs.get("use_cache") is not False:
-                # The model would make one itself, perhaps of a kind that rows cannot be taken out of.
-                cache = DynamicCache(config=self.guard.target.model.config.get_text_config(decoder=True))
-            if self._alone() and can_cut_off(cache):
-                inputs.update(joint, past_key_values=cache)
-                return self._cut_off
-            self._run(joint, last=max(self.layers))
-            self._joint = False
+            self._text_state = self._state(text)
+            generator = self.guard.target.architecture.generator
+            device_type = self.stream.input_ids.device.type
+            self._beside = SteppedPass(lambda: run_until_stopped(generator, text), device_type)
+            self._advance()
+            if self._alone():
+                return self._end
+            # Heads are those of the bare model, so its image stream is read on its own first.
+            try:
+                self._run(image, stop_after=self.last_layer)
+            finally:
+                self._beside.close()
             return None
-        self._text = self._record(streams.text_inputs(inputs))
+        self._text = self._record(text, self.stream.text_ends)
         if approximation == "parallel":
-            # Masks that were made for a cache do not fit a pass without one.
-            self._image = self._record(inputs | {"attention_mask": streams.attention_mask})
+            self._image = self._record(image, self.stream.ends)
         return None
 
     def outputs(self, layer: int, output: Tensor | None) -> tuple[Tensor, Tensor] | None:
@@ -82,75 +91,99 @@ class HeadScoring:
             layer: index of the layer.
             output: [rows, Q, H, D] attention output of this pass, or None while it is not computed yet.
         """
-        if self._image is not None and self._text is not None and layer in self._image:
+        if self._image is not None and layer in self._image:
             return self._image[layer], self._text_output(layer, self._image[layer])
         if output is None:
             return None
-        rows, device = self.streams.with_image.to(output.device), output.device
+        if self._in_text_stream:
+            # Until `choose` for this layer.
+            self._beside.pause((layer, output[:, -1]))
+            if layer == self.last_layer:
+                raise StopForward
+            return None
         if self._recording is not None:
-            last = self.streams.last if output.shape[0] == self.streams.batch else None
-            of_text = self._recording is self._text
-            self._recording[layer] = output[:, -1] if of_text else output[rows, last.to(device)[rows]]
+            self._recording[layer] = _at(output, *self._recorded_places)
             if layer == self._stop_after:
                 raise StopForward
             return None
-        image = output[rows, self.streams.last.to(device)[rows]]
-        if self._joint:
-            return image, output[self.streams.batch :, -1]
+        image = _at(output, *self.stream.ends)
         return image, self._text_output(layer, image)
+
+    def choose(self, layer: int, scale: Tensor) -> None:
+        """Keep the scale [M, H] of the rows with an image; other rows have 1."""
+        full = torch.ones(self.stream.batch, scale.shape[1], device=scale.device)
+        full[self.stream.with_image.to(scale.device)] = scale
+        self.scales[layer] = full
+        if layer in self._text and self._beside is not None:
+            self._advance()
+        if layer == self._stop_after:
+            raise StopForward
+
+    def scale(self, layer: int) -> Tensor | None:
+        """[rows, H] what is applied in the current pass; None while heads are not chosen, or only recorded."""
+        scale = self.scales.get(layer)
+        if scale is None or self._recording is not None:
+            return None
+        return scale[self.stream.with_image.to(scale.device)] if self._in_text_stream else scale
+
+    @property
+    def _in_text_stream(self) -> bool:
+        """Whether the running pass is the text stream beside another one."""
+        return self._text_state is not None and self.guard.state is self._text_state
 
     def _text_output(self, layer: int, like: Tensor) -> Tensor:
         """[M, H, D] of the text stream; zero in a cross-attention layer, which a prompt without image skips."""
         known = self._text.get(layer)
         return torch.zeros_like(like) if known is None else known.to(like.device)
 
-    def choose(self, layer: int, scale: Tensor) -> None:
-        """Keep the scale [M, H] of the rows with an image; other rows have 1."""
-        full = torch.ones(self.streams.batch, scale.shape[1], device=scale.device)
-        full[self.streams.with_image.to(scale.device)] = scale
-        self.scales[layer] = full
-        if layer == self._stop_after:
-            raise StopForward
-
-    def scale(self, layer: int, rows: int) -> Tensor | None:
-        """[rows, H] what is applied in the current pass; None while the streams are only recorded."""
-        if self._recording is not None:
-            return None
-        scale = self.scales[layer]
-        if rows == scale.shape[0]:
-            return scale
-        return torch.cat((scale, scale[self.streams.with_image.to(scale.device)]))
-
     # -- passes -----------------------------------------------------------------------------------------------
 
     def _alone(self) -> bool:
-        """Whether no other method acts inside the decoder, so that further rows disturb nobody."""
+        """Whether no other method acts inside the decoder, so that the prompt is read as by the bare model."""
         others = [bound.method for bound in self.guard.methods if bound.method.name != self.method]
         stations = ("attach", "begin_forward", "edit_attention", "observe_hidden")
         return not any(other.overrides(station) for other in others for station in stations)
 
-    def _record(self, inputs: dict[str, Any]) -> Recorded:
-        self._recording = recorded = {}
-        if inputs.get("input_ids") is self.streams.text.input_ids:
-            self._text = recorded
-        self._run(inputs, last=max(self.layers))
-        self._recording = None
+    def _advance(self) -> None:
+        """Let the text stream run to its next scored layer, whose output is then known."""
+        kept = self.guard.state
+        self.guard.state = self._text_state
+        try:
+            paused = self._beside.advance()
+        finally:
+            self.guard.state = kept
+        self._text = {} if paused is None else dict([paused])
+
+    def _end(self, output: Any) -> Any:
+        self._beside.close()
+        return output
+
+    def _record(self, inputs: dict[str, Any], places: tuple[Tensor, Tensor]) -> Outputs:
+        recorded: Outputs = {}
+        self._recording, self._recorded_places = recorded, places
+        self._run(inputs, stop_after=self.last_layer)
+        self._recording = self._recorded_places = None
         return recorded
 
-    def _run(self, inputs: dict[str, Any], last: int) -> None:
-        """A forward pass up to layer `last` in which only this method's processor runs."""
-        guard, kept = self.guard, self.guard.state
-        state = GenerationState(guard.target.architecture.visual_token_ids, None)
+    def _state(self, inputs: dict[str, Any]) -> GenerationState:
+        """The state of a pass in which only this method's processor runs."""
+        state = GenerationState(self.guard.target.architecture.visual_token_ids, None)
         state.read(inputs["input_ids"], inputs.get("attention_mask"), 0, None)
-        # Rows are edited where they have an image; the twins of rows with one count as such.
+        # Rows without any visual token are scored as well.
         state.visual, state.active, state.only = state.real.clone(), True, self.method
         vars(state.memory(self.method, -1))["scoring"] = self
-        guard.state, self._stop_after = state, last
+        return state
+
+    def _run(self, inputs: dict[str, Any], stop_after: int) -> None:
+        """A forward pass up to one layer in which only this method's processor runs."""
+        guard, kept = self.guard, self.guard.state
+        guard.state, self._stop_after = self._state(inputs), stop_after
         try:
             run_until_stopped(guard.target.architecture.generator, inputs)
         finally:
             guard.state, self._stop_after = kept, None
 
-    def _cut_off(self, output: Any) -> Any:
-        self._joint = False
-        return self.streams.cut_off(output, self.guard.target.model)
+
+def _at(output: Tensor, rows: Tensor, places: Tensor) -> Tensor:
+    """[M, H, D] of an attention output [B, Q, H, D] at one place of each of M rows."""
+    return output[rows.to(output.device), places.to(output.device)]

@@ -35,7 +35,7 @@ class Recipe:
     """
 
     minutes: float = 80.0
-    vision_share: float = 0.19
+    vision_share: float = 0.24
     scenes: int = 100_000
     seed: int = 0
     workers: int = 2

@@ -1,5 +1,7 @@
 """VHR by hand: divergence, outliers, selection, the layer-sequential order, and its approximations."""
 
+import threading
+
 import pytest
 import torch
 from eager_oracle import eager_attention
@@ -143,13 +145,12 @@ def test_heads_are_fixed_while_the_answer_grows(zoo_model, family, approximation
             torch.equal(scale, heads[layer]) for layer, scale in guard.state.memory("vhr", -1).scoring.scales.items()
         )
     assert torch.equal(cached.sequences, static.sequences)
-    assert cached.past_key_values.layers[0].keys.shape[0] == 1, "the text stream left the cache"
     for one, other in zip(cached.logits, static.logits):
         assert torch.allclose(one, other, atol=5e-5)
     assert_pristine(zoo.model)
 
 
-def test_only_rows_with_an_image_get_a_twin(zoo_model):
+def test_only_rows_with_an_image_are_read_without_it(zoo_model):
     zoo = zoo_model("llava")
     prompts = [*PROMPTS, Prompt(text_before=5, images=0, text_after=9, content=2)]
     batch = zoo.make_inputs(prompts)
@@ -164,7 +165,7 @@ def test_only_rows_with_an_image_get_a_twin(zoo_model):
         finally:
             hook.remove()
         scales = guard.state.memory("vhr", -1).scoring.scales
-    assert [shape[0] for shape in seen] == [5]
+    assert [tuple(shape[:2]) for shape in seen] == [(2, 19), (3, batch["input_ids"].shape[1])], "text only, then all"
     assert found.shape == plain.shape
     assert all((scale[2] == 1).all() and (scale[:2] == 2).any() for scale in scales.values())
     real = batch["attention_mask"][2].bool()
@@ -197,3 +198,64 @@ def test_a_prompt_read_in_chunks_is_refused(zoo_model):
     inputs = zoo.make_inputs(PROMPTS[:1])
     with wrap(zoo.model, None, "vhr", **OPTIONS) as guard, pytest.raises(ValueError, match="prefill_chunk_size"):
         guard.generate(**inputs, max_new_tokens=1, prefill_chunk_size=8)
+
+
+# -- the second stream beside the first -----------------------------------------------------------------------
+
+
+def streams_running():
+    return [thread for thread in threading.enumerate() if thread.name == "second stream"]
+
+
+def test_no_stream_is_left_behind_when_a_pass_fails(zoo_model):
+    """The text stream is inside layer 2 when the image stream fails in layer 1."""
+    zoo = zoo_model("llava")
+    inputs = zoo.make_inputs(PROMPTS)
+    plain = logits(zoo.model, inputs)
+
+    def fail(module, args):
+        if args[0].shape[0] == 2 and args[0].shape[1] == inputs["input_ids"].shape[1]:
+            assert len(streams_running()) == 1
+            raise RuntimeError("out of memory")
+
+    with wrap(zoo.model, None, "vhr", **OPTIONS):
+        hook = zoo.model.get_decoder().layers[1].register_forward_pre_hook(fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            logits(zoo.model, inputs)
+        hook.remove()
+        assert not streams_running()
+        logits(zoo.model, inputs)
+        assert not streams_running()
+    assert torch.equal(logits(zoo.model, inputs), plain)
+    assert_pristine(zoo.model)
+
+
+def test_what_fails_in_the_text_stream_is_raised(zoo_model):
+    zoo = zoo_model("llava")
+    inputs = zoo.make_inputs(PROMPTS)
+
+    def fail(module, args):
+        if args[0].shape[1] < inputs["input_ids"].shape[1]:
+            raise RuntimeError("in the text stream")
+
+    with wrap(zoo.model, None, "vhr", **OPTIONS):
+        hook = zoo.model.get_decoder().layers[1].register_forward_pre_hook(fail)
+        with pytest.raises(RuntimeError, match="in the text stream"):
+            logits(zoo.model, inputs)
+        hook.remove()
+        assert not streams_running()
+        assert torch.isfinite(logits(zoo.model, inputs)).all()
+
+
+def test_both_streams_run_under_the_same_settings(zoo_model):
+    """Inference mode, gradients and mixed precision belong to a thread in torch, and the text stream has its own."""
+    zoo = zoo_model("llava")
+    inputs = zoo.make_inputs(PROMPTS)
+    seen = []
+    hook = zoo.model.get_decoder().layers[2].register_forward_pre_hook(
+        lambda module, args: seen.append((torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")))
+    )
+    with wrap(zoo.model, None, "vhr", **OPTIONS), torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        zoo.model(**inputs)
+    hook.remove()
+    assert seen == [(True, True)] * 2
