@@ -15,12 +15,28 @@ from torch import Tensor
 from vlm_guard.builtin_model import builtin
 from vlm_guard.guard import wrap
 from vlm_guard.kernels.measure import describe_machine, quantiles, ratio_quantiles
-from vlm_guard.random_models import SHAPES, random_inputs, random_llava
+from vlm_guard.method import method_names
+from vlm_guard.random_models import SHAPES, named_shape, random_llava
+from vlm_guard.random_prompts import random_inputs, random_processor
 
 UNGUARDED = "none"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# A random model has no profile: these make VAR find sinks in it, so that its edit has something to move.
-RANDOM_MODEL_OPTIONS = {"var": {"sink_dimensions": "0,1,2,3", "sink_threshold": 2.0}}
+ALL = "all"
+
+
+def random_model_options(layers: int) -> dict[str, Any]:
+    """Options of methods that need facts about a model, for random ones, which have no profile.
+
+    They make a method do its whole work: VAR finds sinks to move from, IRI injects its first layers into later ones.
+    """
+    rates = ",".join(f"{1 - layer / layers:.3f}" for layer in range(layers))
+    return {
+        "var.sink_dimensions": "0,1,2,3",
+        "var.sink_threshold": 2.0,
+        "zerotuning.factor": 2.0,
+        "iri.attention_rates": rates,
+        "iri.mlp_rates": rates,
+    }
 
 
 class TokenClock:
@@ -41,13 +57,12 @@ def benchmark_generate(
     *,
     model: str = "builtin",
     methods: Sequence[str] = ("var",),
-    method_options: Mapping[str, Mapping[str, Any]] | None = None,
     options: Mapping[str, Any] | None = None,
     attention_backend: str | None = None,
     device: str = "cpu",
     dtype: str | None = None,
     batch: int = 1,
-    prompt_tokens: int = 64,
+    prompt_tokens: int = 40,
     new_tokens: int = 32,
     cache: str = "dynamic",
     compiled: bool = False,
@@ -58,9 +73,8 @@ def benchmark_generate(
 
     Args:
         model: "builtin" or the name of a random model's shape.
-        methods: names as for `wrap`.
-        method_options: options by method name; by default those a random model needs.
-        options: more of them, each for all entries with its method: {"var.move_fraction": 0.5}.
+        methods: names as for `wrap`; "all" stands for every method.
+        options: options, each for all entries with its method: {"var.move_fraction": 0.5}.
         attention_backend: as for `wrap`.
         device: where the model runs.
         dtype: of the weights; float32 on the CPU and bfloat16 elsewhere by default.
@@ -88,11 +102,12 @@ def benchmark_generate(
         raise ValueError("--compile needs --cache static: only a cache of fixed size keeps one graph for all steps")
     if new_tokens < 2:
         raise ValueError(f"new tokens must be at least 2 to tell decode from prefill, given {new_tokens}")
+    if ALL in methods:
+        methods = [name for name in method_names() if name != UNGUARDED]
     given = options_by_entry(methods, options or {})
     loaded, processor, inputs = _load(model, DTYPES[dtype], where, batch, prompt_tokens)
-    if method_options is None:
-        method_options = {} if model == "builtin" else RANDOM_MODEL_OPTIONS
-    chosen = {name: {**method_options.get(name, {}), **given[name]} for name in methods}
+    facts = {} if model == "builtin" else random_model_options(named_shape(model).layers)
+    chosen = {name: {**_of_entry(name, facts), **given[name]} for name in methods}
     settings: dict[str, Any] = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False}
     settings["cache_implementation"] = cache
     if compiled:
@@ -114,7 +129,7 @@ def benchmark_generate(
                 series[name]["decode"].append(decode)
     entries = []
     for name in names:
-        entry: dict[str, Any] = {"method": name, "options": chosen.get(name, {})}
+        entry: dict[str, Any] = {"method": name, "options": given.get(name, {})}
         for phase, times in series[name].items():
             entry[phase] = quantiles(times)
             if name != UNGUARDED:
@@ -131,6 +146,7 @@ def benchmark_generate(
         "cache": cache,
         "compiled": compiled,
         "attention_backend": attention_backend or "default",
+        "random_model_options": {key: value for name in methods for key, value in _of_entry(name, facts).items()},
         "entries": entries,
     }
 
@@ -149,7 +165,7 @@ def options_by_entry(methods: Sequence[str], options: Mapping[str, Any]) -> dict
     for name, value in options.items():
         if "." not in name and len(methods) == 1 and "+" not in methods[0]:
             name = f"{methods[0]}.{name}"
-        takers = [entry for entry in methods if name.partition(".")[0] in [part.strip() for part in entry.split("+")]]
+        takers = [entry for entry in methods if _of_entry(entry, {name: value})]
         if not takers:
             raise ValueError(
                 f"option {name!r} fits no method of this benchmark ({', '.join(methods)}); "
@@ -160,11 +176,18 @@ def options_by_entry(methods: Sequence[str], options: Mapping[str, Any]) -> dict
     return found
 
 
+def _of_entry(entry: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of "method.option" that belong to a method of an entry."""
+    methods = [part.strip() for part in entry.split("+")]
+    return {name: value for name, value in options.items() if name.partition(".")[0] in methods}
+
+
 def _load(name: str, dtype: torch.dtype, device: torch.device, batch: int, prompt_tokens: int) -> tuple[Any, Any, dict]:
-    """(model, processor or None, inputs)."""
+    """(model, processor, inputs)."""
     if name != "builtin":
         model = random_llava(name, device=device, dtype=dtype)
-        return model, None, random_inputs(model, batch=batch, prompt_tokens=prompt_tokens)
+        processor = random_processor(model)
+        return model, processor, random_inputs(model, processor, batch=batch, prompt_tokens=prompt_tokens)
     from PIL import Image
 
     model, processor = builtin(dtype=dtype, device=device)

@@ -139,8 +139,8 @@ class Method:
         """Change `call.inputs` of a forward pass that reads a prompt, before it runs.
 
         Returns:
-            What turns the model's output into the output for the inputs as they were, or None. It is called with None when
-            the pass failed, to clean up.
+            What turns the model's output into the output for the inputs as they were, or None. It is called
+            with None when the pass failed, to clean up.
         """
         return None
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -213,42 +212,3 @@ def random_llava(
         suppress_tokens=[model.config.image_token_id],
     )
     return model.eval()
-
-
-def random_inputs(
-    model: LlavaForConditionalGeneration,
-    *,
-    batch: int = 1,
-    prompt_tokens: int | Sequence[int] = 32,
-    images: int = 1,
-    seed: int = 0,
-) -> dict[str, torch.Tensor]:
-    """Inputs for ``model.generate(**inputs)``: text, ``images`` images, text; padded on the left.
-
-    ``prompt_tokens`` is the number of text tokens of each row, BOS included, one number or one per row; a row has
-    that many and ``images`` times ``image_seq_length`` tokens.  Pixels are standard normal in the model's dtype.
-    Everything is on the model's device.  Raises ValueError for a batch or a length that is too small.
-    """
-    lengths = [prompt_tokens] * batch if isinstance(prompt_tokens, int) else list(prompt_tokens)
-    if batch < 1 or images < 0 or len(lengths) != batch or min(lengths, default=0) < 2:
-        raise ValueError(
-            f"need batch >= 1, images >= 0 and at least 2 prompt tokens for each of the {batch} rows, "
-            f"got images={images}, prompt_tokens={prompt_tokens}"
-        )
-    config, generator = model.config, torch.Generator().manual_seed(seed)
-    width = max(lengths) + images * config.image_seq_length
-    ids = torch.full((batch, width), PAD_TOKEN_ID)
-    mask = torch.zeros(batch, width, dtype=torch.long)
-    image_run = torch.full((images * config.image_seq_length,), config.image_token_id)
-    for row, length in enumerate(lengths):
-        text = torch.randint(FIRST_TEXT_TOKEN_ID, config.image_token_id, (length,), generator=generator)
-        text[0] = BOS_TOKEN_ID
-        tokens = torch.cat([text[: length // 2], image_run, text[length // 2 :]])
-        ids[row, width - len(tokens) :] = tokens
-        mask[row, width - len(tokens) :] = 1
-    inputs = {"input_ids": ids, "attention_mask": mask}
-    if images:
-        side = config.vision_config.image_size
-        pixels = torch.randn(batch * images, 3, side, side, generator=generator)
-        inputs["pixel_values"] = pixels.to(model.dtype)
-    return {name: value.to(model.device) for name, value in inputs.items()}

@@ -252,8 +252,12 @@ def test_both_streams_run_under_the_same_settings(zoo_model):
     zoo = zoo_model("llava")
     inputs = zoo.make_inputs(PROMPTS)
     seen = []
-    hook = zoo.model.get_decoder().layers[2].register_forward_pre_hook(
-        lambda module, args: seen.append((torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")))
+    hook = (
+        zoo.model.get_decoder()
+        .layers[2]
+        .register_forward_pre_hook(
+            lambda module, args: seen.append((torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")))
+        )
     )
     with wrap(zoo.model, None, "vhr", **OPTIONS), torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         zoo.model(**inputs)

@@ -22,7 +22,7 @@ def command(
             "kernels: a model shape such as LLaVA-1.5-7B; may be repeated."
         ),
     ] = None,
-    method: Annotated[list[str] | None, typer.Option(help="generate: a method; may be repeated. [var]")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="generate: a method, or all; may be repeated. [var]")] = None,
     options: Annotated[
         list[str] | None,
         typer.Option("--set", help="generate: option of a method: var.move_fraction=0.5; may be repeated."),
@@ -33,6 +33,7 @@ def command(
         list[str] | None, typer.Option(help="kernels: sdpa, flex, eager, torch, triton; may be repeated.")
     ] = None,
     attention_backend: Annotated[str | None, typer.Option(help="generate: reference, torch or triton.")] = None,
+    prompt_tokens: Annotated[int, typer.Option(help="generate: text tokens of a random model's prompt.", min=1)] = 40,
     new_tokens: Annotated[int, typer.Option(help="generate: tokens of every call.", min=2)] = 32,
     cache: Annotated[Literal["dynamic", "static"], typer.Option(help="generate: kind of key-value cache.")] = "dynamic",
     compiled: Annotated[bool, typer.Option("--compile", help="generate: compile the decode step.")] = False,
@@ -74,6 +75,7 @@ def command(
             options=parse_options(options or []),
             attention_backend=attention_backend,
             batch=(batch or [1])[0],
+            prompt_tokens=prompt_tokens,
             new_tokens=new_tokens,
             cache=cache,
             compiled=compiled,

@@ -1,0 +1,88 @@
+"""A processor and prompts for the random models, so that methods which read the question or the picture run on them.
+
+The tokenizer is the built-in model's: the weights mean nothing, but the prompt is a real one.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import (
+    AutoTokenizer,
+    CLIPImageProcessorPil,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
+
+from vlm_guard.builtin_model import BUILTIN_DIR
+
+QUESTION = "There is a dog in the image, isn't there?"
+MORE = "Please say what is on the left, what is on the right and what is behind it, one thing after the other."
+
+
+def random_processor(model: LlavaForConditionalGeneration) -> LlavaProcessor:
+    """A processor for a random LLaVA; from now on the model's image token is the one of this processor's tokenizer.
+
+    Raises:
+        ValueError: the model has fewer words than the tokenizer.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(BUILTIN_DIR, local_files_only=True)
+    words = model.config.text_config.vocab_size
+    if words < len(tokenizer):
+        raise ValueError(f"the tokenizer knows {len(tokenizer)} tokens, a model with {words} cannot use it")
+    vision = model.config.vision_config
+    side = {"height": vision.image_size, "width": vision.image_size}
+    processor = LlavaProcessor(
+        CLIPImageProcessorPil(size=side, crop_size=side, do_center_crop=False),
+        tokenizer,
+        patch_size=vision.patch_size,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=tokenizer.chat_template,
+        image_token="<image>",
+    )
+    model.config.image_token_id = processor.image_token_id
+    model.generation_config.suppress_tokens = [processor.image_token_id]
+    return processor
+
+
+def random_inputs(
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    *,
+    batch: int = 1,
+    prompt_tokens: int = 64,
+    seed: int = 0,
+) -> dict[str, torch.Tensor]:
+    """Inputs for `model.generate(**inputs)`: a picture of noise and a leading question about it.
+
+    Args:
+        model: gives the device and the type of the pixels.
+        processor: of the model.
+        batch: rows, all with the same question, each with a picture of its own.
+        prompt_tokens: text tokens of a row that are wanted beside its picture; it has at most one word's more, and
+            never fewer than the shortest prompt needs.
+        seed: of the pictures.
+
+    Raises:
+        ValueError: `batch` or `prompt_tokens` is below 1.
+    """
+    if batch < 1 or prompt_tokens < 1:
+        raise ValueError(f"batch and prompt_tokens must be at least 1, given {batch} and {prompt_tokens}")
+    further = MORE.split()
+    words = [QUESTION]
+    while len(processor.tokenizer(_prompt(processor, " ".join(words)))["input_ids"]) < prompt_tokens + 1:
+        words.append(further[(len(words) - 1) % len(further)])
+    side = model.config.vision_config.image_size
+    noise = np.random.default_rng(seed).integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
+    pictures = [Image.fromarray(pixels) for pixels in noise]
+    text = _prompt(processor, " ".join(words))
+    inputs = processor(images=pictures, text=[text] * batch, return_tensors="pt").to(model.device)
+    inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+    return dict(inputs)
+
+
+def _prompt(processor: LlavaProcessor, question: str) -> str:
+    content = [{"type": "image"}, {"type": "text", "text": question}]
+    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
