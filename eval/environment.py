@@ -3,13 +3,13 @@
 import os
 import platform
 import subprocess
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import vlm_guard
+from vlm_guard.environment import processor_name, version_of
 
 # Versions that can change an answer or a score; a run is not resumed with others.
 DECISIVE_PACKAGES = ("torch", "transformers", "tokenizers", "pillow", "nltk", "textblob")
@@ -27,13 +27,8 @@ def all_versions() -> dict[str, str]:
 
 
 def _versions(names: tuple[str, ...]) -> dict[str, str]:
-    found = {}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    found = {name: version_of(name) for name in names}
+    return {name: version for name, version in found.items() if version is not None}
 
 
 def hardware() -> dict[str, Any]:
@@ -42,22 +37,13 @@ def hardware() -> dict[str, Any]:
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": cores,
         "torch_threads": torch.get_num_threads(),
         "memory_bytes": _memory(),
         "gpus": gpus,
         "cuda": torch.version.cuda if gpus else None,
     }
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _memory() -> int | None:

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from vlm_guard.whole_files import write_atomically
+
 Record = dict[str, Any]
 KEY = "sample"
 
@@ -85,17 +87,6 @@ class SampleLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file's content so that readers see the old or the new one, never a half, also after a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:

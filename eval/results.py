@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from vlm_guard.eval.records import write_atomically
+from vlm_guard.whole_files import write_atomically
 
 SCHEMA_VERSION = "1.0"
 RESULTS_FILE = "results.json"

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from vlm_guard.eval.distributed import ProcessGroup
-from vlm_guard.eval.records import Record, SampleLog, read_records, write_atomically, write_records
+from vlm_guard.eval.records import Record, SampleLog, read_records, write_records
 from vlm_guard.eval.results import RESULTS_FILE, RUN_FILE, SAMPLES_FILE
+from vlm_guard.whole_files import write_atomically
 
 _ABSENT = "absent"
 

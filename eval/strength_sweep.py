@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from vlm_guard.eval.records import write_atomically
 from vlm_guard.eval.results import RunResults
 from vlm_guard.eval.runner import Progress, evaluate
 from vlm_guard.eval.settings import RunSettings
 from vlm_guard.method import method_class
+from vlm_guard.whole_files import write_atomically
 
 FACTORS = (0.5, 1.0, 2.0)
 RECALL_SLACK = 0.01

@@ -4,26 +4,20 @@ import json
 import os
 import platform
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from vlm_guard.environment import processor_name, version_of
+from vlm_guard.whole_files import write_atomically
+
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON so that a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False) as file:
-        json.dump(content, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    Path(file.name).chmod(0o644)
-    Path(file.name).replace(path)
+    write_atomically(path, json.dumps(content, indent=1) + "\n")
 
 
 def time_interleaved(
@@ -112,21 +106,15 @@ def peak_memory(call: Callable[[], Any], device: torch.device) -> int | None:
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """Hardware, threads and versions, for the head of a result file."""
-    versions = {}
-    for name in ("torch", "triton", "transformers", "vlm-guard-hf"):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
     machine: dict[str, Any] = {
         "device": device.type,
-        "processor": _processor_name(),
+        "processor": processor_name(),
         "logical_processors": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         # Other work on the machine shows here; ratios of interleaved calls bear it, times do not.
         "load_average_1min": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": {name: version_of(name) for name in ("torch", "triton", "transformers", "vlm-guard-hf")},
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -137,12 +125,3 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
             "cuda": torch.version.cuda,
         }
     return machine
-
-
-def _processor_name() -> str:
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

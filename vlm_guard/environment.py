@@ -2,6 +2,7 @@
 
 import platform
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 LIBRARIES = ("torch", "transformers", "accelerate", "triton", "pycocotools", "pillow", "numpy", "gradio", "matplotlib")
@@ -9,15 +10,26 @@ LIBRARIES = ("torch", "transformers", "accelerate", "triton", "pycocotools", "pi
 
 def library_versions() -> dict[str, str]:
     """Installed versions of the libraries that matter; "not installed" where one is missing."""
-    versions = {"python": platform.python_version(), "vlm-guard-hf": _version("vlm-guard-hf")}
-    return versions | {name: _version(name) for name in LIBRARIES}
+    found = {"python": platform.python_version()}
+    return found | {name: version_of(name) or "not installed" for name in ("vlm-guard-hf", *LIBRARIES)}
 
 
-def _version(name: str) -> str:
+def version_of(name: str) -> str | None:
+    """Installed version of a distribution, or None."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
-        return "not installed"
+        return None
+
+
+def processor_name() -> str:
+    """The processor's model as the system names it."""
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        for line in information.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def devices() -> dict[str, str]:

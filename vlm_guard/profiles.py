@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from vlm_guard.whole_files import write_atomically
+
 SHIPPED = Path(__file__).parent / "profiles"
 Source = Literal["paper", "code", "calibrated", "third party"]
 
@@ -57,10 +59,7 @@ class Profile:
 
     def save(self, path: Path) -> None:
         """Write the profile atomically as JSON."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".json.partial")
-        temporary.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        write_atomically(path, json.dumps(asdict(self), indent=2) + "\n")
 
 
 def user_profiles() -> Path:

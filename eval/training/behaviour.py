@@ -139,9 +139,9 @@ def main(
     """Choose a snapshot by behaviour, export it, and write behaviour.json beside it."""
     from multiprocessing import get_context
 
-    from vlm_guard.eval.training.checkpoints import write_atomically
     from vlm_guard.eval.training.loop import CHILD_ENVIRONMENT
     from vlm_guard.eval.training.run import export
+    from vlm_guard.whole_files import write_atomically
 
     os.environ.update(CHILD_ENVIRONMENT)
     target = folder

@@ -12,13 +12,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a crash leaves the old one or the new one."""
-    temporary = path.with_name(f"{path.name}.new")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
 def save_checkpoint(
     path: Path, model: nn.Module, optimiser: torch.optim.Optimizer | None, progress: dict[str, Any]
 ) -> None:

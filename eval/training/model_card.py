@@ -169,7 +169,7 @@ def model_card(folder: Path) -> str:
 
 def main(folder: Annotated[Path, typer.Argument(help="Folder with the exported model and its measurements.")]) -> None:
     """Write README.md into FOLDER."""
-    from vlm_guard.eval.training.checkpoints import write_atomically
+    from vlm_guard.whole_files import write_atomically
 
     write_atomically(folder / "README.md", model_card(folder))
 

@@ -10,12 +10,13 @@ import torch
 import torch.multiprocessing
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from vlm_guard.eval.training.checkpoints import load_weights, write_atomically
+from vlm_guard.eval.training.checkpoints import load_weights
 from vlm_guard.eval.training.loop import CHILD_ENVIRONMENT, STAGES, restore, train_stage
 from vlm_guard.eval.training.model import new_model, new_processor
 from vlm_guard.eval.training.recipe import Recipe
 from vlm_guard.eval.training.scene_store import build_store
 from vlm_guard.eval.training.tokenizer import build_tokenizer
+from vlm_guard.whole_files import write_atomically
 
 
 def _prepare(folder: Path, recipe: Recipe) -> None:

@@ -19,8 +19,8 @@ def command(
 ) -> None:
     """Write one self-contained page: numbers, pictures, captions with hallucinated mentions marked, filters."""
     from vlm_guard.eval.compare import compare_runs
-    from vlm_guard.eval.records import write_atomically
     from vlm_guard.eval.report import build_report
+    from vlm_guard.whole_files import write_atomically
 
     if images is not None and not images.is_dir():
         raise FileNotFoundError(f"there is no folder {images}")

@@ -14,8 +14,8 @@ def command(
 ) -> None:
     """Write the results as a table with paired differences."""
     from vlm_guard.eval.compare import compare_runs
-    from vlm_guard.eval.records import write_atomically
     from vlm_guard.eval.tables import FORMATS, render_table
+    from vlm_guard.whole_files import write_atomically
 
     if style not in FORMATS:
         raise ValueError(f"the table format is {style!r}; it must be one of {', '.join(FORMATS)}")
