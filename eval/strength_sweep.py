@@ -11,9 +11,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from vlm_guard.eval.models import load_model
 from vlm_guard.eval.results import RunResults
 from vlm_guard.eval.runner import Progress, evaluate
 from vlm_guard.eval.settings import RunSettings
+from vlm_guard.inspection import inspect_model
 from vlm_guard.method import method_class
 from vlm_guard.whole_files import write_atomically
 
@@ -69,6 +71,17 @@ def main_strength(method: str) -> Strength | None:
         values = sorted({round(min(high, max(low, value)), 6) for value in tried} - {neutral})
         return Strength(method=method, option=item.name, default=item.default, values=tuple(values))
     return None
+
+
+def methods_to_sweep(model: str, device: str) -> list[str]:
+    """The methods that this model takes and that have a strength.
+
+    The model is loaded to ask it, and is gone again afterwards: the sweep loads it as every evaluation does.
+    """
+    loaded = load_model(model, device=device)
+    verdicts = inspect_model(loaded.model, loaded.processor)["methods"]
+    ready = [row["method"] for row in verdicts if row["verdict"] == "ready"]
+    return [name for name in ready if main_strength(name) is not None]
 
 
 def sweep(

@@ -233,6 +233,8 @@ def test_several_methods_apply_in_order(llava):
     guard.remove()
     with pytest.raises(ValueError, match="fits no method"):
         wrap(llava.model, None, "none+var", move_fraction=0.5)
+    with pytest.raises(ValueError, match=r"'vcd.strength' fits no method of var; write for example 'var.strength'"):
+        wrap(llava.model, None, "var", **{"vcd.strength": 1.0})
     assert_pristine(llava.model)
 
 

@@ -317,12 +317,12 @@ def resolve_methods(
     for item, name in zip(items, names):
         own = {key.split(".", 1)[1]: given.pop(key) for key in list(given) if key.startswith(f"{name}.")}
         if len(items) == 1:
-            own.update(given)
-            given = {}
+            own.update((key, given.pop(key)) for key in list(given) if "." not in key)
         if isinstance(item, Method) and own:
             raise ValueError(f"options {sorted(own)} were given beside a ready {name} object; set them in the object")
         resolved.append(item if isinstance(item, Method) else make_method(name, own))
     if given:
         key = next(iter(given))
-        raise ValueError(f"option {key!r} fits no method of {'+'.join(names)}; write for example '{names[0]}.{key}'")
+        example = f"{names[0]}.{key.rpartition('.')[2]}"
+        raise ValueError(f"option {key!r} fits no method of {'+'.join(names)}; write for example {example!r}")
     return tuple(resolved)

@@ -28,16 +28,10 @@ def command(
     from rich.table import Table
 
     from vlm_guard.eval.console import ProgressBar
-    from vlm_guard.eval.models import load_model
     from vlm_guard.eval.settings import read_settings
-    from vlm_guard.eval.strength_sweep import main_strength, sweep
-    from vlm_guard.inspection import inspect_model
+    from vlm_guard.eval.strength_sweep import methods_to_sweep, sweep
 
-    if not method:
-        loaded = load_model(model, device=device)
-        verdicts = inspect_model(loaded.model, loaded.processor)["methods"]
-        ready = [row["method"] for row in verdicts if row["verdict"] == "ready"]
-        method = [name for name in ready if main_strength(name) is not None]
+    method = method or methods_to_sweep(model, device)
     settings = read_settings(
         None, {"model": model, "data": data, "count": count, "batch_size": batch_size, "device": device}
     )
