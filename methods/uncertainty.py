@@ -16,8 +16,9 @@ the paper's. Chosen here: layers are counted from 0, F is the tower's last hidde
 population's (as in a third-party patch), and all images start from the same random change. One pixel unit is the
 processor's rescale factor over its channel standard deviation. `strength` below 1 is the paper's soft mask.
 
-Cost: n forward and backward passes of the tower, in float32 for the pixels. Beside a contrast method with a second
-image (VCD) that image is probed and masked as well. Towers that pack several images into one sequence are refused.
+Cost: n forward and backward passes of the tower, in float32 for the pixels, once for a picture however many questions
+are asked about it. Beside a contrast method with a second image (VCD) that image is probed and masked as well. Towers
+that pack several images into one sequence are refused.
 """
 
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm_guard.adversarial_probe import Attack, Probe, probe_uncertainty, uncertain_patches
+from vlm_guard.adversarial_probe import Attack, Probe, ProbedImages, uncertain_patches
 from vlm_guard.guard import Guard, GuardTarget
 from vlm_guard.layers import select_layers
 from vlm_guard.method import Method, option, register
@@ -116,11 +117,12 @@ class UncertaintyMasking(Method):
         if self.strength == 0:
             return []
         factors: list[Tensor] = []
+        images = ProbedImages(guard, prepared, self.name)
 
         def look(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             if guard.probing:
                 return
-            factors[:] = [self._factors(guard, prepared, args, kwargs)]
+            factors[:] = [self._factors(guard, prepared, images.maps(args, kwargs))]
 
         def mask(module: nn.Module, args: tuple, output: Any) -> Any:
             if not factors or guard.probing:
@@ -131,9 +133,8 @@ class UncertaintyMasking(Method):
         hooks += [module.register_forward_hook(mask) for module in prepared.masked]
         return [hook.remove for hook in hooks]
 
-    def _factors(self, guard: Guard, probe: Probe, args: tuple, kwargs: dict[str, Any]) -> Tensor:
-        """[N, T, 1] factor of the attention output of every token of the tower."""
-        uncertainty = probe_uncertainty(guard, probe, self.name, args, kwargs)
+    def _factors(self, guard: Guard, probe: Probe, uncertainty: Tensor) -> Tensor:
+        """[N, T, 1] factor of the attention output of every token of the tower, from its patches' uncertainty."""
         vars(guard.findings(self.name)).setdefault("maps", []).append(uncertainty.cpu())
         factor = 1 - self.strength * uncertain_patches(uncertainty, self.threshold).float()
         return torch.nn.functional.pad(factor, (int(probe.tower.has_class_token), 0), value=1.0)[..., None]

@@ -1,13 +1,14 @@
 """How strongly the features of each image patch react to a small adversarial change of the pixels.
 
 The vision tower alone is run, with gradients for the pixels only. Every image is attacked on its own, from the same
-random start, so that the result does not depend on the other images of a batch.
+random start, so that the result does not depend on the other images of a batch and serves later calls with this image.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -107,30 +108,85 @@ def uncertain_patches(uncertainty: Tensor, threshold: float) -> Tensor:
     return uncertainty - mean > threshold * deviation
 
 
-def probe_uncertainty(guard: "Guard", probe: Probe, method: str, args: tuple, kwargs: dict[str, Any]) -> Tensor:
-    """[N, P] uncertainty of the patches of the images in the arguments of a tower.
+class ProbedImages:
+    """Probes images once: the same picture in another row or a later call, with another question, is looked up.
 
-    Raises:
-        ValueError: the tower does not take [N, 3, H, W] pixels, or packs its images into one sequence.
+    An image's map depends on its pixels and on the tower's weights. A map is found again by the pixels together with
+    the tower's features of them, so that other weights (another adapter) are another image; these features cost one
+    pass, a probe some hundreds.
+
+    Args:
+        guard: the guard.
+        probe: the attack and what is read.
+        method: named in errors.
     """
-    settings = {name: value for name, value in kwargs.items() if not name.startswith("output_")}
-    pixels = settings.pop("pixel_values", None) if not args else args[0]
-    if not isinstance(pixels, Tensor) or pixels.dim() != 4 or pixels.shape[1] != 3:
-        raise ValueError(f"{method} needs a vision tower that reads [images, 3, height, width] pixels, not patches")
 
-    def encode(moved: Tensor) -> Tensor:
-        return probe.tower.module.forward(moved.to(pixels.dtype), *args[1:], **settings)[0]
+    KEPT = 256
+    """Maps that are kept; one has a float for each patch."""
 
-    seen: tuple[list[Tensor], list[Tensor]] = ([], [])
-    guard.probing = True
-    try:
-        moved = probe.attack(encode, pixels)
+    def __init__(self, guard: "Guard", probe: Probe, method: str) -> None:
+        self.guard, self.probe, self.method = guard, probe, method
+        self._known: dict[bytes, Tensor] = {}
+
+    def maps(self, args: tuple, kwargs: dict[str, Any]) -> Tensor:
+        """[N, P] uncertainty of the patches of the images in the arguments of a tower.
+
+        Raises:
+            ValueError: the tower does not take [N, 3, H, W] pixels, or packs its images into one sequence.
+        """
+        settings = {name: value for name, value in kwargs.items() if not name.startswith("output_")}
+        pixels = settings.pop("pixel_values", None) if not args else args[0]
+        if not isinstance(pixels, Tensor) or pixels.dim() != 4 or pixels.shape[1] != 3:
+            raise ValueError(
+                f"{self.method} needs a vision tower that reads [images, 3, height, width] pixels, not patches"
+            )
+
+        def encode(images: Tensor) -> Tensor:
+            return self.probe.tower.module.forward(images.to(pixels.dtype), *args[1:], **settings)[0]
+
+        self.guard.probing = True
+        try:
+            if any(isinstance(value, Tensor) for value in (*args[1:], *settings.values())):
+                # A mask, for example, belongs to these images in this order.
+                return self._probe(encode, pixels)
+            return self._look_up(encode, pixels)
+        finally:
+            self.guard.probing = False
+
+    def _look_up(self, encode: Encode, pixels: Tensor) -> Tensor:
+        pictures: dict[bytes, int] = {}
+        order = [pictures.setdefault(_digest(image), len(pictures)) for image in pixels]
+        first = [order.index(number) for number in range(len(pictures))]
+        with torch.no_grad():
+            features = encode(pixels[first])
+        if features.shape[0] != len(first):
+            self._refuse_packing()
+        keys = [picture + _digest(seen) for picture, seen in zip(pictures, features)]
+        fresh = [number for number, key in enumerate(keys) if key not in self._known]
+        if fresh:
+            found = self._probe(encode, pixels[[first[number] for number in fresh]])
+            self._known |= {keys[number]: image for number, image in zip(fresh, found)}
+        maps = torch.stack([self._known[key].to(pixels.device) for key in keys])
+        for key in list(self._known)[: max(0, len(self._known) - self.KEPT)]:
+            del self._known[key]
+        return maps[order]
+
+    def _probe(self, encode: Encode, pixels: Tensor) -> Tensor:
+        seen: tuple[list[Tensor], list[Tensor]] = ([], [])
+        moved = self.probe.attack(encode, pixels)
         for images, into in zip((pixels, moved), seen):
-            with torch.no_grad(), recorded(probe.read, into):
+            with torch.no_grad(), recorded(self.probe.read, into):
                 encode(images)
-    finally:
-        guard.probing = False
-    if seen[0][0].shape[0] != pixels.shape[0]:
-        raise ValueError(f"{method} cannot tell images apart in a vision tower that packs them into one sequence")
-    first = int(probe.tower.has_class_token)
-    return uncertainty_map(*([layer[:, first:] for layer in layers] for layers in seen))
+        if seen[0][0].shape[0] != pixels.shape[0]:
+            self._refuse_packing()
+        first = int(self.probe.tower.has_class_token)
+        return uncertainty_map(*([layer[:, first:] for layer in layers] for layers in seen))
+
+    def _refuse_packing(self) -> NoReturn:
+        raise ValueError(f"{self.method} cannot tell images apart in a vision tower that packs them into one sequence")
+
+
+def _digest(values: Tensor) -> bytes:
+    """What stands for the contents of a tensor."""
+    raw = values.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    return hashlib.blake2b(raw, digest_size=16).digest()

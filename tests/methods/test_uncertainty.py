@@ -119,6 +119,8 @@ def test_each_image_is_probed_on_its_own(zoo_model):
     with wrap(zoo.model, None, "uncertainty", **OPTIONS) as guard:
         logits(zoo.model, zoo.make_inputs(PROMPTS))
         (together,) = guard.findings("uncertainty").maps
+    # Another guard: one guard looks up what it knows.
+    with wrap(zoo.model, None, "uncertainty", **OPTIONS) as guard:
         logits(zoo.model, zoo.make_inputs(PROMPTS[1:]))
         (alone,) = guard.findings("uncertainty").maps
     assert torch.allclose(together[1:], alone, atol=1e-4)
@@ -131,14 +133,37 @@ def test_once_per_call_and_deterministic(zoo_model):
         first = guard.generate(**inputs, max_new_tokens=4, do_sample=False)
         maps = guard.findings("uncertainty").maps
         assert len(maps) == 1
-        with torch.inference_mode():
-            second = guard.generate(**inputs, max_new_tokens=4, do_sample=False)
+    with wrap(zoo.model, None, "uncertainty", **OPTIONS) as guard, torch.inference_mode():
+        second = guard.generate(**inputs, max_new_tokens=4, do_sample=False)
         assert torch.equal(guard.findings("uncertainty").maps[0], maps[0])
     assert torch.equal(first, second)
     with wrap(zoo.model, None, "uncertainty", **OPTIONS | {"seed": 1}) as guard:
         guard.generate(**inputs, max_new_tokens=1)
         assert not torch.equal(guard.findings("uncertainty").maps[0], maps[0])
     assert all(parameter.grad is None for parameter in zoo.model.parameters())
+
+
+def test_a_picture_is_probed_once_for_all_questions(zoo_model, monkeypatch):
+    zoo = zoo_model("llava")
+    inputs = zoo.make_inputs(PROMPTS)
+    inputs["pixel_values"][2] = inputs["pixel_values"][0]
+    attacked = []
+    attack = Attack.__call__
+    monkeypatch.setattr(
+        Attack, "__call__", lambda self, encode, pixels: attacked.append(len(pixels)) or attack(self, encode, pixels)
+    )
+    with wrap(zoo.model, None, "uncertainty", **OPTIONS) as guard:
+        found = logits(zoo.model, inputs)
+        (maps,) = guard.findings("uncertainty").maps
+        assert attacked == [2] and torch.equal(maps[0], maps[2]) and not torch.equal(maps[0], maps[1])
+        assert torch.equal(logits(zoo.model, inputs), found) and attacked == [2], "looked up"
+        tower = zoo.model.get_encoder(modality="image")
+        with torch.no_grad():
+            tower.encoder.layers[0].mlp.fc1.weight.mul_(1.5)
+        logits(zoo.model, inputs)
+        assert attacked == [2, 2], "other weights, other features: probed again"
+        with torch.no_grad():
+            tower.encoder.layers[0].mlp.fc1.weight.div_(1.5)
 
 
 def test_half_precision(zoo_model):
