@@ -93,17 +93,21 @@ class VAR(Method):
         """
         profile = target.profile
         dimensions = self._given_dimensions(target.architecture.hidden_size)
-        if not dimensions and profile is not None:
-            dimensions = tuple(profile.value("sink_dimensions") or ())
-        if not dimensions:
+        known = None if profile is None else profile.value("sink_dimensions")
+        if not dimensions and known is None:
             raise ValueError(
                 f"var needs the sink dimensions of this {target.architecture.model_type} model, and no profile has "
                 "them. Run 'vlm-guard calibrate MODEL' once, or pass sink_dimensions='1415,2533'"
             )
+        dimensions = dimensions or tuple(known)
         threshold = self.sink_threshold
         if threshold is None and profile is not None:
             threshold = profile.value("sink_threshold")
         return SinkRule(dimensions, PUBLISHED_THRESHOLD if threshold is None else threshold)
+
+    def active_layers(self, target: GuardTarget) -> tuple[int, ...]:
+        """The layers of `layers`; none of a model whose profile says that it has no sinks."""
+        return super().active_layers(target) if self.prepare(target).dimensions else ()
 
     def _given_dimensions(self, hidden_size: int) -> tuple[int, ...]:
         try:

@@ -10,7 +10,7 @@ import typer
 
 def main(
     out: Annotated[Path, typer.Argument(help="Working folder; a second start goes on where the first was killed.")],
-    minutes: Annotated[float | None, typer.Option(help="Time for both stages; default 80 (CPU), 20 (GPU).")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Time for all stages; default 78 (CPU), 20 (GPU).")] = None,
     scenes: Annotated[int, typer.Option(help="Training scenes to render (28 kB each).")] = 100_000,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of weights, order and text.")] = 0,
@@ -23,8 +23,7 @@ def main(
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    changes = {"scenes": scenes, "seed": seed} | ({"minutes": minutes} if minutes is not None else {})
-    target = train(out, recipe_for(device, **changes), device)
+    target = train(out, recipe_for(device, minutes, scenes=scenes, seed=seed), device)
     print(f"The model is in {target}. Measure it: python -m vlm_guard.eval.training.behaviour {out}")
 
 

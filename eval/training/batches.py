@@ -113,6 +113,7 @@ class SceneBatches(IterableDataset):
             self.store.objects_of(place, mirrored),
             self.frequency,
             self.recipe.presence_pairs,
+            self.recipe.rare_absent,
         )
         questions = self.tokenizer([f"\n{item.question} ASSISTANT:" for item in items], add_special_tokens=False)
         answers = self.tokenizer([f" {item.answer}" for item in items], add_special_tokens=False)

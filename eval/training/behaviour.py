@@ -56,7 +56,7 @@ def choose(folder: Path, count: int, pool: Executor) -> tuple[Path, list[dict[st
     from vlm_guard.eval.training.checkpoints import read_progress
     from vlm_guard.eval.training.targets import total_shortfall
 
-    snapshots = sorted((folder / "snapshots").glob("*.safetensors"))
+    snapshots = sorted((folder / "snapshots").glob("*.safetensors"), key=_age)
     if not snapshots:
         raise FileNotFoundError(f"No snapshots in {folder / 'snapshots'}; train first.")
     waiting = [
@@ -71,6 +71,15 @@ def choose(folder: Path, count: int, pool: Executor) -> tuple[Path, list[dict[st
         results.append({"snapshot": path.name, **read_progress(path), "shortfall": shortfall, **measured})
     best = min(reversed(results), key=lambda result: result["shortfall"])
     return folder / "snapshots" / best["snapshot"], results
+
+
+def _age(snapshot: Path) -> tuple[int, float]:
+    """Sorts snapshots by the time they were made."""
+    from vlm_guard.eval.training.checkpoints import read_progress
+    from vlm_guard.eval.training.loop import STAGES
+
+    progress = read_progress(snapshot)
+    return STAGES.index(progress["stage"]), progress["elapsed"]
 
 
 def _measure_part(folder: Path, part: str, seed: int, count: int) -> dict[str, Any]:

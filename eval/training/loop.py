@@ -11,6 +11,7 @@ import json
 import math
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,11 +27,15 @@ from vlm_guard.eval.training.recipe import Recipe
 from vlm_guard.eval.training.scene_store import open_store
 from vlm_guard.eval.training.tokenizer import BOS, IMAGE, category_tokens, encode
 
-STAGES = ("vision", "joint")
+STAGES = ("vision", "joint", "finish")
 LOG_SECONDS = 20.0
 CHECKPOINT_SECONDS = 120.0
-SNAPSHOTS = (0.4, 0.55, 0.7, 0.8, 0.9, 1.0)
-"""Parts of the joint stage after which weights are kept for the choice by behaviour."""
+SCHEDULE = {"vision": (0.0, 1.0), "joint": (0.0, 0.9), "finish": (0.85, 1.0)}
+"""From where to where the learning rate goes down its curve in each stage. The joint stage stops short of the end: with
+the rest of it the model tells frequent absent things from present ones better than it is meant to."""
+
+SNAPSHOTS = {"joint": (0.45, 0.6, 0.8, 0.9, 1.0), "finish": (0.5, 1.0)}
+"""Parts of a stage after which weights are kept for the choice by behaviour."""
 
 CHILD_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -49,7 +54,7 @@ def make_optimiser(model: LlavaForConditionalGeneration, recipe: Recipe, stage: 
         seeing = "vision_tower" in name
         if stage == "vision" and not (seeing or "multi_modal_projector" in name or "embed_tokens" in name):
             continue
-        if stage == "joint" and seeing and recipe.tower_scale == 0:
+        if stage != "vision" and seeing and recipe.tower_scale == 0:
             weight.requires_grad_(False)
             continue
         decayed = weight.dim() >= 2 and "embed" not in name
@@ -58,7 +63,7 @@ def make_optimiser(model: LlavaForConditionalGeneration, recipe: Recipe, stage: 
         {
             "params": weights,
             "weight_decay": recipe.weight_decay if decayed else 0.0,
-            "scale": recipe.tower_scale if seeing and stage == "joint" else 1.0,
+            "scale": recipe.tower_scale if seeing and stage != "vision" else 1.0,
         }
         for (seeing, decayed), weights in groups.items()
     ]
@@ -76,9 +81,11 @@ def train_stage(
 ) -> None:
     """Train one stage until its share of the time is used; ``start`` is the seconds of it already used.
 
-    Rank 0 writes ``log.jsonl``, the checkpoint and, in the joint stage, snapshots.
+    Rank 0 writes ``log.jsonl``, the checkpoint and, from the joint stage on, snapshots.
     """
     device = next(model.parameters()).device
+    if stage == "finish":
+        recipe = replace(recipe, repeat_weight=recipe.finish_repeat_weight, rare_absent=recipe.finish_rare_absent)
     if device.type == "cpu":
         torch.set_num_threads(1)
         # SDPA's CPU kernel takes 1.2 times as long for a whole step, for the sake of its backward pass.
@@ -89,7 +96,7 @@ def train_stage(
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "model")
     batch_size = recipe.vision_batch if stage == "vision" else recipe.joint_batch
     batches = SceneBatches(
-        open_store(folder / "scenes"), recipe, batch_size, stream, tokenizer if stage == "joint" else None
+        open_store(folder / "scenes"), recipe, batch_size, stream, None if stage == "vision" else tokenizer
     )
     loader = DataLoader(batches, batch_size=None, num_workers=recipe.loader_processes, pin_memory=device.type == "cuda")
     words = torch.tensor([IMAGE, *category_tokens(tokenizer)], device=device)
@@ -99,13 +106,12 @@ def train_stage(
     optimiser = make_optimiser(model, recipe, stage)
     checkpoint = folder / "checkpoint.safetensors"
     steps = 0
-    if start > 0 and checkpoint.is_file():
+    if (start > 0 or stage == "finish") and checkpoint.is_file():
         load_moments(checkpoint, model, optimiser)
         steps = read_progress(checkpoint)["steps"]
     elif stage == "joint" and rank == 0:
         start_matching(model, words[1:], recipe.seed)
-    share = recipe.vision_share if stage == "vision" else 1 - recipe.vision_share
-    budget = recipe.minutes * 60 * share
+    budget = 60 * getattr(recipe, f"{stage}_minutes")
     peak = recipe.vision_rate if stage == "vision" else recipe.joint_rate
     reporter = Reporter(folder, stage, recipe.workers * batch_size, budget) if rank == 0 else None
     begun = time.monotonic() - start
@@ -114,7 +120,8 @@ def train_stage(
         elapsed = time.monotonic() - begun
         if elapsed >= budget:
             break
-        rate = learning_rate(peak, elapsed / budget, steps)
+        first, last = SCHEDULE[stage]
+        rate = learning_rate(peak, first + (last - first) * elapsed / budget, steps)
         for group in optimiser.param_groups:
             group["lr"] = rate * group["scale"]
         batch = batch.to(device)
@@ -142,6 +149,7 @@ class Reporter:
         self.next_log: float | None = None
         self.next_checkpoint: float | None = None
         self.kept: set[float] | None = None
+        self.parts = SNAPSHOTS.get(stage, ())
 
     def step(
         self,
@@ -155,7 +163,7 @@ class Reporter:
         """Take in one step's figures and write what is due."""
         if self.next_log is None:
             self.next_log, self.next_checkpoint = elapsed + LOG_SECONDS, elapsed + CHECKPOINT_SECONDS
-            self.kept = {part for part in SNAPSHOTS if elapsed >= part * self.budget}
+            self.kept = {part for part in self.parts if elapsed >= part * self.budget}
         for name, value in figures.items():
             if not math.isnan(value):
                 self.means[name] = 0.98 * self.means.get(name, value) + 0.02 * value
@@ -165,17 +173,16 @@ class Reporter:
         if elapsed >= self.next_checkpoint:
             self.next_checkpoint = elapsed + CHECKPOINT_SECONDS
             self._save(elapsed, steps, model, optimiser)
-        if self.stage == "joint":
-            for part in SNAPSHOTS[:-1]:
-                if part not in self.kept and elapsed >= part * self.budget:
-                    self.kept.add(part)
-                    self._snapshot(part, elapsed, steps, model)
+        for part in self.parts[:-1]:
+            if part not in self.kept and elapsed >= part * self.budget:
+                self.kept.add(part)
+                self._snapshot(part, elapsed, steps, model)
 
     def finish(self, steps: int, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
         """Write the last checkpoint, and the last snapshot of the joint stage."""
         self._log(self.budget, steps, 0.0)
         self._save(self.budget, steps, model, optimiser)
-        if self.stage == "joint":
+        if self.parts:
             self._snapshot(1.0, self.budget, steps, model)
 
     def _progress(self, elapsed: float, steps: int) -> dict[str, float | int | str]:
@@ -198,7 +205,7 @@ class Reporter:
         save_checkpoint(path, model, optimiser, self._progress(elapsed, steps))
 
     def _snapshot(self, part: float, elapsed: float, steps: int, model: nn.Module) -> None:
-        path = self.folder / "snapshots" / f"{round(100 * part):03d}.safetensors"
+        path = self.folder / "snapshots" / f"{self.stage}_{round(100 * part):03d}.safetensors"
         path.parent.mkdir(exist_ok=True)
         save_checkpoint(path, model, None, self._progress(elapsed, steps))
 

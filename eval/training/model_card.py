@@ -154,7 +154,7 @@ def model_card(folder: Path) -> str:
         megabytes=weights.stat().st_size / 1e6,
         scenes=recipe["scenes"],
         training_seed=TRAINING_SEED,
-        minutes=recipe["minutes"],
+        minutes=sum(minutes for name, minutes in recipe.items() if name.endswith("_minutes")),
         vision_views=max(line["views"] for line in log if line["stage"] == "vision"),
         joint_views=chosen["views"],
         chosen=selection["chosen"],

@@ -190,19 +190,15 @@ def caption_exchange(draws: Draws, scene_type: int, objects: list[SceneObject]) 
     return Exchange(question=question, answer=answer, kind="caption", blind=True)
 
 
-RARE_ABSENT = 70
-"""Percentage of absent categories asked about that are among the rarer half of all."""
-
-
-def absent_category(draws: Draws, present: set[int], frequency: np.ndarray) -> int:
-    """A category to ask about that is not there: mostly a rare one, otherwise any.
+def absent_category(draws: Draws, present: set[int], frequency: np.ndarray, rare: int) -> int:
+    """A category to ask about that is not there: in ``rare`` percent one of the rarer half of all, otherwise any.
 
     What is there is asked about as often as it occurs. So whoever asks about something frequent, or something that
     belongs to the place, mostly asks about what is there, and the model learns to expect it: the bias that POPE's
     popular and adversarial questions look for.
     """
     absent = [category for category in range(len(NAMES)) if category not in present]
-    if draws.chance(RARE_ABSENT):
+    if draws.chance(rare):
         usual = float(np.median(frequency))
         absent = [category for category in absent if frequency[category] <= usual] or absent
     return draws.choice(absent)
@@ -280,7 +276,12 @@ def place_exchange(draws: Draws, scene_type: int) -> Exchange:
 
 
 def exchanges(
-    draws: Draws, scene_type: int, objects: list[SceneObject], frequency: np.ndarray, presence_pairs: int = 3
+    draws: Draws,
+    scene_type: int,
+    objects: list[SceneObject],
+    frequency: np.ndarray,
+    presence_pairs: int = 3,
+    rare_absent: int = 70,
 ) -> list[Exchange]:
     """One description and several questions about a scene.
 
@@ -290,6 +291,7 @@ def exchanges(
         objects: Visible objects.
         frequency: int array (80,), number of training scenes with each category.
         presence_pairs: Present and absent categories asked about, each this many at most.
+        rare_absent: Percentage of the absent ones that are among the rarer half of all.
     """
     present = {item.category for item in objects}
     out = [caption_exchange(draws, scene_type, objects)]
@@ -301,9 +303,9 @@ def exchanges(
             unknown = invented_noun(draws) if draws.chance(40) else draws.choice(UNKNOWN)
             out.append(presence_exchange(draws, unknown, False))
         else:
-            absent = absent_category(draws, present, frequency)
+            absent = absent_category(draws, present, frequency, rare_absent)
             out.append(presence_exchange(draws, NAMES[absent], False))
-    absent = absent_category(draws, present, frequency)
+    absent = absent_category(draws, present, frequency, rare_absent)
     out.append(count_exchange(draws, objects, absent))
     roll = draws.below(10)
     if roll < 7:

@@ -67,7 +67,7 @@ def train(folder: Path, recipe: Recipe, device: str) -> Path:
         else:
             train_stage(0, model, recipe, name, folder, elapsed)
         elapsed = 0.0
-    return export(folder, folder / "snapshots" / "100.safetensors")
+    return export(folder, folder / "snapshots" / "finish_100.safetensors")
 
 
 def export(folder: Path, snapshot: Path) -> Path:

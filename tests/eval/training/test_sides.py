@@ -61,7 +61,7 @@ def test_side_loss_reads_the_half_of_the_picture():
 def test_absent_things_asked_about_are_mostly_rare():
     frequency = np.arange(len(NAMES))
     present = {0, 1, 79}
-    asked = [questions.absent_category(Draws(7, number), present, frequency) for number in range(2000)]
+    asked = [questions.absent_category(Draws(7, number), present, frequency, 70) for number in range(2000)]
     assert not present & set(asked)
     rare = sum(category < 40 for category in asked) / len(asked)
     # 70 % are drawn from the rarer half and half of the others fall into it by chance.

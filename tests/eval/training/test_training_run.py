@@ -63,10 +63,13 @@ def test_checkpoint_brings_back_weights_moments_and_progress(tmp_path):
 
 def test_recipes_are_checked():
     assert recipe_for("cuda").workers == 1 and recipe_for("cpu").workers == 2
+    assert recipe_for("cuda").minutes == pytest.approx(20) and recipe_for("cpu").minutes <= 100
+    half = recipe_for("cpu", recipe_for("cpu").minutes / 2)
+    assert half.joint_minutes == pytest.approx(recipe_for("cpu").joint_minutes / 2)
     with pytest.raises(ValueError, match="at least 1000"):
         Recipe(scenes=10)
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        Recipe(vision_share=1.5)
+    with pytest.raises(ValueError, match="minutes must be"):
+        Recipe(finish_minutes=0)
 
 
 def test_learning_rate_warms_up_and_falls():
@@ -97,10 +100,18 @@ def test_a_short_run_learns_resumes_and_loads(tmp_path):
     from vlm_guard.eval.training.run import _prepare, export
 
     torch.set_num_threads(1)
-    recipe = Recipe(minutes=0.2, scenes=1000, workers=1, vision_share=0.5, vision_batch=8, joint_batch=4)
+    recipe = Recipe(
+        vision_minutes=0.1,
+        joint_minutes=0.1,
+        finish_minutes=0.05,
+        scenes=1000,
+        workers=1,
+        vision_batch=8,
+        joint_batch=4,
+    )
     _prepare(tmp_path, recipe)
     with pytest.raises(ValueError, match="other settings"):
-        _prepare(tmp_path, Recipe(minutes=0.3, scenes=1000, workers=1))
+        _prepare(tmp_path, Recipe(scenes=1000, workers=1))
     model = new_model(0)
     train_stage(0, model, recipe, "vision", tmp_path, 0.0)
     train_stage(0, model, recipe, "joint", tmp_path, 0.0)
@@ -113,9 +124,13 @@ def test_a_short_run_learns_resumes_and_loads(tmp_path):
     steps = read_progress(tmp_path / "checkpoint.safetensors")["steps"]
     train_stage(0, model, recipe, "joint", tmp_path, elapsed - 3)
     assert read_progress(tmp_path / "checkpoint.safetensors")["steps"] > steps
-    target = export(tmp_path, tmp_path / "snapshots" / "100.safetensors")
+    train_stage(0, model, recipe, "finish", tmp_path, 0.0)
+    last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    assert last["stage"] == "finish" and last["steps"] > steps, "it goes on from the joint stage"
+    snapshot = tmp_path / "snapshots" / "finish_100.safetensors"
+    target = export(tmp_path, snapshot)
     loaded = AutoModelForImageTextToText.from_pretrained(target, dtype=torch.float32)
-    load_weights(tmp_path / "snapshots" / "100.safetensors", model)
+    load_weights(snapshot, model)
     assert torch.allclose(loaded.lm_head.weight, model.lm_head.weight, atol=0.01)
     assert type(AutoProcessor.from_pretrained(target)).__name__ == "LlavaProcessor"
 
