@@ -20,7 +20,7 @@ class PopeSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     strategies: list[str] = list(STRATEGIES)
-    per_image: int = Field(6, ge=2)
+    per_image: int = Field(6, ge=2, multiple_of=2)
     suffix: str = "none"
     parser: str = "strict"
     max_new_tokens: int = Field(10, ge=1)

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 CHOICE_SEED = 501
-EVALUATION_SEEDS = (601, 602)
+EVALUATION_SEEDS = (701, 702)
 SMALL = 200
 
 

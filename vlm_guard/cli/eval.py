@@ -33,6 +33,9 @@ def command(
         str | None, typer.Option(help="After POPE's questions: none, one_word, short_phrase. [none]")
     ] = None,
     parser: Annotated[str | None, typer.Option(help="POPE: strict, pope, opera, vcd. [strict]")] = None,
+    pope_per_image: Annotated[
+        int | None, typer.Option(help="POPE's questions for an image and strategy, even. [6]")
+    ] = None,
     pope_max_new_tokens: Annotated[int | None, typer.Option(help="Token limit of POPE's answers. [10]")] = None,
     questions: Annotated[
         list[Path] | None, typer.Option(help="Published POPE question files instead of built questions.")
@@ -85,6 +88,7 @@ def command(
         "max_new_tokens": max_new_tokens,
         "pope.suffix": suffix,
         "pope.parser": parser,
+        "pope.per_image": pope_per_image,
         "pope.max_new_tokens": pope_max_new_tokens,
         "pope.questions": questions or None,
         "decoding.do_sample": sample,
