@@ -1,6 +1,7 @@
 """The README's measured numbers, read from committed result files and from nothing else."""
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ def _evaluation(path: Path) -> str:
     lines = [
         f"Built-in model on `{data['name']}`, {data['images']} scenes, greedy, in percent (words: mean). In brackets "
         "the paired difference to the plain model with its 95 % bootstrap interval, bold where that leaves out 0.",
-        f"`vlm-guard eval --model builtin --data {data['name']} --count {data['images']} --task {tasks} {names} "
+        f"`vlm-guard eval --model builtin --data {data['name']} --count {data['images']} --task {tasks}"
+        f"{_per_image(results['tasks'])} {names} "
         f"--out DIR` ({path.relative_to(ROOT)})",
         "",
         "| method | " + " | ".join(title for _, title in columns) + " | tokens/s | peak memory |",
@@ -51,6 +53,12 @@ def _evaluation(path: Path) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _per_image(tasks: dict[str, Any]) -> str:
+    """The flag for another number of questions than POPE's six."""
+    built = re.match(r"built, (\d+) per image", tasks.get("pope", {}).get("origin", ""))
+    return "" if built is None or built[1] == "6" else f" --pope-per-image {built[1]}"
 
 
 def _evaluation_row(entry: dict[str, Any], baseline: str, columns: Sequence[tuple[str, str]]) -> Iterable[str]:

@@ -9,6 +9,7 @@ from vlm_guard import wrap
 from vlm_guard.kernels.attention_edit import TEXT_SINK, VISUAL_CONTENT, VISUAL_SINK
 from vlm_guard.kernels.policies import MoveSinksToContent
 from vlm_guard.methods.var import VAR, sink_activation
+from vlm_guard.profiles import Fact, Profile
 from zoo import Prompt
 
 torch.set_num_threads(1)
@@ -163,3 +164,17 @@ def test_a_row_without_visual_sinks_is_unchanged_beside_one_that_has_them(zoo_mo
         hook.remove()
     assert torch.allclose(plain[1], edited[1], atol=1e-5)
     assert not torch.allclose(plain[0], edited[0], atol=1e-5)
+
+
+def test_a_model_known_to_have_no_sinks_is_left_alone(zoo_model):
+    """A profile may say that there are none; without any word on it, wrap refuses."""
+    zoo = zoo_model("llava")
+    inputs = zoo.make_inputs([Prompt(text_before=3, images=1, text_after=4, content=0)])
+    known = Profile(name="test", match={}, facts={"sink_dimensions": Fact(value=[], source="calibrated")})
+    with torch.no_grad():
+        plain = zoo.model(**inputs).logits
+        with wrap(zoo.model, None, "var", profile=known) as guard:
+            assert guard.methods[0].layers == frozenset()
+            assert torch.equal(zoo.model(**inputs).logits, plain)
+    with pytest.raises(ValueError, match="needs the sink dimensions"):
+        wrap(zoo.model, None, "var", profile=Profile(name="test", match={}, facts={}))
