@@ -114,5 +114,7 @@ def test_a_thousand_cycles_leave_nothing(zoo_model):
     gc.collect()
     assert reference() is None
     assert set(AttentionInterface._global_mapping) == names
-    assert not _switched
+    # Only this model's: a page of the demo's tests may be answering in the background.
+    configs = {id(module.config) for module in zoo.model.modules() if hasattr(module, "config")}
+    assert not configs & _switched.keys()
     assert_pristine(zoo.model)
