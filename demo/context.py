@@ -16,7 +16,7 @@ from vlm_guard.guard import Guard
 from vlm_guard.method import Method
 from vlm_guard.trace import AttentionTrace
 
-OPENING_TRIES = 40
+OPENING_TRIES = 25
 """So many pictures are tried for the opening example; the built-in model takes some tenths of a second for each."""
 
 
