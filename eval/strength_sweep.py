@@ -1,13 +1,15 @@
 """A small sweep of each method's main strength, to choose a setting on other pictures than those it is judged by.
 
 The main strength of a method is its first option with a neutral value. Tried are the default, and half and twice its
-distance from the neutral value. Chosen is the setting with the lowest CHAIR_i among those that lose at most
+distance from the neutral value, each with the default and the further values that other options of the method name as
+worth trying (a contrast's plausibility). Chosen is the setting with the lowest CHAIR_i among those that lose at most
 `RECALL_SLACK` of recall against the plain model; if none does, the default stays.
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,29 +28,32 @@ BASELINE = "none"
 
 @dataclass(frozen=True, kw_only=True)
 class Strength:
-    """The main strength of a method.
+    """The main strength of a method, and what is tried with it.
 
     Attributes:
         method: its name.
         option: the option's name.
         default: its default; None where calibration decides.
         values: what is tried, ascending.
+        beside: values of other options, the default first, each tried with every strength.
     """
 
     method: str
     option: str
     default: float | None
     values: tuple[float, ...]
-
-    def label(self, value: float) -> str:
-        """The entry of an evaluation, `pai:gain=0.4`; the bare name for the default."""
-        return self.method if value == self.default else f"{self.method}:{self.option}={value:g}"
+    beside: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def labels(self) -> list[str]:
-        """The entries of an evaluation, the default among them even where it has no number."""
-        tried = [self.label(value) for value in self.values]
+        """The entries of an evaluation, `pai:gain=0.4`; the default, a bare name, among them even without a number."""
+        tried = [self._label(values) for values in product(self.values, *self.beside.values())]
         return tried if self.method in tried else [self.method, *tried]
+
+    def _label(self, values: Sequence[float]) -> str:
+        defaults = {self.option: self.default} | {name: first for name, (first, *_) in self.beside.items()}
+        changed = [f"{name}={value:g}" for (name, default), value in zip(defaults.items(), values) if value != default]
+        return f"{self.method}:{','.join(changed)}" if changed else self.method
 
 
 def main_strength(method: str) -> Strength | None:
@@ -57,20 +62,25 @@ def main_strength(method: str) -> Strength | None:
     Raises:
         ValueError: there is no such method.
     """
-    for item in fields(method_class(method)):
-        neutral = item.metadata.get("neutral")
-        if neutral is None:
-            continue
-        low, high = item.metadata["range"]
-        # Where calibration decides, half and twice the neutral value are tried (ZeroTuning's is 1, a factor).
-        tried = (
-            [neutral * factor for factor in FACTORS if factor != 1]
-            if item.default is None
-            else [neutral + factor * (item.default - neutral) for factor in FACTORS]
-        )
-        values = sorted({round(min(high, max(low, value)), 6) for value in tried} - {neutral})
-        return Strength(method=method, option=item.name, default=item.default, values=tuple(values))
-    return None
+    options = fields(method_class(method))
+    item = next((item for item in options if item.metadata.get("neutral") is not None), None)
+    if item is None:
+        return None
+    neutral = item.metadata["neutral"]
+    low, high = item.metadata["range"]
+    # Where calibration decides, half and twice the neutral value are tried (ZeroTuning's is 1, a factor).
+    tried = (
+        [neutral * factor for factor in FACTORS if factor != 1]
+        if item.default is None
+        else [neutral + factor * (item.default - neutral) for factor in FACTORS]
+    )
+    values = sorted({round(min(high, max(low, value)), 6) for value in tried} - {neutral})
+    beside = {
+        other.name: (other.default, *other.metadata["tried"])
+        for other in options
+        if other is not item and other.metadata.get("tried")
+    }
+    return Strength(method=method, option=item.name, default=item.default, values=tuple(values), beside=beside)
 
 
 def methods_to_sweep(model: str, device: str) -> list[str]:

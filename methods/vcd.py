@@ -55,6 +55,7 @@ class VCD(Method):
         help="tokens less than this times as probable as the best are ruled out",
         range=(0.0, 1.0),
         neutral=0.0,
+        tried=(0.3, 0.5),
         paper="beta = 0.1 (0.2 in the released POPE script)",
     )
     noise_step: int = option(

@@ -43,6 +43,7 @@ def option(
     range: tuple[float, float] | None = None,
     choices: Sequence[str] | None = None,
     neutral: Any = MISSING,
+    tried: Sequence[float] = (),
     paper: str = "",
 ) -> Any:
     """A method's option: a dataclass field that knows how to present and check itself.
@@ -53,9 +54,11 @@ def option(
         range: smallest and largest allowed number, both included.
         choices: the allowed words.
         neutral: the value that (with the other neutral values) makes the method the identity.
+        tried: values other than the default that a sweep tries beside the method's strength.
         paper: the paper's symbol and where the default comes from.
     """
     details = {"help": help, "range": range, "choices": tuple(choices) if choices else None, "paper": paper}
+    details["tried"] = tuple(tried)
     if neutral is not MISSING:
         details["neutral"] = neutral
     return field(default=default, metadata=MappingProxyType(details))

@@ -17,6 +17,15 @@ def test_half_once_and_twice_the_distance_from_neutral():
     assert main_strength("none") is None
 
 
+def test_every_strength_is_tried_with_every_value_that_another_option_names():
+    strength = main_strength("vcd")
+    assert strength.values == (0.5, 1.0, 2.0) and strength.beside == {"plausibility": (0.1, 0.3, 0.5)}
+    half, once = strength.labels[:3], strength.labels[3:6]
+    assert half == ["vcd:strength=0.5", "vcd:strength=0.5,plausibility=0.3", "vcd:strength=0.5,plausibility=0.5"]
+    assert once == ["vcd", "vcd:plausibility=0.3", "vcd:plausibility=0.5"]
+    assert len(strength.labels) == len(set(strength.labels)) == 9
+
+
 @pytest.mark.parametrize("name", [name for name in method_names() if name != "none"])
 def test_every_method_has_a_strength_within_its_range(name):
     strength = main_strength(name)
@@ -56,9 +65,9 @@ def test_the_lowest_chair_that_keeps_the_recall_is_chosen():
 
 def test_a_sweep_from_end_to_end(tmp_path):
     settings = RunSettings(model="builtin", data="scenes:common:31", count=2, max_new_tokens=12, device="cpu")
-    report = sweep(settings, ["pai"], tmp_path)
+    report = sweep(settings, ["paint"], tmp_path)
     assert json.loads(json.dumps(report)) == json.loads((tmp_path / "sweep.json").read_text())
-    assert [point["label"] for point in report["methods"][0]["points"]] == ["pai:gain=0.1", "pai", "pai:gain=0.4"]
-    assert report["methods"][0]["chosen"] in ("pai:gain=0.1", "pai", "pai:gain=0.4")
+    assert [point["label"] for point in report["methods"][0]["points"]] == main_strength("paint").labels
+    assert report["methods"][0]["chosen"] in main_strength("paint").labels
     with pytest.raises(ValueError, match="no strength to vary"):
         sweep(settings, ["none"], tmp_path)

@@ -20,6 +20,7 @@ def command(
 ) -> None:
     """Try each method's main strength at half, once and twice its default, by captions.
 
+    A contrast is tried with stricter plausibility too, each with every strength.
     Prints CHAIR_i and recall of each, and the setting to use: the lowest CHAIR_i that keeps the recall.
     """
     import json
