@@ -7,6 +7,8 @@ import torch
 from vlm_guard import wrap
 from vlm_guard.architecture import describe_architecture
 from vlm_guard.branch_prompt import image_markers
+from vlm_guard.layer_contrast import _after_output_embeddings
+from vlm_guard.methods.dola import DoLa
 from vlm_guard.methods.vcd import VCD
 from zoo import Prompt, assert_pristine, families
 from zoo.prompts import BOS
@@ -109,4 +111,49 @@ def test_perturbed_branch_with_a_shared_beginning_equals_whole_passes(zoo, scope
     assert torch.equal(out.sequences, uncached.sequences)
     assert oracle.close(torch.stack(out.logits, 1), torch.stack(uncached.logits, 1), 2.0)
     assert not oracle.close(torch.stack(out.logits[:1]), torch.stack(plain.logits[:1])), "the perturbation acts"
+    assert_pristine(zoo.model)
+
+
+def early_logits(zoo, inputs, ids, generated, layers):
+    """([V] logits after `ids`, [E, V] of the layers' entering states) from one whole pass of the bare model."""
+    entered = {}
+
+    def keep(index):
+        return lambda module, args, kwargs: entered.update(
+            {index: (args[0] if args else kwargs["hidden_states"])[:, -1]}
+        )
+
+    modules = {entry.index: entry.layer for entry in describe_architecture(zoo.model).layers}
+    hooks = [modules[index].register_forward_pre_hook(keep(index), with_kwargs=True) for index in layers]
+    try:
+        final = oracle.next_logits(zoo, inputs, ids, generated)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    with torch.no_grad():
+        early = [zoo.model.get_output_embeddings()(entered[index])[0].float() for index in layers]
+        return final, torch.stack([_after_output_embeddings(zoo.model)(logits) for logits in early])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_layers_contrasted_in_a_padded_cached_batch_equal_each_prompt_alone(zoo):
+    layers = tuple(entry.index for entry in describe_architecture(zoo.model).layers)[1:]
+    method = DoLa(candidates=",".join(map(str, layers)))
+    prompts = zoo.adapt(PROMPTS)
+    inputs = zoo.make_inputs(prompts)
+    with wrap(zoo.model, None, method) as guard:
+        out = guard.generate(**inputs, **RECORD)
+        uncached = guard.generate(**inputs, **RECORD, use_cache=False)
+    assert torch.equal(out.sequences, uncached.sequences)
+    logits = torch.stack(out.logits, 1)
+    assert oracle.close(logits, torch.stack(uncached.logits, 1), 2.0)
+    if zoo.family.batch_invariant:
+        for row, prompt in enumerate(prompts):
+            alone = zoo.make_inputs([prompt])
+            ids = alone["input_ids"][0].tolist()
+            for step, token in enumerate(out.sequences[row, -STEPS:].tolist()):
+                final, early = early_logits(zoo, alone, ids, step, layers)
+                expected = method.combine_layers(final[None], early[:, None], layers)[0]
+                assert oracle.close(logits[row, step], expected, 4.0), f"row {row}, step {step}"
+                ids.append(token)
     assert_pristine(zoo.model)

@@ -24,13 +24,17 @@ _FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
 class LayerContrastModel(StandIn):
     """The model, with the logits of every step combined with those of early layers.
 
-    Only the last position of each early hidden state is kept, so a prompt costs as many read-outs as a token.
+    The last position of each early hidden state goes through the output embeddings beside the model's own: one product
+    instead of two, so that their weights, a good part of what decoding reads from memory, are read once.
 
     Args:
         model: the model.
         architecture: its shape.
         method: combines the logits.
         layers: layers whose entering hidden state is read out; ascending.
+
+    Raises:
+        ValueError: the model has no output embeddings, or no final norm by a known name where the method wants it.
     """
 
     def __init__(
@@ -39,22 +43,42 @@ class LayerContrastModel(StandIn):
         super().__init__(model)
         self.method = method
         self.layers = layers
-        self.read_out = early_read_out(model, bool(getattr(method, "final_norm", False)))
+        head = model.get_output_embeddings()
+        if head is None:
+            raise ValueError(f"{type(model).__name__} has no output embeddings, so early layers have no logits")
+        self._norm = _final_norm(model) if getattr(method, "final_norm", False) else None
+        self._finish = _after_output_embeddings(model)
         self._last: dict[int, Tensor] = {}
+        self._early: Tensor | None = None
         modules = {entry.index: entry.layer for entry in architecture.layers}
         self._hooks = [
             modules[layer].register_forward_pre_hook(partial(self._keep, layer), with_kwargs=True) for layer in layers
         ]
+        self._hooks += [head.register_forward_pre_hook(self._append), head.register_forward_hook(self._take_off)]
 
     def __exit__(self, *exception: object) -> None:
         """Take the hooks off."""
         for hook in self._hooks:
             hook.remove()
         self._last.clear()
+        self._early = None
 
     def _keep(self, layer: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]
         self._last[layer] = hidden[:, -1]
+
+    def _append(self, head: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        """The output embeddings are given [B, Q, hidden size]: the early states become E more positions."""
+        (final,) = args
+        early = torch.stack([self._last[layer].to(final.device) for layer in self.layers], 1)
+        early = early if self._norm is None else self._norm(early)
+        return (torch.cat((final, early.to(final.dtype)), 1),)
+
+    def _take_off(self, head: nn.Module, args: tuple, logits: Tensor) -> Tensor:
+        """Of [B, Q + E, V], the model sees its own Q positions."""
+        count = len(self.layers)
+        self._early = logits[:, -count:]
+        return logits[:, :-count]
 
     def _prefill(
         self,
@@ -78,47 +102,40 @@ class LayerContrastModel(StandIn):
 
     def _combine(self, output: ModelOutput) -> ModelOutput:
         final = output.logits[:, -1].float()
-        # One product for all layers, so that the output embeddings are read from memory once.
-        hidden = torch.stack([self._last[layer].to(self._last[self.layers[-1]].device) for layer in self.layers])
-        early = self.read_out(hidden).to(final.device)
+        early = self._finish(self._early.transpose(0, 1).to(final.device).float())
         output.logits = self.method.combine_layers(final, early, self.layers)[:, None]
         return output
 
 
-def early_read_out(model: PreTrainedModel, final_norm: bool) -> Callable[[Tensor], Tensor]:
-    """Hidden states [..., hidden size] to float32 logits [..., V], as the model reads out its last layer.
-
-    Args:
-        model: the model.
-        final_norm: whether the decoder's final norm comes before the output embeddings.
+def _final_norm(model: PreTrainedModel) -> nn.Module:
+    """The decoder's norm before the output embeddings.
 
     Raises:
-        ValueError: the model has no output embeddings, or no final norm by a known name.
+        ValueError: there is none by a known name.
     """
-    head = model.get_output_embeddings()
-    if head is None:
-        raise ValueError(f"{type(model).__name__} has no output embeddings, so early layers have no logits")
-    norm: nn.Module | None = None
-    if final_norm:
-        decoder = model.get_decoder()
-        owners = (decoder, getattr(decoder, "model", None))
-        found = [getattr(owner, name, None) for owner in owners for name in _FINAL_NORMS]
-        norm = next((module for module in found if isinstance(module, nn.Module)), None)
-        if norm is None:
-            raise ValueError(f"no final norm found in {type(decoder).__name__}; set final_norm=False")
+    decoder = model.get_decoder()
+    owners = (decoder, getattr(decoder, "model", None))
+    found = [getattr(owner, name, None) for owner in owners for name in _FINAL_NORMS]
+    norm = next((module for module in found if isinstance(module, nn.Module)), None)
+    if norm is None:
+        raise ValueError(f"no final norm found in {type(decoder).__name__}; set final_norm=False")
+    return norm
+
+
+def _after_output_embeddings(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
+    """What the model's forward pass does to its logits [..., V] after the output embeddings."""
     scale, divisor, softcap = (
         _logit_setting(model, name) for name in ("logit_scale", "logits_scaling", "final_logit_softcapping")
     )
 
-    def read_out(hidden: Tensor) -> Tensor:
-        logits = head(hidden if norm is None else norm(hidden)).float()
+    def finish(logits: Tensor) -> Tensor:
         if scale is not None:
             logits = logits * scale
         if divisor is not None:
             logits = logits / divisor
         return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
-    return read_out
+    return finish
 
 
 def _logit_setting(model: PreTrainedModel, name: str) -> float | None:

@@ -78,12 +78,12 @@ def _evaluation_row(entry: dict[str, Any], baseline: str, columns: Sequence[tupl
 
 
 def _timings(paths: list[Path]) -> str:
-    """Ratios of a guarded to an unguarded `generate`, interleaved calls, median and 20th to 80th percentile."""
+    """Ratios of a guarded to an unguarded `generate` beside it, median and 20th to 80th percentile."""
     lines = [
-        "Guarded against unguarded `generate`, interleaved calls in one process: ratio of the median, 20th to 80th "
-        "percentile in brackets. `vlm-guard bench generate --model MODEL --batch N --method METHOD --out FILE` "
-        "(`--method all` for every one), with `--set METHOD.OPTION=VALUE` or `--cache static --compile` where the "
-        "table says so. llava-0.3b is a random LLaVA of 18 layers with 576 visual tokens, given "
+        "Guarded against unguarded `generate`, each guarded call beside an unguarded one in one process: median of "
+        "the ratios, 20th to 80th percentile in brackets. `vlm-guard bench generate --model MODEL --batch N --method "
+        "METHOD --out FILE` (`--method all` for every one), with `--set METHOD.OPTION=VALUE` or `--cache static "
+        "--compile` where the table says so. llava-0.3b is a random LLaVA of 18 layers with 576 visual tokens, given "
         "what methods need to know of a model.",
         "",
         "| model | batch | method | decode steps | prefill | per generated token | file |",

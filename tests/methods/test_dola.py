@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vlm_guard import wrap
-from vlm_guard.layer_contrast import early_read_out
+from vlm_guard.layer_contrast import _after_output_embeddings
 from vlm_guard.methods.dola import DoLa, layer_divergence
 from zoo import Prompt
 
@@ -75,7 +75,8 @@ def test_read_out_of_the_last_layer_is_the_models_own(zoo_model):
         inputs = zoo.make_inputs(zoo.adapt([Prompt()]))
         with torch.no_grad():
             whole = zoo.model(**inputs, output_hidden_states=True)
-            read = early_read_out(zoo.model, final_norm=False)(whole.hidden_states[-1][:, -1])
+            logits = zoo.model.get_output_embeddings()(whole.hidden_states[-1][:, -1])
+            read = _after_output_embeddings(zoo.model)(logits.float())
         assert torch.allclose(read, whole.logits[:, -1].float(), atol=1e-4), family
 
 
@@ -108,8 +109,15 @@ def test_no_candidate_left_is_an_error():
         DoLa(candidates="0").early_layers(Target(8, True))
 
 
-def test_hooks_are_taken_off(zoo_model):
+def test_the_output_embeddings_are_applied_once_per_step_and_their_hooks_taken_off(zoo_model):
     zoo = zoo_model("llava")
-    with wrap(zoo.model, None, "dola") as guard:
-        guard.generate(**zoo.make_inputs([Prompt()]), max_new_tokens=2)
-        assert not any(layer._forward_pre_hooks for layer in zoo.model.model.language_model.layers)
+    seen = []
+    own = zoo.model.lm_head.register_forward_hook(lambda head, args, logits: seen.append(args[0].shape[1]))
+    try:
+        with wrap(zoo.model, None, DoLa(candidates="1-")) as guard:
+            guard.generate(**zoo.make_inputs([Prompt()]), max_new_tokens=3, min_new_tokens=3)
+            assert not any(layer._forward_pre_hooks for layer in zoo.model.model.language_model.layers)
+            assert not zoo.model.lm_head._forward_pre_hooks and list(zoo.model.lm_head._forward_hooks) == [own.id]
+    finally:
+        own.remove()
+    assert seen == [3, 3, 3], "two early layers beside the last position, in one product"
