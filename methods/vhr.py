@@ -29,9 +29,7 @@ is the population's, both streams are reinforced, all positions are scaled, and 
 even number of heads gives exactly half.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,17 +86,17 @@ class VHR(Method):
         attending = {entry.index for entry in target.architecture.layers}
         return tuple(layer for layer in super().active_layers(target) if layer in attending)
 
-    def begin_forward(self, call: ForwardCall) -> Callable[[Any], Any] | None:
+    def begin_forward(self, call: ForwardCall) -> None:
         """Begin the scoring when a prompt is read for the first time."""
         shared = call.state.memory(self.name, -1)
         if self.strength == 1 or hasattr(shared, "scoring"):
-            return None
+            return
         end, length = call.state.offset + call.inputs["input_ids"].shape[1], call.state.prompt_length
         if length is not None and end < length:
             raise ValueError("vhr needs the whole prompt in one pass; do not set prefill_chunk_size with it")
         layers = frozenset(self.active_layers(call.guard.target))
         shared.scoring = HeadScoring(self.name, call.guard, call.inputs, layers)
-        return shared.scoring.begin(call.inputs, self.approximation)
+        shared.scoring.begin(call.inputs, self.approximation)
 
     def edit_attention(self, call: AttentionCall) -> AttentionEdit | None:
         """Score the heads of this layer when its output is known; afterwards the scale that was chosen."""

@@ -1,15 +1,53 @@
-"""The README's tables are current, and its commands are the ones that CI runs."""
+"""The tables of README.md and docs/results.md are current, and the README's commands are the ones that CI runs."""
 
 from pathlib import Path
 
-from vlm_guard.readme_tables import with_tables
+import pytest
+
+from vlm_guard.measured_digest import verdict
+from vlm_guard.readme_tables import SECTIONS, with_tables
 
 ROOT = Path(__file__).resolve().parents[1]
+FILES = ("README.md", "docs/results.md")
 
 
-def test_tables_are_current():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert with_tables(text) == text, "run: python -m vlm_guard.readme_tables README.md"
+@pytest.mark.parametrize("name", FILES)
+def test_tables_are_current(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert with_tables(text) == text, f"run: python -m vlm_guard.readme_tables {' '.join(FILES)}"
+
+
+def test_every_table_is_shown_somewhere():
+    texts = "".join((ROOT / name).read_text(encoding="utf-8") for name in FILES)
+    assert all(texts.count(f"<!-- {section} -->") == 1 for section in SECTIONS)
+
+
+def test_a_text_without_sections_is_refused():
+    with pytest.raises(ValueError, match="no section; a section is"):
+        with_tables("# Title")
+    with pytest.raises(ValueError, match="unknown sections: weather"):
+        with_tables("<!-- weather -->\n<!-- end of weather -->")
+
+
+BELOW, ABOUT, ABOVE = {"low": -2, "high": -1}, {"low": -1, "high": 1}, {"low": 1, "high": 2}
+
+
+@pytest.mark.parametrize(
+    ("chair_i", "recall", "words"),
+    [
+        (BELOW, ABOUT, "helps"),
+        (BELOW, ABOVE, "helps"),
+        (BELOW, BELOW, "costs recall"),
+        (ABOUT, ABOUT, "no clear change"),
+        (ABOUT, ABOVE, "finds more"),
+        (ABOUT, BELOW, "worse"),
+        (ABOVE, ABOUT, "worse"),
+        (ABOVE, BELOW, "worse"),
+        (ABOVE, ABOVE, "names more, right and wrong"),
+    ],
+)
+def test_the_words_for_what_a_method_does_follow_from_the_intervals(chair_i, recall, words):
+    assert verdict(chair_i, recall) == words
 
 
 def test_ci_runs_the_readmes_test_command():

@@ -58,6 +58,20 @@ class Architecture:
     hidden_size: int
     heads: int
 
+    @property
+    def decoder_layers(self) -> tuple[nn.Module, ...]:
+        """All decoder layers by their index, those without attention of this kind too.
+
+        Raises:
+            ValueError: they do not lie in one list.
+        """
+        wanted = {id(entry.layer) for entry in self.layers}
+        lists = (tuple(module) for module in self.generator.modules() if isinstance(module, nn.ModuleList))
+        found = next((layers for layers in lists if wanted <= {id(layer) for layer in layers}), None)
+        if found is None:
+            raise ValueError(f"the decoder layers of {type(self.generator).__name__} do not lie in one list")
+        return found
+
 
 def unwrap(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside `model`, which may be wrapped by PEFT.

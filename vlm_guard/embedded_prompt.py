@@ -43,7 +43,6 @@ def follow_forwards(guard: "Guard", begins: bool) -> list[Undo]:
     hooks = [inner.register_forward_pre_hook(_Hook(guard, kept_out(reading.read)), with_kwargs=True)]
     if begins:
         hooks.append(inner.register_forward_pre_hook(_Hook(guard, kept_out(reading.begin)), with_kwargs=True))
-        hooks.append(inner.register_forward_hook(_Hook(guard, kept_out(guard._end_forward)), always_call=True))
     if inner is not outer:
         hooks.append(outer.register_forward_pre_hook(reading.enter_whole, with_kwargs=True))
         hooks.append(outer.register_forward_hook(reading.leave_whole, always_call=True))

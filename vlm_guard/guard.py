@@ -134,7 +134,6 @@ class Guard(AbstractContextManager):
         self.step: DecodeStep | None = None
         self.decoding = CompiledDecode(self)
         self._observers = LayerObservers(self)
-        self._finish_forward: list[Callable[[Any], Any]] = []
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The guarded model's `generate`."""
@@ -376,7 +375,6 @@ class Guard(AbstractContextManager):
 
     def _begin_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
         """Let methods change the inputs of a forward pass that reads a prompt."""
-        self._finish_forward = []
         state = self.state
         if state is None or not state.reading or not state.active:
             return None
@@ -387,13 +385,5 @@ class Guard(AbstractContextManager):
             call = ForwardCall(guard=self, inputs=inputs, state=state, prepared=bound.prepared)
             if bound.method.edited_branch != state.side:
                 continue
-            finish = bound.method.begin_forward(call)
-            if finish is not None:
-                self._finish_forward.insert(0, finish)
+            bound.method.begin_forward(call)
         return args, inputs
-
-    def _end_forward(self, module: nn.Module, args: tuple, output: Any) -> Any:
-        """Turn the output for the changed inputs into the one that was asked for; it is None when the pass failed."""
-        while self._finish_forward:
-            output = self._finish_forward.pop(0)(output)
-        return output

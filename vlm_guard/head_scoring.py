@@ -1,6 +1,7 @@
 """Head outputs of a prompt with and without its image, layer by layer, for methods that choose heads by them."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from vlm_guard.early_exit import StopForward, run_until_stopped
 from vlm_guard.generation_state import GenerationState
-from vlm_guard.stepped_pass import SteppedPass
+from vlm_guard.layer_by_layer import LayerByLayer
 from vlm_guard.text_stream import TextStream
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ class HeadScoring:
     """The two streams of one prompt, and the head scales chosen from them.
 
     The text stream is a pass of its own over the prompt without its image tokens. Where its heads are to be scaled
-    too, it goes through the layers side by side with the image stream: it waits in every scored layer until that
-    layer's heads are chosen.
+    too, it goes through the layers side by side with the image stream: a scored layer of the image stream, once it
+    knows its output, runs the text stream's layers up to the same one, in which the heads are chosen.
 
     Args:
         method: the name of the method, whose attention processor is called in passes of this class.
@@ -48,41 +49,40 @@ class HeadScoring:
         # While a stream is only looked at, without any scale: where its outputs are kept, of which row and position.
         self._recording: Outputs | None = None
         self._recorded_places: tuple[Tensor, Tensor] | None = None
-        self._beside: SteppedPass | None = None
+        self._beside: LayerByLayer | None = None
         self._text_state: GenerationState | None = None
+        # While the text stream runs a scored layer: the image stream's output there.
+        self._waiting: Tensor | None = None
         self._stop_after: int | None = None
 
-    def begin(self, inputs: dict[str, Any], approximation: str) -> Callable[[Any], Any] | None:
+    def begin(self, inputs: dict[str, Any], approximation: str) -> None:
         """Run what has to be run before the prompt is read.
 
         Args:
             inputs: of the forward pass that reads the prompt.
             approximation: "none" (streams side by side), "plain text stream" or "parallel".
 
-        Returns:
-            What is called with the output of the reading, if the text stream goes on beside it.
+        Raises:
+            ValueError: the streams cannot go side by side in this model.
         """
         text = self.stream.inputs(inputs)
         # Masks that were made for a cache do not fit a pass without one.
         image = inputs | {"attention_mask": self.stream.attention_mask}
-        if approximation == "none":
-            self._text_state = self._state(text)
-            generator = self.guard.target.architecture.generator
-            device_type = self.stream.input_ids.device.type
-            self._beside = SteppedPass(lambda: run_until_stopped(generator, text), device_type)
-            self._advance()
-            if self._alone():
-                return self._end
+        if approximation != "none":
+            self._text = self._record(text, self.stream.text_ends)
+            if approximation == "parallel":
+                self._image = self._record(image, self.stream.ends)
+            return
+        architecture = self.guard.target.architecture
+        self._text_state = self._state(text)
+        try:
+            with self._in_state(self._text_state):
+                self._beside = LayerByLayer(architecture.generator, text, architecture.decoder_layers, self.last_layer)
+        except ValueError as error:
+            raise ValueError(f"{self.method}: {error}; use approximation='plain text stream'") from None
+        if not self._alone():
             # Heads are those of the bare model, so its image stream is read on its own first.
-            try:
-                self._run(image, stop_after=self.last_layer)
-            finally:
-                self._beside.close()
-            return None
-        self._text = self._record(text, self.stream.text_ends)
-        if approximation == "parallel":
-            self._image = self._record(image, self.stream.ends)
-        return None
+            self._run(image, stop_after=self.last_layer)
 
     def outputs(self, layer: int, output: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """[M, H, D] head outputs at the last position with and without image, once both are known.
@@ -96,17 +96,15 @@ class HeadScoring:
         if output is None:
             return None
         if self._in_text_stream:
-            # Until `choose` for this layer.
-            self._beside.pause((layer, output[:, -1]))
-            if layer == self.last_layer:
-                raise StopForward
-            return None
+            return self._waiting, output[:, -1].to(self._waiting.device)
         if self._recording is not None:
             self._recording[layer] = _at(output, *self._recorded_places)
             if layer == self._stop_after:
                 raise StopForward
             return None
         image = _at(output, *self.stream.ends)
+        if self._beside is not None and self._choose_beside(layer, image):
+            return None
         return image, self._text_output(layer, image)
 
     def choose(self, layer: int, scale: Tensor) -> None:
@@ -114,9 +112,7 @@ class HeadScoring:
         full = torch.ones(self.stream.batch, scale.shape[1], device=scale.device)
         full[self.stream.with_image.to(scale.device)] = scale
         self.scales[layer] = full
-        if layer in self._text and self._beside is not None:
-            self._advance()
-        if layer == self._stop_after:
+        if layer == (self.last_layer if self._in_text_stream else self._stop_after):
             raise StopForward
 
     def scale(self, layer: int) -> Tensor | None:
@@ -144,19 +140,24 @@ class HeadScoring:
         stations = ("attach", "begin_forward", "edit_attention", "observe_hidden")
         return not any(other.overrides(station) for other in others for station in stations)
 
-    def _advance(self) -> None:
-        """Let the text stream run to its next scored layer, whose output is then known."""
-        kept = self.guard.state
-        self.guard.state = self._text_state
-        try:
-            paused = self._beside.advance()
-        finally:
-            self.guard.state = kept
-        self._text = {} if paused is None else dict([paused])
+    def _choose_beside(self, layer: int, image: Tensor) -> bool:
+        """Run the text stream through `layer`, where it chooses the heads; whether it goes through that layer at all.
 
-    def _end(self, output: Any) -> Any:
-        self._beside.close()
-        return output
+        Args:
+            layer: index of the layer.
+            image: [M, H, D] output of the image stream there.
+        """
+        self._waiting = image
+        with self._in_state(self._text_state):
+            try:
+                passed = self._beside.advance(layer)
+            except StopForward:
+                passed = True
+        if layer == self.last_layer:
+            self._beside = None
+        if passed and layer == self._stop_after:
+            raise StopForward
+        return passed
 
     def _record(self, inputs: dict[str, Any], places: tuple[Tensor, Tensor]) -> Outputs:
         recorded: Outputs = {}
@@ -176,12 +177,21 @@ class HeadScoring:
 
     def _run(self, inputs: dict[str, Any], stop_after: int) -> None:
         """A forward pass up to one layer in which only this method's processor runs."""
-        guard, kept = self.guard, self.guard.state
-        guard.state, self._stop_after = self._state(inputs), stop_after
+        self._stop_after = stop_after
         try:
-            run_until_stopped(guard.target.architecture.generator, inputs)
+            with self._in_state(self._state(inputs)):
+                run_until_stopped(self.guard.target.architecture.generator, inputs)
         finally:
-            guard.state, self._stop_after = kept, None
+            self._stop_after = None
+
+    @contextmanager
+    def _in_state(self, state: GenerationState) -> Iterator[None]:
+        """What runs inside is not the generation's own pass, but one of this class."""
+        kept, self.guard.state = self.guard.state, state
+        try:
+            yield
+        finally:
+            self.guard.state = kept
 
 
 def _at(output: Tensor, rows: Tensor, places: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The README's measured numbers, read from committed result files and from nothing else."""
+"""The measured numbers of docs/results.md, read from committed result files and from nothing else."""
 
 import json
 import re
@@ -13,17 +13,20 @@ _COLUMNS = (
     ("chair_i", "CHAIR_i"),
     ("chair_s", "CHAIR_s"),
     ("recall", "recall"),
+    ("f1", "F1"),
     ("mean_words", "words"),
     ("repetition", "4-gram rep."),
-    ("pope.mean.f1", "POPE F1"),
+    ("pope.random.f1", "POPE random F1"),
+    ("pope.popular.f1", "POPE popular F1"),
+    ("pope.adversarial.f1", "POPE adversarial F1"),
 )
 
 
 def measured_markdown() -> str:
-    """Every evaluation of the built-in model (defaults, then strengths chosen by a sweep), then the cost of a guard."""
+    """Every evaluation of the built-in model: default options, then those chosen by a sweep."""
     evaluations = [_evaluation(path) for path in sorted(EVALUATIONS.glob("builtin_*.json"))]
     evaluations += [_evaluation(path) for path in sorted(EVALUATIONS.glob("tuned_*.json"))]
-    return "\n".join([*evaluations, _timings(sorted(TIMINGS.glob("generate_*.json")))])
+    return "\n".join(evaluations)
 
 
 def _evaluation(path: Path) -> str:
@@ -71,13 +74,12 @@ def _evaluation_row(entry: dict[str, Any], baseline: str, columns: Sequence[tupl
             yield value
             continue
         low, change, high = (scale * difference[key] for key in ("low", "value", "high"))
-        text = f"[{change:+.1f}, {low:+.1f} to {high:+.1f}]"
-        yield f"{value} **{text}**" if low > 0 or high < 0 else f"{value} {text}"
+        yield f"{value} {emphasised(f'[{change:+.1f}, {low:+.1f} to {high:+.1f}]', low, high)}"
     yield f"{entry['cost']['tokens_per_second']:.0f}"
     yield f"{entry['cost']['peak_memory_bytes'] / 2**20:.0f} MiB"
 
 
-def _timings(paths: list[Path]) -> str:
+def timings_markdown() -> str:
     """Ratios of a guarded to an unguarded `generate` beside it, median and 20th to 80th percentile."""
     lines = [
         "Guarded against unguarded `generate`, each guarded call beside an unguarded one in one process: median of "
@@ -89,7 +91,7 @@ def _timings(paths: list[Path]) -> str:
         "| model | batch | method | decode steps | prefill | per generated token | file |",
         "|---|---|---|---|---|---|---|",
     ]
-    for path in paths:
+    for path in sorted(TIMINGS.glob("generate_*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
         for entry in result["entries"]:
             if "ratio_to_unguarded" not in entry["decode"]:
@@ -105,6 +107,11 @@ def _timings(paths: list[Path]) -> str:
             )
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def emphasised(text: str, low: float, high: float) -> str:
+    """Bold where the interval of a difference leaves out 0."""
+    return f"**{text}**" if low > 0 or high < 0 else text
 
 
 def _with_options(entry: dict[str, Any]) -> str:

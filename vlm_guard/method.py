@@ -138,14 +138,8 @@ class Method:
         """Other arguments for this `generate` call than the given `call.inputs`, or None to leave them."""
         return None
 
-    def begin_forward(self, call: "ForwardCall") -> "Callable[[Any], Any] | None":
-        """Change `call.inputs` of a forward pass that reads a prompt, before it runs.
-
-        Returns:
-            What turns the model's output into the output for the inputs as they were, or None. It is called
-            with None when the pass failed, to clean up.
-        """
-        return None
+    def begin_forward(self, call: "ForwardCall") -> None:
+        """Change `call.inputs` of a forward pass that reads a prompt, before it runs."""
 
     def contrasts(self) -> bool:
         """Whether this method, with its options, changes the logits; then one of the two pairs below is used."""

@@ -1,6 +1,7 @@
-"""The README's tables, made from the methods, the model and feature tables and committed results.
+"""The tables of README.md and docs/results.md, made from the methods, the model and feature tables and results.
 
-`python -m vlm_guard.readme_tables README.md` rewrites them in place; a test checks that they are current.
+`python -m vlm_guard.readme_tables README.md docs/results.md` rewrites them in place; a test checks that they are
+current.
 """
 
 import re
@@ -9,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vlm_guard.generate_features import features_markdown
-from vlm_guard.measured_table import measured_markdown
+from vlm_guard.measured_digest import digest_markdown
+from vlm_guard.measured_table import measured_markdown, timings_markdown
 from vlm_guard.method_table import methods_markdown
 from vlm_guard.model_table import models_markdown
 
@@ -17,29 +19,32 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "methods": methods_markdown,
     "models": models_markdown,
     "features": features_markdown,
+    "digest": digest_markdown,
     "measured": measured_markdown,
+    "timings": timings_markdown,
 }
+_SECTION = re.compile(r"(<!-- (?P<name>\w+) -->\n).*?(<!-- end of (?P=name) -->)", re.DOTALL)
 
 
 def with_tables(text: str) -> str:
     """`text` with the contents between each pair of section comments made anew.
 
     Raises:
-        ValueError: a section's comments are missing.
+        ValueError: the text has no section, or one of a name that is not in `SECTIONS`.
     """
-    for name, make in SECTIONS.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
-        if not pattern.search(text):
-            raise ValueError(f"the text has no '<!-- {name} -->' ... '<!-- end of {name} -->'")
-        table = make()
-        text = pattern.sub(lambda match, table=table: match[1] + table + match[2], text)
-    return text
+    names = [match["name"] for match in _SECTION.finditer(text)]
+    unknown = sorted({*names} - {*SECTIONS})
+    if not names or unknown:
+        given = f"unknown sections: {', '.join(unknown)}" if unknown else "no section"
+        raise ValueError(f"{given}; a section is '<!-- NAME -->' ... '<!-- end of NAME -->', NAME out of {[*SECTIONS]}")
+    return _SECTION.sub(lambda match: match[1] + SECTIONS[match["name"]]() + match[3], text)
 
 
 def main() -> None:
-    """Rewrite the file named on the command line."""
-    path = Path(sys.argv[1])
-    path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
+    """Rewrite the files named on the command line."""
+    for name in sys.argv[1:]:
+        path = Path(name)
+        path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":
