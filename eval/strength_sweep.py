@@ -2,8 +2,8 @@
 
 The main strength of a method is its first option with a neutral value. Tried are the default, and half and twice its
 distance from the neutral value, each with the default and the further values that other options of the method name as
-worth trying (a contrast's plausibility). Chosen is the setting with the lowest CHAIR_i among those that lose at most
-`RECALL_SLACK` of recall against the plain model; if none does, the default stays.
+worth trying (a contrast's plausibility). Chosen is the setting with the lowest CHAIR_i among those that lower it and
+lose at most `RECALL_SLACK` of recall against the plain model; there may be none.
 """
 
 import json
@@ -106,7 +106,7 @@ def sweep(
         progress: told how far the run is.
 
     Returns:
-        What is in `sweep.json`: every point, and the chosen entry of each method.
+        What is in `sweep.json`: every point, and the chosen entry of each method, None where no setting helps.
 
     Raises:
         ValueError: a method is unknown or has no strength.
@@ -141,6 +141,6 @@ def _point(results: RunResults, label: str) -> dict[str, Any]:
 
 def _choice(results: RunResults, strength: Strength) -> dict[str, Any]:
     points = [_point(results, label) for label in strength.labels]
-    kept = [point for point in points if point["recall_change"] >= -RECALL_SLACK]
-    chosen = min(kept, key=lambda point: point["chair_i"])["label"] if kept else strength.method
+    kept = [point for point in points if point["chair_i_change"] < 0 and point["recall_change"] >= -RECALL_SLACK]
+    chosen = min(kept, key=lambda point: point["chair_i"])["label"] if kept else None
     return asdict(strength) | {"points": points, "chosen": chosen}

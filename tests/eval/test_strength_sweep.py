@@ -60,7 +60,9 @@ def test_the_lowest_chair_that_keeps_the_recall_is_chosen():
     entries = (_Entry("pai:gain=0.1", 0.19, 0.70), _Entry("pai", 0.18, 0.695), _Entry("pai:gain=0.4", 0.1, 0.5))
     assert _choice(_Results(*entries), strength)["chosen"] == "pai"
     losing = [_Entry(entry.label, 0.1, 0.6) for entry in entries]
-    assert _choice(_Results(*losing), strength)["chosen"] == "pai", "none keeps the recall: the default stays"
+    assert _choice(_Results(*losing), strength)["chosen"] is None, "none keeps the recall"
+    worse = [_Entry(entry.label, 0.21, 0.8) for entry in entries]
+    assert _choice(_Results(*worse), strength)["chosen"] is None, "none lowers CHAIR_i"
 
 
 def test_a_sweep_from_end_to_end(tmp_path):
@@ -68,6 +70,6 @@ def test_a_sweep_from_end_to_end(tmp_path):
     report = sweep(settings, ["paint"], tmp_path)
     assert json.loads(json.dumps(report)) == json.loads((tmp_path / "sweep.json").read_text())
     assert [point["label"] for point in report["methods"][0]["points"]] == main_strength("paint").labels
-    assert report["methods"][0]["chosen"] in main_strength("paint").labels
+    assert report["methods"][0]["chosen"] in (None, *main_strength("paint").labels)
     with pytest.raises(ValueError, match="no strength to vary"):
         sweep(settings, ["none"], tmp_path)

@@ -21,7 +21,8 @@ def command(
     """Try each method's main strength at half, once and twice its default, by captions.
 
     A contrast is tried with stricter plausibility too, each with every strength.
-    Prints CHAIR_i and recall of each, and the setting to use: the lowest CHAIR_i that keeps the recall.
+    Prints CHAIR_i and recall of each, and the setting to use: the lowest CHAIR_i that keeps the recall. A method
+    without such a setting does not help this model on these pictures.
     """
     import json
 
@@ -43,7 +44,7 @@ def command(
     console = Console()
     table = Table(box=None, title=f"{model} on {report['data']}, {report['images']} images, in percent")
     for column in ("setting", "CHAIR_i", "change", "recall", "change", ""):
-        table.add_column(column, justify="left" if column == "setting" else "right")
+        table.add_column(column, justify="left" if column == "setting" else "right", overflow="fold")
     rows = [(report["baseline"], False)]
     rows += [(point, point["label"] == entry["chosen"]) for entry in report["methods"] for point in entry["points"]]
     for point, chosen in rows:
