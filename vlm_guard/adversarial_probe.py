@@ -158,8 +158,9 @@ class ProbedImages:
         order = [pictures.setdefault(_digest(image), len(pictures)) for image in pixels]
         first = [order.index(number) for number in range(len(pictures))]
         with torch.no_grad():
-            features = encode(pixels[first])
-        if features.shape[0] != len(first):
+            # One by one: beside other images the features would be rounded otherwise, and the image not be known again.
+            features = [encode(pixels[number : number + 1]) for number in first]
+        if any(seen.shape[0] != 1 for seen in features):
             self._refuse_packing()
         keys = [picture + _digest(seen) for picture, seen in zip(pictures, features)]
         fresh = [number for number, key in enumerate(keys) if key not in self._known]

@@ -5,6 +5,7 @@ import torch
 
 from vlm_guard import builtin, wrap
 from vlm_guard.adversarial_probe import Attack, uncertain_patches, uncertainty_map
+from vlm_guard.vision_tower import describe_vision_tower
 from zoo import Prompt, assert_pristine
 
 torch.set_num_threads(1)
@@ -163,6 +164,29 @@ def test_a_picture_is_probed_once_for_all_questions(zoo_model, monkeypatch):
         logits(zoo.model, inputs)
         weight.copy_(before)
         assert attacked == [2, 2], "other weights, other features: probed again"
+
+
+def test_a_picture_beside_others_is_the_same_picture(zoo_model, monkeypatch):
+    """Kernels round otherwise in batches of another size; this tower does so by far."""
+    zoo = zoo_model("llava")
+    tower = describe_vision_tower(zoo.model, "uncertainty").module
+    forward = tower.forward
+
+    def rounding(pixel_values, **settings):
+        output = forward(pixel_values, **settings)
+        output.last_hidden_state = output.last_hidden_state * (1 + 1e-3 * len(pixel_values))
+        return output
+
+    attacked = []
+    attack = Attack.__call__
+    monkeypatch.setattr(
+        Attack, "__call__", lambda self, encode, pixels: attacked.append(len(pixels)) or attack(self, encode, pixels)
+    )
+    monkeypatch.setattr(tower, "forward", rounding)
+    with wrap(zoo.model, None, "uncertainty", **OPTIONS):
+        logits(zoo.model, zoo.make_inputs(PROMPTS))
+        logits(zoo.model, zoo.make_inputs(PROMPTS[1:2]))
+    assert attacked == [3]
 
 
 def test_half_precision(zoo_model):
