@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from vlm_guard.guard import Guard
 
 Encode = Callable[[Tensor], Tensor]
+
+# By vision tower, for as long as it lives: the maps of the images it was probed with, oldest first.
+_KNOWN: "WeakKeyDictionary[nn.Module, dict[bytes, Tensor]]" = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -109,11 +113,11 @@ def uncertain_patches(uncertainty: Tensor, threshold: float) -> Tensor:
 
 
 class ProbedImages:
-    """Probes images once: the same picture in another row or a later call, with another question, is looked up.
+    """Probes images once: the same picture in another row, a later call or under a later guard is looked up.
 
-    An image's map depends on its pixels and on the tower's weights. A map is found again by the pixels together with
-    the tower's features of them, so that other weights (another adapter) are another image; these features cost one
-    pass, a probe some hundreds.
+    An image's map depends on its pixels, on the tower's weights and on the attack. A map is found again by the pixels
+    together with the tower's features of them, so that other weights (another adapter) are another image; these
+    features cost one pass, a probe some hundreds.
 
     Args:
         guard: the guard.
@@ -126,7 +130,10 @@ class ProbedImages:
 
     def __init__(self, guard: "Guard", probe: Probe, method: str) -> None:
         self.guard, self.probe, self.method = guard, probe, method
-        self._known: dict[bytes, Tensor] = {}
+        self._known = _KNOWN.setdefault(probe.tower.module, {})
+        attack, read = probe.attack, [probe.tower.layers.index(layer) for layer in probe.read]
+        numbers = (attack.radius.tolist(), attack.step.tolist(), attack.iterations, attack.seed, read)
+        self._settings = repr(numbers).encode()
 
     def maps(self, args: tuple, kwargs: dict[str, Any]) -> Tensor:
         """[N, P] uncertainty of the patches of the images in the arguments of a tower.
@@ -162,7 +169,7 @@ class ProbedImages:
             features = [encode(pixels[number : number + 1]) for number in first]
         if any(seen.shape[0] != 1 for seen in features):
             self._refuse_packing()
-        keys = [picture + _digest(seen) for picture, seen in zip(pictures, features)]
+        keys = [self._settings + picture + _digest(seen) for picture, seen in zip(pictures, features)]
         fresh = [number for number, key in enumerate(keys) if key not in self._known]
         if fresh:
             found = self._probe(encode, pixels[[first[number] for number in fresh]])

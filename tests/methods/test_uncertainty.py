@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vlm_guard import builtin, wrap
-from vlm_guard.adversarial_probe import Attack, uncertain_patches, uncertainty_map
+from vlm_guard.adversarial_probe import _KNOWN, Attack, uncertain_patches, uncertainty_map
 from vlm_guard.vision_tower import describe_vision_tower
 from zoo import Prompt, assert_pristine
 
@@ -14,6 +14,12 @@ PROMPTS = [
     Prompt(text_before=9, images=2, text_after=6, between=3, content=1),
 ]
 OPTIONS = {"pixel_std": "0.5,0.25,0.125", "iterations": 3, "threshold": 0.5, "layers": "0", "probe_layers": "0-1"}
+
+
+@pytest.fixture(autouse=True)
+def nothing_known():
+    """Models of the zoo are shared between tests; what was probed in one must not be known in the next."""
+    _KNOWN.clear()
 
 
 def logits(model, inputs):
@@ -164,6 +170,11 @@ def test_a_picture_is_probed_once_for_all_questions(zoo_model, monkeypatch):
         logits(zoo.model, inputs)
         weight.copy_(before)
         assert attacked == [2, 2], "other weights, other features: probed again"
+    with wrap(zoo.model, None, "uncertainty", **OPTIONS):
+        assert torch.equal(logits(zoo.model, inputs), found) and attacked == [2, 2], "known to a later guard"
+    with wrap(zoo.model, None, "uncertainty", **OPTIONS | {"iterations": 4}):
+        logits(zoo.model, inputs)
+        assert attacked == [2, 2, 2], "another attack"
 
 
 def test_a_picture_beside_others_is_the_same_picture(zoo_model, monkeypatch):
