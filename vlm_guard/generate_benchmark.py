@@ -1,7 +1,8 @@
 """Time whole `generate` calls, guarded and unguarded in turn, prefill and decode apart.
 
 Every guarded call has an unguarded one right beside it, in every other round behind it, so that a machine whose speed
-drifts does not drift into the ratios. Prefill is the time to the first token (with the vision tower), decode the time
+drifts does not drift into the ratios. Every round brings new pictures, because some methods know a picture again.
+Prefill is the time to the first token (with the vision tower), decode the time
 per later token. For random models of published shapes the weights mean nothing and the times do.
 """
 
@@ -17,7 +18,7 @@ from vlm_guard.guard import wrap
 from vlm_guard.kernels.measure import describe_machine, quantiles, ratio_quantiles
 from vlm_guard.method import method_names
 from vlm_guard.random_models import SHAPES, named_shape, random_llava
-from vlm_guard.random_prompts import random_inputs, random_processor
+from vlm_guard.random_prompts import noise_pictures, random_inputs, random_processor
 
 UNGUARDED = "none"
 PHASES = ("prefill", "decode")
@@ -107,7 +108,7 @@ def benchmark_generate(
     if ALL in methods:
         methods = [name for name in method_names() if name != UNGUARDED]
     given = options_by_entry(methods, options or {})
-    loaded, processor, inputs = _load(model, DTYPES[dtype], where, batch, prompt_tokens)
+    loaded, processor, picture_prompts = _load(model, DTYPES[dtype], where, batch, prompt_tokens)
     facts = {} if model == "builtin" else random_model_options(named_shape(model).layers)
     chosen = {name: {**_of_entry(name, facts), **given[name]} for name in methods}
     settings: dict[str, Any] = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False}
@@ -117,7 +118,7 @@ def benchmark_generate(
     else:
         settings["disable_compile"] = True
 
-    def timed(name: str) -> dict[str, float]:
+    def timed(name: str, inputs: dict[str, Any]) -> dict[str, float]:
         if name == UNGUARDED:
             return _time_call(loaded, inputs, settings, where)
         with wrap(loaded, processor, name, attention_backend=attention_backend, **chosen[name]):
@@ -126,13 +127,14 @@ def benchmark_generate(
     # By method, round by round: the unguarded call and the guarded one.
     pairs: dict[str, list[dict[str, dict[str, float]]]] = {name: [] for name in methods if name != UNGUARDED}
     for number in range(rounds + 1):
+        inputs = picture_prompts(number)
         for name, calls in pairs.items():
             order = (UNGUARDED, name) if number % 2 else (name, UNGUARDED)
-            pair = {which: timed(which) for which in order}
+            pair = {which: timed(which, inputs) for which in order}
             if number:
                 calls.append(pair)
     plain = [pair[UNGUARDED] for calls in pairs.values() for pair in calls]
-    plain = plain or [timed(UNGUARDED) for _ in range(rounds + 1)][1:]
+    plain = plain or [timed(UNGUARDED, picture_prompts(number)) for number in range(rounds + 1)][1:]
     entries: list[dict[str, Any]] = [
         {"method": UNGUARDED, "options": {}, **{phase: quantiles([call[phase] for call in plain]) for phase in PHASES}}
     ]
@@ -149,7 +151,7 @@ def benchmark_generate(
         "model": model,
         "dtype": dtype,
         "batch": batch,
-        "prompt_length": inputs["input_ids"].shape[1],
+        "prompt_length": picture_prompts(0)["input_ids"].shape[1],
         "new_tokens": new_tokens,
         "cache": cache,
         "compiled": compiled,
@@ -190,24 +192,32 @@ def _of_entry(entry: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name.partition(".")[0] in methods}
 
 
-def _load(name: str, dtype: torch.dtype, device: torch.device, batch: int, prompt_tokens: int) -> tuple[Any, Any, dict]:
-    """(model, processor, inputs)."""
+def _load(
+    name: str, dtype: torch.dtype, device: torch.device, batch: int, prompt_tokens: int
+) -> tuple[Any, Any, Callable[[int], dict[str, Any]]]:
+    """(model, processor, inputs with pictures of noise for a seed)."""
     if name != "builtin":
         model = random_llava(name, device=device, dtype=dtype)
         processor = random_processor(model)
-        return model, processor, random_inputs(model, processor, batch=batch, prompt_tokens=prompt_tokens)
-    from PIL import Image
-
+        return (
+            model,
+            processor,
+            lambda seed: random_inputs(model, processor, batch=batch, prompt_tokens=prompt_tokens, seed=seed),
+        )
     model, processor = builtin(dtype=dtype, device=device)
-    picture = Image.effect_noise((224, 224), 80).convert("RGB")
     message = {
         "role": "user",
         "content": [{"type": "image"}, {"type": "text", "text": "Please describe this image in detail."}],
     }
     text = processor.apply_chat_template([message], add_generation_prompt=True)
-    inputs = processor(images=[picture] * batch, text=[text] * batch, return_tensors="pt").to(device)
-    inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
-    return model, processor, dict(inputs)
+
+    def builtin_inputs(seed: int) -> dict[str, Any]:
+        pictures = noise_pictures(batch, 224, seed)
+        inputs = processor(images=pictures, text=[text] * batch, return_tensors="pt").to(device)
+        inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
+        return dict(inputs)
+
+    return model, processor, builtin_inputs
 
 
 def _compile_settings() -> Any:

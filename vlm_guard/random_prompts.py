@@ -74,13 +74,17 @@ def random_inputs(
     words = [QUESTION]
     while len(processor.tokenizer(_prompt(processor, " ".join(words)))["input_ids"]) < prompt_tokens + 1:
         words.append(further[(len(words) - 1) % len(further)])
-    side = model.config.vision_config.image_size
-    noise = np.random.default_rng(seed).integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
-    pictures = [Image.fromarray(pixels) for pixels in noise]
+    pictures = noise_pictures(batch, model.config.vision_config.image_size, seed)
     text = _prompt(processor, " ".join(words))
     inputs = processor(images=pictures, text=[text] * batch, return_tensors="pt").to(model.device)
     inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
     return dict(inputs)
+
+
+def noise_pictures(count: int, side: int, seed: int) -> list[Image.Image]:
+    """`count` square pictures of noise, each with a side of `side` pixels."""
+    noise = np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+    return [Image.fromarray(pixels) for pixels in noise]
 
 
 def _prompt(processor: LlavaProcessor, question: str) -> str:
