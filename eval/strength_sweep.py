@@ -22,7 +22,7 @@ from vlm_guard.method import method_class
 from vlm_guard.whole_files import write_atomically
 
 FACTORS = (0.5, 1.0, 2.0)
-RECALL_SLACK = 0.01
+RECALL_SLACK = 0.005
 BASELINE = "none"
 
 

@@ -56,7 +56,7 @@ class DoLa(Method):
         help="tokens less than this times as probable as the best are ruled out",
         range=(0.0, 1.0),
         neutral=0.0,
-        tried=(0.3, 0.5),
+        tried=(0.5, 0.7),
         paper="relative_top = 0.1",
     )
     candidates: str = option(

@@ -56,7 +56,7 @@ class LQCD(Method):
         help="tokens less than this times as probable as the best under the neutral query are ruled out",
         range=(0.0, 1.0),
         neutral=0.0,
-        tried=(0.3, 0.5),
+        tried=(0.5, 0.7),
         paper="beta, value not found; 0.1 as in VCD",
     )
     neutraliser: str | Callable[[str], str] = option(  # noqa: RUF009

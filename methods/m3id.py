@@ -48,7 +48,7 @@ class M3ID(Method):
         help="tokens less than this times as probable as the best are ruled out",
         range=(0.0, 1.0),
         neutral=0.0,
-        tried=(0.3, 0.5),
+        tried=(0.5, 0.7),
         paper="0.1 in the public re-implementations",
     )
     max_strength: float = option(

@@ -63,7 +63,7 @@ class PAI(Method):
         help="tokens less than this times as probable as the best are ruled out (logits part)",
         range=(0.0, 1.0),
         neutral=0.0,
-        tried=(0.3, 0.5),
+        tried=(0.5, 0.7),
         paper="0.1, fixed in the released code",
     )
     layers: str = option("2-", help="decoder layers whose attention is edited", paper="2 to 31 of 32")

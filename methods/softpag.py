@@ -65,7 +65,7 @@ class SoftPAG(Method):
         help="tokens less than this times as probable as the best are ruled out",
         range=(0.0, 1.0),
         neutral=0.0,
-        tried=(0.3, 0.5),
+        tried=(0.5, 0.7),
         paper="0.1 as in VCD",
     )
     degree: float = option(

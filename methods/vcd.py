@@ -55,13 +55,14 @@ class VCD(Method):
         help="tokens less than this times as probable as the best are ruled out",
         range=(0.0, 1.0),
         neutral=0.0,
-        tried=(0.3, 0.5),
+        tried=(0.5, 0.7),
         paper="beta = 0.1 (0.2 in the released POPE script)",
     )
     noise_step: int = option(
         500,
         help="step of the diffusion whose noise is added; 999 leaves little of the picture",
         range=(0, STEPS - 1),
+        tried=(999,),
         paper="T = 500 in the released code (999 is reported for POPE)",
     )
     seed: int | None = option(

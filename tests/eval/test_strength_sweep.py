@@ -18,12 +18,13 @@ def test_half_once_and_twice_the_distance_from_neutral():
 
 
 def test_every_strength_is_tried_with_every_value_that_another_option_names():
-    strength = main_strength("vcd")
-    assert strength.values == (0.5, 1.0, 2.0) and strength.beside == {"plausibility": (0.1, 0.3, 0.5)}
+    strength = main_strength("icd")
+    assert strength.values == (0.5, 1.0, 2.0) and strength.beside == {"plausibility": (0.1, 0.5, 0.7)}
     half, once = strength.labels[:3], strength.labels[3:6]
-    assert half == ["vcd:strength=0.5", "vcd:strength=0.5,plausibility=0.3", "vcd:strength=0.5,plausibility=0.5"]
-    assert once == ["vcd", "vcd:plausibility=0.3", "vcd:plausibility=0.5"]
-    assert len(strength.labels) == len(set(strength.labels)) == 9
+    assert half == ["icd:strength=0.5", "icd:strength=0.5,plausibility=0.5", "icd:strength=0.5,plausibility=0.7"]
+    assert once == ["icd", "icd:plausibility=0.5", "icd:plausibility=0.7"]
+    labels = main_strength("vcd").labels
+    assert len(labels) == len(set(labels)) == 18 and "vcd:plausibility=0.7,noise_step=999" in labels
 
 
 @pytest.mark.parametrize("name", [name for name in method_names() if name != "none"])
@@ -57,7 +58,7 @@ class _Results:
 
 def test_the_lowest_chair_that_keeps_the_recall_is_chosen():
     strength = Strength(method="pai", option="gain", default=0.2, values=(0.1, 0.2, 0.4))
-    entries = (_Entry("pai:gain=0.1", 0.19, 0.70), _Entry("pai", 0.18, 0.695), _Entry("pai:gain=0.4", 0.1, 0.5))
+    entries = (_Entry("pai:gain=0.1", 0.19, 0.70), _Entry("pai", 0.18, 0.697), _Entry("pai:gain=0.4", 0.1, 0.5))
     assert _choice(_Results(*entries), strength)["chosen"] == "pai"
     losing = [_Entry(entry.label, 0.1, 0.6) for entry in entries]
     assert _choice(_Results(*losing), strength)["chosen"] is None, "none keeps the recall"
