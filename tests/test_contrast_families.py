@@ -73,6 +73,16 @@ def expected(zoo, prompt, method):
     return (inputs, ids), ({**inputs, **noised}, ids), oracle.formula(1.0, 0.1)
 
 
+def as_without_cache(guard, inputs):
+    """Sequences and logits [B, STEPS, V] of a cached generation, which one without a cache must equal."""
+    out = guard.generate(**inputs, **RECORD)
+    uncached = guard.generate(**inputs, **RECORD, use_cache=False)
+    assert torch.equal(out.sequences, uncached.sequences)
+    logits = torch.stack(out.logits, 1)
+    assert oracle.close(logits, torch.stack(uncached.logits, 1), 2.0)
+    return out.sequences, logits
+
+
 OPTIONS = {
     "m3id": {"forgetting": 0.6931471805599453, "max_strength": 1e6},
     "icd": {"text": " ".join(map(str, DISTURBANCE)), "place": "start"},
@@ -86,15 +96,11 @@ def test_padded_cached_batch_equals_branches_run_alone(zoo, method):
     prompts = zoo.adapt(PROMPTS)
     inputs = zoo.make_inputs(prompts)
     with wrap(zoo.model, WordProcessor(), method, **OPTIONS[method]) as guard:
-        out = guard.generate(**inputs, **RECORD)
-        uncached = guard.generate(**inputs, **RECORD, use_cache=False)
-    assert torch.equal(out.sequences, uncached.sequences)
-    logits = torch.stack(out.logits, 1)
-    assert oracle.close(logits, torch.stack(uncached.logits, 1), 2.0)
+        sequences, logits = as_without_cache(guard, inputs)
     if zoo.family.batch_invariant:
         for row, prompt in enumerate(prompts):
             tokens, rows = oracle.decode(zoo, *expected(zoo, prompt, method), STEPS)
-            assert out.sequences[row, -STEPS:].tolist() == tokens, f"row {row}"
+            assert sequences[row, -STEPS:].tolist() == tokens, f"row {row}"
             assert oracle.close(logits[row], rows, 4.0), f"row {row}"
     assert_pristine(zoo.model)
 
@@ -107,11 +113,8 @@ def test_perturbed_branch_with_a_shared_beginning_equals_whole_passes(zoo, scope
     options = {"layers": ",".join(map(str, layers)), "scope": scope, "plausibility": 0.0}
     plain = zoo.model.generate(**inputs, **RECORD)
     with wrap(zoo.model, None, "softpag", **options) as guard:
-        out = guard.generate(**inputs, **RECORD)
-        uncached = guard.generate(**inputs, **RECORD, use_cache=False)
-    assert torch.equal(out.sequences, uncached.sequences)
-    assert oracle.close(torch.stack(out.logits, 1), torch.stack(uncached.logits, 1), 2.0)
-    assert not oracle.close(torch.stack(out.logits[:1]), torch.stack(plain.logits[:1])), "the perturbation acts"
+        _, logits = as_without_cache(guard, inputs)
+    assert not oracle.close(logits[:, 0], plain.logits[0]), "the perturbation acts"
     assert_pristine(zoo.model)
 
 
@@ -127,18 +130,14 @@ def test_neutral_queries_in_a_padded_cached_batch_equal_each_prompt_alone(zoo):
 
     inputs = zoo.make_inputs(prompts)
     with wrap(zoo.model, WordProcessor(), "lqcd", neutraliser=neutralise) as guard:
-        out = guard.generate(**inputs, **RECORD)
-        uncached = guard.generate(**inputs, **RECORD, use_cache=False)
-    assert torch.equal(out.sequences, uncached.sequences)
-    logits = torch.stack(out.logits, 1)
-    assert oracle.close(logits, torch.stack(uncached.logits, 1), 2.0)
+        sequences, logits = as_without_cache(guard, inputs)
     if zoo.family.batch_invariant:
         for row, given in enumerate(alone):
             ids = given["input_ids"][0].tolist()
             neutral = [token for token in ids if str(token) not in leading]
             assert len(neutral) < len(ids)
             tokens, rows = oracle.decode(zoo, (given, neutral), (given, ids), oracle.formula(1.0, 0.1), STEPS)
-            assert out.sequences[row, -STEPS:].tolist() == tokens, f"row {row}"
+            assert sequences[row, -STEPS:].tolist() == tokens, f"row {row}"
             assert oracle.close(logits[row], rows, 4.0), f"row {row}"
     assert_pristine(zoo.model)
 
@@ -171,16 +170,12 @@ def test_layers_contrasted_in_a_padded_cached_batch_equal_each_prompt_alone(zoo)
     prompts = zoo.adapt(PROMPTS)
     inputs = zoo.make_inputs(prompts)
     with wrap(zoo.model, None, method) as guard:
-        out = guard.generate(**inputs, **RECORD)
-        uncached = guard.generate(**inputs, **RECORD, use_cache=False)
-    assert torch.equal(out.sequences, uncached.sequences)
-    logits = torch.stack(out.logits, 1)
-    assert oracle.close(logits, torch.stack(uncached.logits, 1), 2.0)
+        sequences, logits = as_without_cache(guard, inputs)
     if zoo.family.batch_invariant:
         for row, prompt in enumerate(prompts):
             alone = zoo.make_inputs([prompt])
             ids = alone["input_ids"][0].tolist()
-            for step, token in enumerate(out.sequences[row, -STEPS:].tolist()):
+            for step, token in enumerate(sequences[row, -STEPS:].tolist()):
                 final, early = early_logits(zoo, alone, ids, step, layers)
                 expected = method.combine_layers(final[None], early[:, None], layers)[0]
                 assert oracle.close(logits[row, step], expected, 4.0), f"row {row}, step {step}"

@@ -151,7 +151,7 @@ def benchmark_generate(
         "model": model,
         "dtype": dtype,
         "batch": batch,
-        "prompt_length": picture_prompts(0)["input_ids"].shape[1],
+        "prompt_length": inputs["input_ids"].shape[1],
         "new_tokens": new_tokens,
         "cache": cache,
         "compiled": compiled,
