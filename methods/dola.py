@@ -107,10 +107,11 @@ def layer_divergence(log_final: Tensor, log_early: Tensor, kind: str = "textbook
         log_early: [E, B, V] of the early layers.
         kind: "textbook", (KL(p || M) + KL(q || M)) / 2, or "reversed", (KL(M || p) + KL(M || q)) / 2.
     """
-    log_final = log_final.expand_as(log_early)
-    log_middle = torch.logaddexp(log_final, log_early) - math.log(2)
+    # A dozen layers times the vocabulary: every further tensor of that size costs as much as the arithmetic.
+    log_middle = torch.logaddexp(log_final, log_early).sub_(math.log(2))
     if kind == "reversed":
-        terms = log_middle.exp() * (2 * log_middle - log_final - log_early)
-    else:
-        terms = log_final.exp() * (log_final - log_middle) + log_early.exp() * (log_early - log_middle)
-    return terms.sum(-1) / 2
+        gaps = (2 * log_middle).sub_(log_final).sub_(log_early)
+        return log_middle.exp_().mul_(gaps).sum(-1) / 2
+    from_final = (log_final - log_middle).mul_(log_final.exp()).sum(-1)
+    from_early = log_middle.neg_().add_(log_early).mul_(log_early.exp()).sum(-1)
+    return (from_final + from_early) / 2

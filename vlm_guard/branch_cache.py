@@ -1,9 +1,10 @@
 """Caches of a contrast branch: two prompts read apart, then one cache with the rows of both.
 
 Prompts of very different length are read apart (a text-only prompt is a tenth of one with an image), because padding
-one to the other's length would cost what it saves. Decoding is bound by reading weights, so from there on both
-branches are rows of one forward pass and need one cache: shorter rows are padded on the left with keys that the
-attention mask hides.
+one to the other's length would cost what it saves; two long ones are, because one pass over both is no faster.
+Decoding is bound by reading weights, so from there on both branches are rows of one forward pass and need one cache:
+shorter rows are padded on the left with keys that the attention mask hides. Each prompt is therefore written, as it
+is read, where its rows lie in that cache, and nothing is copied when the reading is over.
 """
 
 from typing import Any
@@ -35,6 +36,67 @@ def prompt_cache(model: PreTrainedModel) -> DynamicCache:
     return cache
 
 
+def branch_caches(model: PreTrainedModel, rows: int, lengths: tuple[int, int]) -> tuple[DynamicCache, DynamicCache]:
+    """Two prompt caches that lie in one room, so that they merge without a copy.
+
+    Args:
+        model: the model.
+        rows: N, of each branch.
+        lengths: of the two prompts, with their padding.
+    """
+    caches = prompt_cache(model), prompt_cache(model)
+    for index, layer in enumerate(caches[0].layers):
+        if not isinstance(layer, DynamicLayer):
+            continue
+        room = KeyRoom(2 * rows, max(lengths))
+        for branch, cache in enumerate(caches):
+            place = slice(branch * rows, (branch + 1) * rows), max(lengths) - lengths[branch]
+            if type(layer) is DynamicLayer:
+                cache.layers[index] = RoomyLayer(room, *place)
+            elif type(layer) is LinearAttentionAndFullAttentionLayer:
+                cache.layers[index] = RoomyHybridLayer(room, *place, number_of_states=layer.number_of_states)
+    return caches
+
+
+class KeyRoom:
+    """Where the keys and values of a layer lie, those of several branches in their rows.
+
+    It is made when the first keys come, which tell heads, sizes, type and device.
+
+    Args:
+        rows: how many there are.
+        length: tokens of the longest row; there is room for `ROOM` more.
+
+    Attributes:
+        keys: [rows, G, length + `ROOM`, D]; None before the first keys.
+        values: [rows, G, length + `ROOM`, Dv].
+    """
+
+    def __init__(self, rows: int, length: int) -> None:
+        self.rows = rows
+        self.columns = length + ROOM
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    def write(self, rows: slice, column: int, keys: Tensor, values: Tensor) -> None:
+        """Put keys [N, G, K, D] and values [N, G, K, Dv] into N rows, from a column on."""
+        if self.keys is None:
+            self.keys, self.values = (
+                states.new_empty(self.rows, states.shape[1], self.columns, states.shape[3]) for states in (keys, values)
+            )
+        for storage, states in ((self.keys, keys), (self.values, values)):
+            storage[rows, :, column : column + states.shape[2]] = states
+
+    def part(self, rows: slice, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the columns from `start` to `stop`."""
+        return self.keys[rows, :, start:stop], self.values[rows, :, start:stop]
+
+    def clear(self, rows: slice, stop: int) -> None:
+        """Zero what is in front of column `stop`: a mask hides it, but not if it is not a number."""
+        for storage in (self.keys, self.values):
+            storage[rows, :, :stop] = 0
+
+
 class RoomyLayer(DynamicLayer):
     """Keys and values with room behind them, so that one more token does not copy all the others.
 
@@ -42,45 +104,82 @@ class RoomyLayer(DynamicLayer):
     `ROOM` tokens.
 
     Args:
-        keys: [N, G, K, D] of the merged prompts.
-        values: [N, G, K, Dv].
+        room: where they lie; other rows of it may be another layer's.
+        rows: which rows of it.
+        start: the column of the first token. The columns in front of it become zeros.
     """
 
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
+    def __init__(self, room: KeyRoom, rows: slice, start: int = 0) -> None:
         super().__init__()
-        self.lazy_initialization(keys, values)
-        self.keys, self.values = keys, values
-        self._storage: tuple[Tensor, Tensor] | None = None
+        self._place(room, rows, start)
+
+    @classmethod
+    def whole(cls, room: KeyRoom, length: int) -> "RoomyLayer":
+        """All rows of a room that has been filled up to column `length`."""
+        layer = cls(room, slice(0, room.rows))
+        layer.lazy_initialization(room.keys, room.values)
+        layer.keys, layer.values = room.part(layer.rows, 0, length)
+        return layer
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write the new tokens behind the others; returns all keys and values."""
-        length = self.keys.shape[2]
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        length = self.get_seq_length()
         total = length + key_states.shape[2]
-        if not self._has_room(total):
-            self._storage = (_with_room(self.keys, total), _with_room(self.values, total))
-        for storage, states in zip(self._storage, (key_states, value_states)):
-            storage[:, :, length:total] = states
-        self.keys, self.values = (storage[:, :, :total] for storage in self._storage)
+        if not self._fits(key_states.shape[0], length, total):
+            self._move(key_states.shape[0], length, total)
+        self.room.write(self.rows, self.start + length, key_states, value_states)
+        if not length and self.start:
+            self.room.clear(self.rows, self.start)
+        self.keys, self.values = self.room.part(self.rows, self.start, self.start + total)
         return self.keys, self.values
 
-    def _has_room(self, total: int) -> bool:
-        """Whether the keys still lie in the storage (reordering beams gives new ones) and it is long enough."""
-        if self._storage is None or self._storage[0].data_ptr() != self.keys.data_ptr():
+    def reset(self) -> None:
+        """Give up the tokens and the room."""
+        super().reset()
+        self.room = None
+
+    def _place(self, room: KeyRoom, rows: slice, start: int) -> None:
+        self.room: KeyRoom | None = room
+        self.rows, self.start = rows, start
+
+    def _fits(self, rows: int, length: int, total: int) -> bool:
+        """Whether `total` tokens of each row fit, and the `length` old ones are there (reordering gives new keys)."""
+        if self.room is None or self.start + total > self.room.columns or rows != self.rows.stop - self.rows.start:
             return False
-        return total <= self._storage[0].shape[2]
+        return not length or self.room.keys[self.rows, :, self.start :].data_ptr() == self.keys.data_ptr()
+
+    def _move(self, rows: int, length: int, total: int) -> None:
+        """Go to a room of its own."""
+        self._place(KeyRoom(rows, total), slice(0, rows), 0)
+        if length:
+            self.room.write(self.rows, 0, self.keys, self.values)
 
 
-def can_merge(cache: Cache, length: int) -> bool:
-    """Whether a filled `prompt_cache` holds exactly the `length` keys of the prompt, or linear states, in every layer.
+class RoomyHybridLayer(RoomyLayer, LinearAttentionAndFullAttentionLayer):
+    """A `RoomyLayer` that has the states of a linear attention beside its keys."""
+
+    def __init__(self, room: KeyRoom, rows: slice, start: int = 0, *, number_of_states: int = 1) -> None:
+        LinearAttentionAndFullAttentionLayer.__init__(self, number_of_states=number_of_states)
+        self._place(room, rows, start)
+
+
+def can_merge(first: DynamicCache, second: DynamicCache, lengths: tuple[int, int]) -> bool:
+    """Whether filled `branch_caches` hold exactly the keys of their prompts, or linear states, in every layer.
 
     Layers that index their keys otherwise do not; such branches keep their caches.
     """
-    known = (DynamicLayer, LinearAttentionLayer, LinearAttentionAndFullAttentionLayer)
-    return all(
-        type(layer) in known
-        and (not isinstance(layer, DynamicLayer) or not _has_keys(layer) or layer.get_seq_length() == length)
-        for layer in cache.layers
-    )
+    for one, other in zip(first.layers, second.layers):
+        if isinstance(one, RoomyLayer):
+            parts = tuple(zip((one, other), lengths))
+            if any(_has_keys(layer) and layer.get_seq_length() != length for layer, length in parts):
+                return False
+            if one.room is not other.room:
+                return False
+        elif type(one) is not LinearAttentionLayer:
+            return False
+    return True
 
 
 def merge_caches(target: Cache, first: DynamicCache, second: DynamicCache) -> int:
@@ -88,8 +187,8 @@ def merge_caches(target: Cache, first: DynamicCache, second: DynamicCache) -> in
 
     Args:
         target: an empty cache of any kind that a model can decode with.
-        first: a filled `prompt_cache` of N rows.
-        second: one of M rows; prompts may differ in length.
+        first: the cache of the first branch, filled; one of `branch_caches`.
+        second: the other one, filled too.
 
     Returns:
         The length of the longer prompt, which is the length of the merged rows.
@@ -98,12 +197,11 @@ def merge_caches(target: Cache, first: DynamicCache, second: DynamicCache) -> in
     for index, (one, other) in enumerate(zip(first.layers, second.layers)):
         if isinstance(one, LinearAttentionCacheLayerMixin):
             _merge_states(target, index, one, other)
-        if isinstance(one, DynamicLayer) and _has_keys(one):
-            keys = _stack(one.keys, other.keys, length)
-            values = _stack(one.values, other.values, length)
+        if isinstance(one, RoomyLayer) and _has_keys(one):
+            room = one.room
             one.reset()
             other.reset()
-            _put(target, index, keys, values)
+            _put(target, index, room, length)
     return length
 
 
@@ -148,34 +246,16 @@ class PairedCaches:
                 cache.reorder_cache(beam_idx)
 
 
-def _with_room(states: Tensor, total: int) -> Tensor:
-    """The states [N, G, K, D] at the beginning of a tensor for `total` tokens and some more."""
-    storage = states.new_empty(*states.shape[:2], total + ROOM, states.shape[3])
-    storage[:, :, : states.shape[2]] = states
-    return storage
-
-
 def _has_keys(layer: DynamicLayer) -> bool:
     return layer.is_initialized and layer.keys is not None and layer.keys.numel() > 0
 
 
-def _put(target: Cache, index: int, keys: Tensor, values: Tensor) -> None:
-    """Hand the keys and values of a layer over to the cache."""
+def _put(target: Cache, index: int, room: KeyRoom, length: int) -> None:
+    """Hand the keys and values of a layer, `length` columns, over to the cache."""
     if type(target.layers[index]) is DynamicLayer and not target.offloading:
-        target.layers[index] = RoomyLayer(keys, values)
+        target.layers[index] = RoomyLayer.whole(room, length)
     else:
-        target.update(keys, values, index)
-
-
-def _stack(first: Tensor, second: Tensor, length: int) -> Tensor:
-    """[N + M, G, length, D] of [N, G, P, D] and [M, G, Q, D], padded on the left with zeros."""
-    rows = first.shape[0]
-    stacked = first.new_empty(rows + second.shape[0], first.shape[1], length, first.shape[3])
-    for part, states in ((stacked[:rows], first), (stacked[rows:], second)):
-        padding = length - states.shape[2]
-        part[:, :, :padding] = 0
-        part[:, :, padding:] = states
-    return stacked
+        target.update(*room.part(slice(0, room.rows), 0, length), index)
 
 
 def _merge_states(target: Cache, index: int, one: Any, other: Any) -> None:

@@ -13,6 +13,7 @@ from transformers.utils import ModelOutput
 from vlm_guard.architecture_entry import entry_of
 from vlm_guard.branch_cache import (
     PairedCaches,
+    branch_caches,
     can_merge,
     decoding_cache,
     merge_caches,
@@ -123,6 +124,7 @@ class BranchedModel(StandIn):
             self.second = prepare_branch(
                 self.model, self.branch, self.inputs, self.given, generation_config, embedder=self.embedder
             )
+        self._give_caches()
         outputs = [self._read(part, index, generation_config) for index, part in enumerate((self.given, self.second))]
         logits = self._combine(*(output.logits[:, -1] for output in outputs), step=0)
         cache = self._join_caches(prepared_cache)
@@ -169,10 +171,19 @@ class BranchedModel(StandIn):
         active = self.branch.active.repeat_interleave(given.shape[0] // self.branch.active.shape[0])
         return torch.where(active.to(given.device)[:, None], combined, given)
 
+    def _give_caches(self) -> None:
+        """A cache to read its prompt into for each branch."""
+        if not self.given.model_kwargs.get("use_cache", True):
+            return
+        if self.reads_across:
+            caches = prompt_cache(self.model), prompt_cache(self.model)
+        else:
+            caches = branch_caches(self.model, self.given.input_ids.shape[0], (self.given.length, self.second.length))
+        for part, cache in zip((self.given, self.second), caches):
+            part.model_kwargs["past_key_values"] = cache
+
     def _read(self, part: BranchInputs, index: int, generation_config: GenerationConfig) -> Any:
-        """Read a branch's prompt into a cache of its own."""
-        if part.model_kwargs.get("use_cache", True):
-            part.model_kwargs["past_key_values"] = prompt_cache(self.model)
+        """Read a branch's prompt into its cache."""
         kept = self._copy_shared_prefix(generation_config) if index else 0
         with self._reading(index, part):
             if kept:
@@ -204,7 +215,7 @@ class BranchedModel(StandIn):
         self._paired = PairedCaches(first, second)
         if not self.given.model_kwargs.get("use_cache", True):
             return None
-        if self.reads_across or not (can_merge(first, self.given.length) and can_merge(second, self.second.length)):
+        if self.reads_across or not can_merge(first, second, (self.given.length, self.second.length)):
             return self._paired
         target = decoding_cache(prepared_cache, self.model, self.second.length - self.given.length)
         length = merge_caches(target, first, second)

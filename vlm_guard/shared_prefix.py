@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
+from vlm_guard.branch_cache import RoomyLayer
 from vlm_guard.branch_inputs import BranchInputs
 from vlm_guard.contrast import Branch
 from vlm_guard.visual_tokens import visual_mask, wanted_rows
@@ -58,7 +58,7 @@ def shared_prefix(
         visual_token_ids: ids that stand for patches of images and videos.
     """
     causal = "token_type_ids" not in second.model_kwargs  # where they are given, images or prompts look ahead
-    if branch.images != "same" or not causal or any(type(layer) is not DynamicLayer for layer in cache.layers):
+    if branch.images != "same" or not causal or any(type(layer) is not RoomyLayer for layer in cache.layers):
         return 0
     for bound in methods:
         method = bound.method
