@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from vlm_guard.method import Method
 
+# On a CPU a product of so many rows is about a third faster with the weights on its left (MKL, float32 and bfloat16,
+# vocabularies of 32 to 150 thousand); with fewer or more rows it is not.
+_WEIGHTS_LEFT = range(5, 21)
 _FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
 
 
@@ -55,11 +58,19 @@ class LayerContrastModel(StandIn):
             modules[layer].register_forward_pre_hook(partial(self._keep, layer), with_kwargs=True) for layer in layers
         ]
         self._hooks += [head.register_forward_pre_hook(self._append), head.register_forward_hook(self._take_off)]
+        # Quantised, offloaded or otherwise changed output embeddings compute as they do.
+        self._plain_head = (
+            head if type(head) is nn.Linear and head.bias is None and "forward" not in vars(head) else None
+        )
+        if self._plain_head is not None:
+            head.forward = partial(_read_out, head)
 
     def __exit__(self, *exception: object) -> None:
         """Take the hooks off."""
         for hook in self._hooks:
             hook.remove()
+        if self._plain_head is not None:
+            del self._plain_head.forward
         self._last.clear()
         self._early = None
 
@@ -105,6 +116,13 @@ class LayerContrastModel(StandIn):
         early = self._finish(self._early.transpose(0, 1).to(final.device).float())
         output.logits = self.method.combine_layers(final, early, self.layers)[:, None]
         return output
+
+
+def _read_out(head: nn.Linear, hidden: Tensor) -> Tensor:
+    """Logits [B, Q, V] of hidden states [B, Q, D], as the module without a bias gives them, up to rounding."""
+    if not (hidden.device.type == head.weight.device.type == "cpu") or hidden.shape[:-1].numel() not in _WEIGHTS_LEFT:
+        return nn.functional.linear(hidden, head.weight)
+    return (head.weight @ hidden.flatten(0, -2).T).T.contiguous().unflatten(0, hidden.shape[:-1])
 
 
 def _final_norm(model: PreTrainedModel) -> nn.Module:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vlm_guard import wrap
-from vlm_guard.layer_contrast import _after_output_embeddings
+from vlm_guard.layer_contrast import _after_output_embeddings, _read_out
 from vlm_guard.methods.dola import DoLa, layer_divergence
 from zoo import Prompt
 
@@ -117,7 +117,39 @@ def test_the_output_embeddings_are_applied_once_per_step_and_their_hooks_taken_o
         with wrap(zoo.model, None, DoLa(candidates="1-")) as guard:
             guard.generate(**zoo.make_inputs([Prompt()]), max_new_tokens=3, min_new_tokens=3)
             assert not any(layer._forward_pre_hooks for layer in zoo.model.model.language_model.layers)
+            assert "forward" not in vars(zoo.model.lm_head)
             assert not zoo.model.lm_head._forward_pre_hooks and list(zoo.model.lm_head._forward_hooks) == [own.id]
     finally:
         own.remove()
     assert seen == [3, 3, 3], "two early layers beside the last position, in one product"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 2, 10, 30])
+def test_read_out_is_as_exact_as_the_output_embeddings(rows, dtype):
+    torch.manual_seed(rows)
+    head = torch.nn.Linear(64, 500, bias=False).to(dtype)
+    hidden = torch.randn(2, rows, 64).to(dtype)
+    with torch.no_grad():
+        found, plain, exact = _read_out(head, hidden), head(hidden), head.double()(hidden.double())
+    assert found.dtype == dtype and found.shape == plain.shape and found.is_contiguous()
+    error, plain_error = ((logits.double() - exact).abs().max() for logits in (found, plain))
+    rounding = 2 * torch.finfo(dtype).eps * exact.abs().max()
+    assert error <= plain_error + rounding
+
+
+def test_output_embeddings_that_somebody_changed_are_used_as_they_are(zoo_model, monkeypatch):
+    zoo = zoo_model("llava")
+    inputs = zoo.make_inputs([Prompt(), Prompt()])
+    expected = zoo.model.generate(**inputs, max_new_tokens=2, min_new_tokens=2)
+    head = zoo.model.lm_head
+    calls = []
+
+    def forward(hidden):
+        calls.append(hidden.shape)
+        return torch.nn.functional.linear(hidden, head.weight)
+
+    monkeypatch.setattr(head, "forward", forward)
+    with wrap(zoo.model, None, DoLa(strength=1e-6, plausibility=0.0)) as guard:
+        assert torch.equal(guard.generate(**inputs, max_new_tokens=2, min_new_tokens=2), expected)
+    assert len(calls) == 2 and vars(head)["forward"] is forward
