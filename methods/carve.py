@@ -18,11 +18,12 @@ from the refined one, which is the default. The paper finds p of 0.2 to 0.6 and 
 maps are laid out on the true patch grid (the code guesses squares from token counts), and steps decode with a cache.
 The magnified side is limited to four times the picture's longer side, so that a sliver does not explode.
 
-Cost: two greedy answers of up to `steps` tokens by the bare model before the answer itself; with `steps=1` both passes
-end behind the last layer they need. Pictures: give `generate(..., images=[...])` the originals; without them they are
-recovered from the pixel inputs at the model's resolution (exact, but magnifying adds no detail then), where the
-processor resizes all pictures to one size. Models that cut images into tiles are refused. Only a question behind the
-image is found. Maps and boxes stay in `guard.findings("carve").images` for plots.
+Cost: before the answer itself, the bare model reads the prompt once more with the question and, from where it
+differs, with the general request; both answers, of up to `steps` tokens, are rows of the same decoding passes. With
+`steps=1` both readings end behind the last layer they need. Pictures: give `generate(..., images=[...])` the
+originals; without them they are recovered from the pixel inputs at the model's resolution (exact, but magnifying adds
+no detail then), where the processor resizes all pictures to one size. Models that cut images into tiles are refused.
+Only a question behind the image is found. Maps and boxes stay in `guard.findings("carve").images` for plots.
 """
 
 from dataclasses import dataclass
@@ -30,8 +31,8 @@ from typing import Any
 
 from torch import Tensor
 
-from vlm_guard.answer_attention import attention_under
-from vlm_guard.branch_prompt import GivenPrompt
+from vlm_guard.answer_attention import paired_attention
+from vlm_guard.branch_prompt import BranchPrompt, GivenPrompt
 from vlm_guard.contrast import padding_id
 from vlm_guard.contrastive_map import contrast_steps, refine_picture
 from vlm_guard.forward_call import InputsCall
@@ -124,7 +125,9 @@ class CARVE(Method):
         placed = place_images(target.model, inputs, visual, self.name)
         if len(placed) != len(pictures):
             raise ValueError(f"carve: {len(pictures)} pictures were given for the {len(placed)} images of this prompt")
-        question, general = (self._look(call, prompt, text) for text in (None, self.general_instruction))
+        asked = tuple(self._asked(target, prompt, text) for text in (None, self.general_instruction))
+        layers = self.active_layers(target)
+        question, general = paired_attention(call.guard, self, prompt, asked, inputs, layers, self.steps)
         found = []
         for image, picture in zip(placed, pictures):
             pair = (rows[image.row][..., image.places] for rows in (question, general))
@@ -142,16 +145,14 @@ class CARVE(Method):
             keep=self.final_inputs == "both",
         )
 
-    def _look(self, call: InputsCall, prompt: GivenPrompt, instead: str | None) -> list[Tensor]:
-        """Attention of an answer to the question, or to another request, on the prompt's tokens."""
-        target = call.guard.target
+    def _asked(self, target: GuardTarget, prompt: GivenPrompt, instead: str | None) -> BranchPrompt:
+        """The prompt of a pass: with the question, or with another request."""
 
         def rewrite(question: str) -> str:
             return " ".join(part for part in (instead or question, self.suffix) if part)
 
         opening = answer_opening(target.processor)
-        asked = with_question(prompt, target.processor.tokenizer, opening, rewrite, self.name)
-        return attention_under(call.guard, prompt, asked, call.inputs, self.active_layers(target), self.steps)
+        return with_question(prompt, target.processor.tokenizer, opening, rewrite, self.name)
 
 
 def _prompt_of(inputs: dict[str, Any], target: GuardTarget) -> GivenPrompt:

@@ -29,7 +29,7 @@ from vlm_guard.kernels.attention_edit import AttentionEdit
 from vlm_guard.kernels.edited_attention import AttentionProblem, edited_attention
 from vlm_guard.kernels.low_rank_bias import low_rank_bias
 from vlm_guard.method import RowScope
-from vlm_guard.trace import record_call
+from vlm_guard.trace import AttentionTrace, record_call
 from vlm_guard.visual_tokens import RowSelection
 
 if TYPE_CHECKING:
@@ -155,8 +155,9 @@ def _attend(
         processors = tuple(bound for bound in processors if bound.method.name == state.only)
     context = _Context(slot, processors, state, module, query, key, value, mask, kwargs)
     # A pass in which only one method runs looks at the prompt beforehand: it belongs to no generated token.
-    if slot.guard.tracer is not None and state.side == "positive" and state.only is None:
-        record_call(context, slot.guard.tracer)
+    trace = _trace(slot, state)
+    if trace is not None and state.only is None:
+        record_call(context, trace)
     if not processors:
         return call_previous(previous, module, query, key, value, mask, **kwargs)
     if query.shape[2] == 1 and not state.reading:
@@ -173,8 +174,13 @@ def _acts(slot: LayerSlot, state: GenerationState | None) -> bool:
     """Whether anything looks at or edits the attention of this layer for these rows."""
     if state is None or not state.active:
         return False
-    traced = slot.guard.tracer is not None and state.side == "positive"
-    return traced or bool(slot.of_side(state.side))
+    return _trace(slot, state) is not None or bool(slot.of_side(state.side))
+
+
+def _trace(slot: LayerSlot, state: GenerationState) -> AttentionTrace | None:
+    """What records the attention of these rows, if anything does."""
+    tracer = slot.guard.tracer
+    return None if tracer is None else tracer.of_side(state.side)
 
 
 @dataclass(frozen=True, eq=False)

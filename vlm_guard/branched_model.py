@@ -142,14 +142,15 @@ class BranchedModel(StandIn):
     def __call__(self, sequences: Tensor, return_dict: bool = True) -> ModelOutput:
         """One decoding step of both branches after `sequences` [N, P + generated]."""
         step = sequences.shape[1] - self.given.length
-        tail = sequences[:, self.given.length :]
+        tails = self._tails(sequences)
         if self.step_kwargs is None:
-            outputs = [self._step_apart(part, index, tail) for index, part in enumerate((self.given, self.second))]
+            parts = zip((self.given, self.second), tails)
+            outputs = [self._step_apart(part, index, tail) for index, (part, tail) in enumerate(parts)]
             logits = self._combine(*(output.logits[:, -1] for output in outputs), step=step)
             return _output(logits, self._paired, outputs[0].get("hidden_states"))
         rows = sequences.shape[0]
         inputs = self.model.prepare_inputs_for_generation(
-            tail[:, -1:].repeat(2, 1), next_sequence_length=1, **self.step_kwargs
+            torch.cat([tail[:, -1:] for tail in tails]), next_sequence_length=1, **self.step_kwargs
         )
         output = self.forward(**inputs, return_dict=True)
         self.step_kwargs = self.model._update_model_kwargs_for_generation(
@@ -162,6 +163,11 @@ class BranchedModel(StandIn):
         return _output(logits, self.step_kwargs["past_key_values"], hidden)
 
     # -- parts ------------------------------------------------------------------------------------------------
+
+    def _tails(self, sequences: Tensor) -> tuple[Tensor, Tensor]:
+        """[N, t] generated tokens that each branch goes on with: the same for both."""
+        tail = sequences[:, self.given.length :]
+        return tail, tail
 
     def _combine(self, given: Tensor, second: Tensor, step: int) -> Tensor:
         """[N, V] float32 logits of the rows of `generate`."""

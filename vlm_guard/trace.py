@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vlm_guard.kernels.attention_edit import AttentionEdit
 from vlm_guard.kernels.edited_attention import edited_attention
+from vlm_guard.method import Sign
 from vlm_guard.split_heads import all_heads
 
 
@@ -23,10 +24,16 @@ class AttentionTrace:
     Attributes:
         layers: the recorded layers, ascending.
         weights: per layer, one [B, H, K] float32 tensor on the CPU for each step; K grows with the answer.
+        negative: the trace of a second branch, where one is wanted.
     """
 
     layers: tuple[int, ...]
     weights: dict[int, list[Tensor]] = field(default_factory=dict)
+    negative: "AttentionTrace | None" = None
+
+    def of_side(self, side: Sign) -> "AttentionTrace | None":
+        """The trace for the rows of a branch; None where they are not recorded."""
+        return self if side == "positive" else self.negative
 
     def record(self, layer: int, weights: Tensor, first_key: int) -> None:
         """Take the weights [B, H, R, K] of R answer rows; a sliding layer's missing first keys count as zero."""
