@@ -57,7 +57,8 @@ def paired_attention(
         pair = AnswerPair(probe, method, asked[1], inputs)
         answers: tuple[Tensor | None, Tensor | None] = (None, None)
         with _stop_after(guard.target.architecture.layers, layers[-1], steps == 1):
-            settings = {"do_sample": False, "num_beams": 1, "max_new_tokens": steps, "return_dict_in_generate": False}
+            settings = {"do_sample": False, "num_beams": 1, "max_new_tokens": steps}
+            settings |= {"return_dict_in_generate": False, "output_attentions": False}
             sequences = probe.generate(**given, **settings, custom_generate=pair)
             answers = sequences[:, asked[0].length :], pair.second_answer
     first, second = (

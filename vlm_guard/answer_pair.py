@@ -56,22 +56,28 @@ class AnswerPair(ContrastGenerate):
         every = torch.ones(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
         branch = Branch(prompt=self.second, images="same", active=every)
         token_ids = self.target.architecture.visual_token_ids
-        self._model = _PairedModel(model, self.method, branch, self.inputs, token_ids, guard=self.guard)
-        self._model.logits_processor = self._logits_processor
-        self._model.answer = input_ids.new_empty(input_ids.shape[0], 0)
+        self._model = _PairedModel(
+            self._logits_processor, model, self.method, branch, self.inputs, token_ids, guard=self.guard
+        )
         return self._model
 
 
 class _PairedModel(BranchedModel):
     """Two branches, each of which goes on with the tokens that it finds most probable.
 
-    Attributes:
+    Args:
         logits_processor: what `generate` does to the logits before it chooses.
+        *arguments: of `BranchedModel`.
+        **keywords: of `BranchedModel`.
+
+    Attributes:
         answer: [N, t] tokens of the second branch.
     """
 
-    logits_processor: LogitsProcessorList
-    answer: Tensor
+    def __init__(self, logits_processor: LogitsProcessorList, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.logits_processor = logits_processor
+        self.answer = self.branch.prompt.input_ids[:, :0]
 
     def _tails(self, sequences: Tensor) -> tuple[Tensor, Tensor]:
         return sequences[:, self.given.length :], self.answer
