@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from zoo import Prompt, ZooModel, build, is_pristine, tiny_processor
+from zoo import UNEQUAL_PROMPTS, Prompt, ZooModel, build, is_pristine, tiny_processor
 
 
 @pytest.fixture(scope="session")
@@ -56,8 +56,7 @@ def one_thread() -> Iterator[None]:
 def prompts() -> list[Prompt]:
     """Four rows of unequal length with 1, 2, 0 and 1 images; ``content`` is set, so each can also run alone."""
     return [
-        Prompt(text_before=3, images=1, text_after=4, content=0),
-        Prompt(text_before=9, images=2, text_after=6, between=3, content=1),
+        *UNEQUAL_PROMPTS,
         Prompt(text_before=5, images=0, text_after=12, content=2),
         Prompt(text_before=2, images=1, text_after=7, content=3),
     ]

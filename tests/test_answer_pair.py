@@ -10,16 +10,13 @@ from vlm_guard.architecture import describe_architecture
 from vlm_guard.branch_inputs import TOKEN_TYPES, image_inputs
 from vlm_guard.branch_prompt import INSERTED, GivenPrompt
 from vlm_guard.methods.none import PlainModel
-from zoo import Prompt, assert_pristine, families
+from zoo import UNEQUAL_PROMPTS, assert_pristine, families
 
 torch.set_num_threads(1)
 
 # Without git, which every guard refuses, and mllama, whose pictures are not in the prompt.
 FAMILIES = [name for name in families() if name not in {"git", "mllama"}]
-PROMPTS = [
-    Prompt(text_before=3, images=1, text_after=4, content=0),
-    Prompt(text_before=9, images=2, text_after=6, between=3, content=1),
-]
+PROMPTS = list(UNEQUAL_PROMPTS)
 STEPS = 4
 
 

@@ -15,15 +15,12 @@ from vlm_guard.method import method_class
 from vlm_guard.methods.lqcd import LQCD
 from vlm_guard.methods.m3id import M3ID
 from vlm_guard.methods.softpag import SoftPAG
-from zoo import Prompt, assert_pristine
+from zoo import UNEQUAL_PROMPTS, Prompt, assert_pristine
 from zoo.prompts import BOS, IMAGE
 
 torch.set_num_threads(1)
 
-PROMPTS = [
-    Prompt(text_before=3, images=1, text_after=4, content=0),
-    Prompt(text_before=9, images=2, text_after=6, between=3, content=1),
-]
+PROMPTS = list(UNEQUAL_PROMPTS)
 RECORD = {"return_dict_in_generate": True, "output_logits": True, "max_new_tokens": 5}
 
 

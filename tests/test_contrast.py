@@ -14,14 +14,11 @@ from vlm_guard.method import method_class
 from vlm_guard.methods.m3id import M3ID
 from vlm_guard.methods.pai import PAI
 from vlm_guard.methods.vcd import VCD
-from zoo import Prompt, assert_pristine, build
+from zoo import UNEQUAL_PROMPTS, Prompt, assert_pristine, build
 
 torch.set_num_threads(1)
 
-PROMPTS = [
-    Prompt(text_before=3, images=1, text_after=4, content=0),
-    Prompt(text_before=9, images=2, text_after=6, between=3, content=1),
-]
+PROMPTS = list(UNEQUAL_PROMPTS)
 RECORD = {"return_dict_in_generate": True, "output_logits": True, "output_scores": True, "max_new_tokens": 5}
 STRONG = {"forgetting": 0.4}
 

@@ -10,7 +10,7 @@ from vlm_guard.branch_prompt import image_markers
 from vlm_guard.layer_contrast import _after_output_embeddings
 from vlm_guard.methods.dola import DoLa
 from vlm_guard.methods.vcd import VCD
-from zoo import Prompt, assert_pristine, families
+from zoo import UNEQUAL_PROMPTS, Prompt, assert_pristine, families
 from zoo.prompts import BOS
 
 torch.set_num_threads(1)
@@ -18,8 +18,7 @@ torch.set_num_threads(1)
 # Without git, which every guard refuses, and mllama (tests/test_cross_attention.py).
 FAMILIES = [name for name in families() if name not in {"git", "mllama"}]
 PROMPTS = [
-    Prompt(text_before=3, images=1, text_after=4, content=0),
-    Prompt(text_before=9, images=2, text_after=6, between=3, content=1),
+    *UNEQUAL_PROMPTS,
     Prompt(text_before=2, images=1, text_after=7, content=3),
 ]
 STEPS = 4

@@ -8,7 +8,7 @@ import torch
 
 from vlm_guard import wrap
 from vlm_guard.method import method_class
-from zoo import Prompt, assert_pristine, families
+from zoo import UNEQUAL_PROMPTS, Prompt, assert_pristine, families
 
 torch.set_num_threads(1)
 
@@ -29,8 +29,7 @@ every_case = pytest.mark.parametrize(("zoo", "method"), SUPPORTED, indirect=["zo
 refused_case = pytest.mark.parametrize(("zoo", "method"), sorted({*PAIRS} - {*SUPPORTED}), indirect=["zoo"])
 
 PROMPTS = [
-    Prompt(text_before=3, images=1, text_after=4, content=0),
-    Prompt(text_before=9, images=2, text_after=6, between=3, content=1),
+    *UNEQUAL_PROMPTS,
     Prompt(text_before=2, images=1, text_after=7, content=3),
 ]
 

@@ -7,13 +7,10 @@ from eager_oracle import eager_attention
 from vlm_guard import wrap
 from vlm_guard.kernels.policies import MoveSinksToRest
 from vlm_guard.methods.act import sink_mask
-from zoo import Prompt
+from zoo import UNEQUAL_PROMPTS, Prompt
 
 torch.set_num_threads(1)
-PROMPTS = [
-    Prompt(text_before=3, images=1, text_after=4, content=0),
-    Prompt(text_before=9, images=2, text_after=6, between=3, content=1),
-]
+PROMPTS = list(UNEQUAL_PROMPTS)
 OPTIONS = {"threshold": 0.07, "layers": "all", "prompt_rows": "all", "sink_rows": "all"}
 
 

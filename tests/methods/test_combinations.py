@@ -4,13 +4,10 @@ import pytest
 import torch
 
 from vlm_guard import wrap
-from zoo import Prompt, assert_pristine
+from zoo import UNEQUAL_PROMPTS, assert_pristine
 
 torch.set_num_threads(1)
-PROMPTS = [
-    Prompt(text_before=3, images=1, text_after=4, content=0),
-    Prompt(text_before=9, images=2, text_after=6, between=3, content=1),
-]
+PROMPTS = list(UNEQUAL_PROMPTS)
 OPTIONS = {
     "zerotuning": {"factor": 0.3},
     "act": {"threshold": 0.05, "layers": "all"},

@@ -7,13 +7,10 @@ from eager_oracle import eager_attention
 from vlm_guard import builtin, wrap
 from vlm_guard.gaze_shift import gaze_bias, gaze_saliency, top_heads
 from vlm_guard.question_tokens import answer_opening, content_flags, content_words, question_range
-from zoo import Prompt, tiny_processor
+from zoo import UNEQUAL_PROMPTS, tiny_processor
 
 torch.set_num_threads(1)
-PROMPTS = [
-    Prompt(text_before=3, images=1, text_after=4, content=0),
-    Prompt(text_before=9, images=2, text_after=6, between=3, content=1),
-]
+PROMPTS = list(UNEQUAL_PROMPTS)
 OPTIONS = {"content_words": "all", "saliency_layer": "0", "layers": "1-2"}
 
 

@@ -9,12 +9,11 @@ from vlm_guard.causal_tracing import calibrate_iri, causal_tracing, yes_tokens
 from vlm_guard.methods.iri import Injection, inject
 from vlm_guard.profiles import Fact, Profile
 from vlm_guard.sublayers import describe_sublayers
-from zoo import Prompt, tiny_processor
+from zoo import UNEQUAL_PROMPTS, Prompt, tiny_processor
 
 torch.set_num_threads(1)
 PROMPTS = [
-    Prompt(text_before=3, images=1, text_after=4, content=0),
-    Prompt(text_before=9, images=2, text_after=6, between=3, content=1),
+    *UNEQUAL_PROMPTS,
     Prompt(text_before=2, images=0, text_after=8, content=2),
 ]
 OPTIONS = {"attention_rates": "0.9,0.2,0.5", "mlp_rates": "0.1,0.8,0.3", "sources": 2, "targets": 2}

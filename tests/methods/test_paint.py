@@ -9,12 +9,11 @@ from vlm_guard import wrap
 from vlm_guard.methods.paint import marked_tokens
 from vlm_guard.vision_tower import describe_vision_tower
 from vlm_guard.visual_tokens import spread_over_visual_tokens
-from zoo import Prompt
+from zoo import UNEQUAL_PROMPTS, Prompt
 
 torch.set_num_threads(1)
 PROMPTS = [
-    Prompt(text_before=3, images=1, text_after=4, content=0),
-    Prompt(text_before=9, images=2, text_after=6, between=3, content=1),
+    *UNEQUAL_PROMPTS,
     Prompt(text_before=2, images=0, text_after=8, content=2),
 ]
 OPTIONS = {"layers": "all"}

@@ -6,13 +6,10 @@ import torch
 from vlm_guard import builtin, wrap
 from vlm_guard.adversarial_probe import _KNOWN, Attack, uncertain_patches, uncertainty_map
 from vlm_guard.vision_tower import describe_vision_tower
-from zoo import Prompt, assert_pristine
+from zoo import UNEQUAL_PROMPTS, assert_pristine
 
 torch.set_num_threads(1)
-PROMPTS = [
-    Prompt(text_before=3, images=1, text_after=4, content=0),
-    Prompt(text_before=9, images=2, text_after=6, between=3, content=1),
-]
+PROMPTS = list(UNEQUAL_PROMPTS)
 OPTIONS = {"pixel_std": "0.5,0.25,0.125", "iterations": 3, "threshold": 0.5, "layers": "0", "probe_layers": "0-1"}
 
 

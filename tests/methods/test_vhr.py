@@ -6,13 +6,10 @@ from eager_oracle import eager_attention
 
 from vlm_guard import wrap
 from vlm_guard.methods.vhr import vision_aware_heads
-from zoo import Prompt, assert_pristine
+from zoo import UNEQUAL_PROMPTS, Prompt, assert_pristine
 
 torch.set_num_threads(1)
-PROMPTS = [
-    Prompt(text_before=3, images=1, text_after=4, content=0),
-    Prompt(text_before=9, images=2, text_after=6, between=3, content=1),
-]
+PROMPTS = list(UNEQUAL_PROMPTS)
 LAYERS = (0, 2)
 OPTIONS = {"layers": "0,2"}
 APPROXIMATIONS = ("none", "plain text stream", "parallel")

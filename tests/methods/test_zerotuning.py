@@ -10,13 +10,10 @@ from vlm_guard.kernels.attention_edit import AttentionEdit
 from vlm_guard.kernels.edited_attention import AttentionProblem, edited_attention
 from vlm_guard.output_entropy import calibrate_zerotuning, mean_output_entropy
 from vlm_guard.profiles import Fact, Profile
-from zoo import Prompt
+from zoo import UNEQUAL_PROMPTS
 
 torch.set_num_threads(1)
-PROMPTS = [
-    Prompt(text_before=3, images=1, text_after=4, content=0),
-    Prompt(text_before=9, images=2, text_after=6, between=3, content=1),
-]
+PROMPTS = list(UNEQUAL_PROMPTS)
 
 
 def logits(model, inputs):

@@ -7,11 +7,12 @@ never generates a special token.
 
 from zoo.entry import FAMILIES, Family, ZooModel, build, families
 from zoo.pristine import assert_pristine, is_pristine
-from zoo.prompts import Image, Prompt
+from zoo.prompts import UNEQUAL_PROMPTS, Image, Prompt
 from zoo.tiny_processor import tiny_processor
 
 __all__ = [
     "FAMILIES",
+    "UNEQUAL_PROMPTS",
     "Family",
     "Image",
     "Prompt",

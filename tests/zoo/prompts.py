@@ -44,6 +44,13 @@ class Prompt:
             raise ValueError(f"text lengths must be >= 0, images 0..4 and videos 0..2, got {self}")
 
 
+# Rows of unequal length with one and two images; as `content` is set, each can also run alone.
+UNEQUAL_PROMPTS = (
+    Prompt(text_before=3, images=1, text_after=4, content=0),
+    Prompt(text_before=9, images=2, text_after=6, between=3, content=1),
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Image:
     """One image or video of one row; ``variant`` (0 or 1) selects one of the family's two sizes."""
