@@ -9,10 +9,12 @@ import weakref
 import method_cases
 import pytest
 import torch
+from PIL import Image
 from transformers import AttentionInterface
 
-from vlm_guard import wrap
+from vlm_guard import builtin, wrap
 from vlm_guard.attention_switch import _switched
+from vlm_guard.method import method_names
 from zoo import Prompt, assert_pristine, build
 
 torch.set_num_threads(1)
@@ -118,3 +120,31 @@ def test_a_thousand_cycles_leave_nothing(zoo_model):
     configs = {id(module.config) for module in zoo.model.modules() if hasattr(module, "config")}
     assert not configs & _switched.keys()
     assert_pristine(zoo.model)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("method", method_names())
+def test_a_generation_frees_its_tensors_without_the_garbage_collector(method):
+    """Caches that lie in reference cycles would pile up on a GPU."""
+    model, processor = builtin()
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "There is a dog, isn't there?"}]}]
+    text = processor.apply_chat_template(chat, add_generation_prompt=True)
+    inputs = processor(text=[text], images=[Image.new("RGB", (96, 96), "red")], return_tensors="pt")
+    options = {"layers": "all"} if method == "vhr" else {}
+
+    def bytes_alive():
+        return sum(item.numel() * item.element_size() for item in gc.get_objects() if type(item) is torch.Tensor)
+
+    with wrap(model, processor, method, **options) as guard:
+        guard.generate(**inputs, max_new_tokens=3, do_sample=False)
+        gc.collect()
+        gc.disable()
+        try:
+            before = bytes_alive()
+            for _ in range(5):
+                guard.generate(**inputs, max_new_tokens=3, do_sample=False)
+            grown = bytes_alive() - before
+        finally:
+            gc.enable()
+    prompt_cache = 2 * 4 * inputs["input_ids"].shape[1] * model.config.text_config.hidden_size
+    assert grown < prompt_cache, f"{grown} bytes after five generations; one layer's keys and values are {prompt_cache}"

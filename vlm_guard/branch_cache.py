@@ -7,6 +7,7 @@ shorter rows are padded on the left with keys that the attention mask hides. Eac
 is read, where its rows lie in that cache, and nothing is copied when the reading is over.
 """
 
+import weakref
 from typing import Any
 
 import torch
@@ -225,10 +226,12 @@ def decoding_cache(prepared: Cache, model: PreTrainedModel, extra: int) -> Cache
 
 def reorder_together(cache: Cache, rows: int) -> None:
     """Make `cache.reorder_cache(beam_idx)` of `rows` beams move the rows of the second branch alike."""
-    reorder = cache.reorder_cache
+    reorder = type(cache).reorder_cache
+    # A cache that refers to itself would hold its memory until the garbage collector comes by.
+    owner = weakref.ref(cache)
 
     def reorder_both(beam_idx: Tensor) -> None:
-        reorder(torch.cat((beam_idx, beam_idx + rows)))
+        reorder(owner(), torch.cat((beam_idx, beam_idx + rows)))
 
     cache.reorder_cache = reorder_both
 
