@@ -5,6 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from vlm_guard.method import method_names
+from zoo import families
+
+# Without a family that is refused, and one without visual tokens in its prompt (tests/test_cross_attention.py).
+FAMILIES = [name for name in families() if name not in {"git", "mllama"}]
 
 # Random models have no real sinks: low thresholds plant some, so that the edit is really exercised.
 OPTIONS: dict[str, dict[str, Any]] = {

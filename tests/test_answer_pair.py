@@ -1,5 +1,6 @@
 """Two prompts answered side by side, on every architecture, against each answered alone."""
 
+import method_cases
 import pytest
 import torch
 
@@ -10,17 +11,15 @@ from vlm_guard.architecture import describe_architecture
 from vlm_guard.branch_inputs import TOKEN_TYPES, image_inputs
 from vlm_guard.branch_prompt import INSERTED, GivenPrompt
 from vlm_guard.methods.none import PlainModel
-from zoo import UNEQUAL_PROMPTS, assert_pristine, families
+from zoo import UNEQUAL_PROMPTS, assert_pristine
 
 torch.set_num_threads(1)
 
-# Without git, which every guard refuses, and mllama, whose pictures are not in the prompt.
-FAMILIES = [name for name in families() if name not in {"git", "mllama"}]
 PROMPTS = list(UNEQUAL_PROMPTS)
 STEPS = 4
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=method_cases.FAMILIES)
 def zoo(request, zoo_model):
     return zoo_model(request.param)
 

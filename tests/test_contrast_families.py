@@ -1,6 +1,7 @@
 """Every kind of contrast branch on every architecture, against branches run alone, unpadded and without a cache."""
 
 import contrast_oracle as oracle
+import method_cases
 import pytest
 import torch
 
@@ -10,13 +11,11 @@ from vlm_guard.branch_prompt import image_markers
 from vlm_guard.layer_contrast import _after_output_embeddings
 from vlm_guard.methods.dola import DoLa
 from vlm_guard.methods.vcd import VCD
-from zoo import UNEQUAL_PROMPTS, Prompt, assert_pristine, families
+from zoo import UNEQUAL_PROMPTS, Prompt, assert_pristine
 from zoo.prompts import BOS
 
 torch.set_num_threads(1)
 
-# Without git, which every guard refuses, and mllama (tests/test_cross_attention.py).
-FAMILIES = [name for name in families() if name not in {"git", "mllama"}]
 PROMPTS = [
     *UNEQUAL_PROMPTS,
     Prompt(text_before=2, images=1, text_after=7, content=3),
@@ -46,7 +45,7 @@ class WordProcessor:
     tokenizer = WordTokenizer()
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=method_cases.FAMILIES)
 def zoo(request, zoo_model):
     return zoo_model(request.param)
 

@@ -8,13 +8,10 @@ import torch
 
 from vlm_guard import wrap
 from vlm_guard.method import method_class
-from zoo import UNEQUAL_PROMPTS, Prompt, assert_pristine, families
+from zoo import UNEQUAL_PROMPTS, Prompt, assert_pristine
 
 torch.set_num_threads(1)
 
-# A family that is refused, and one without visual tokens in its prompt (tests/test_cross_attention.py).
-OUTSIDE = {"git", "mllama"}
-FAMILIES = [name for name in families() if name not in OUTSIDE]
 METHODS = [
     name
     for name in method_cases.names()
@@ -23,7 +20,7 @@ METHODS = [
     if method_class(name).edited_branch == "positive"
 ]
 
-PAIRS = [(family, method) for family in FAMILIES for method in METHODS]
+PAIRS = [(family, method) for family in method_cases.FAMILIES for method in METHODS]
 SUPPORTED = [(family, method) for family, method in PAIRS if method_cases.supports(method, family)]
 every_case = pytest.mark.parametrize(("zoo", "method"), SUPPORTED, indirect=["zoo"])
 refused_case = pytest.mark.parametrize(("zoo", "method"), sorted({*PAIRS} - {*SUPPORTED}), indirect=["zoo"])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm_guard.answer_pair import AnswerPair
-from vlm_guard.branch_inputs import TOKEN_TYPES, image_inputs
+from vlm_guard.branch_inputs import image_inputs, token_types
 from vlm_guard.branch_prompt import BranchPrompt, GivenPrompt
 from vlm_guard.early_exit import StopForward
 from vlm_guard.trace import AttentionTrace
@@ -48,9 +48,7 @@ def paired_attention(
     from vlm_guard.guard import wrap
 
     given = image_inputs(inputs) | {"input_ids": asked[0].input_ids, "attention_mask": asked[0].attention_mask}
-    for name in TOKEN_TYPES:
-        if isinstance(inputs.get(name), Tensor):
-            given[name] = asked[0].follow(inputs[name])
+    given |= token_types(asked[0], inputs)
     model = guard.target.model
     with guard.suspended(), wrap(model, None, "none") as probe, probe.trace(",".join(map(str, layers))) as trace:
         trace.negative = AttentionTrace(layers=trace.layers)

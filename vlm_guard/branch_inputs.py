@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
 
+from vlm_guard.branch_prompt import BranchPrompt
 from vlm_guard.contrast import Branch
 from vlm_guard.embedded_prompt import PromptEmbedder
 
@@ -68,6 +69,11 @@ def image_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def token_types(prompt: BranchPrompt, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The token types of a prompt [B, P'], from those given to `generate` for the prompt that it was made from."""
+    return {name: prompt.follow(inputs[name]) for name in TOKEN_TYPES if isinstance(inputs.get(name), Tensor)}
+
+
 def prepare_branch(
     model: PreTrainedModel,
     branch: Branch,
@@ -94,9 +100,7 @@ def prepare_branch(
     expand = given.input_ids.shape[0] // prompt.input_ids.shape[0]
     shared = given.model_kwargs.get("mm_encoder_outputs") if branch.images == "same" else None
     kwargs: dict[str, Any] = {"attention_mask": prompt.attention_mask}
-    for name in TOKEN_TYPES:
-        if isinstance(inputs.get(name), Tensor):
-            kwargs[name] = prompt.follow(inputs[name])
+    kwargs |= token_types(prompt, inputs)
     if embedder is not None:
         kwargs |= _embeddings(embedder, branch, inputs, given, expand)
     elif branch.images != "none":

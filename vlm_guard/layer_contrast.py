@@ -120,9 +120,9 @@ class LayerContrastModel(StandIn):
 
 def _read_out(head: nn.Linear, hidden: Tensor) -> Tensor:
     """Logits [B, Q, V] of hidden states [B, Q, D], as the module without a bias gives them, up to rounding."""
-    if not (hidden.device.type == head.weight.device.type == "cpu") or hidden.shape[:-1].numel() not in _WEIGHTS_LEFT:
-        return nn.functional.linear(hidden, head.weight)
-    return (head.weight @ hidden.flatten(0, -2).T).T.contiguous().unflatten(0, hidden.shape[:-1])
+    if hidden.device.type == "cpu" and hidden.shape[:-1].numel() in _WEIGHTS_LEFT:
+        return (head.weight @ hidden.flatten(0, -2).T).T.contiguous().unflatten(0, hidden.shape[:-1])
+    return nn.functional.linear(hidden, head.weight)
 
 
 def _final_norm(model: PreTrainedModel) -> nn.Module:
