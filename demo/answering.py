@@ -14,11 +14,12 @@ from PIL import Image
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from vlm_guard import wrap
-from vlm_guard.architecture import inference_device
 from vlm_guard.demo.words import Word, decode, split_words
-from vlm_guard.eval.prompting import find_template
+from vlm_guard.eval.run.prompting import find_template
+from vlm_guard.families.architecture import inference_device
 from vlm_guard.guard import Guard
-from vlm_guard.method import Method, resolve_methods
+from vlm_guard.method.base import Method
+from vlm_guard.method.registry import resolve_methods
 
 Ending = Literal["running", "finished", "limit", "stopped"]
 LONGEST_ANSWER = 512

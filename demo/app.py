@@ -18,7 +18,7 @@ from vlm_guard.demo.visitors import Visitors
 from vlm_guard.demo.wiring import wire_copying, wire_options, wire_pictures
 from vlm_guard.demo.wiring_answers import wire_comparison, wire_look
 from vlm_guard.demo.wiring_questions import wire_questions
-from vlm_guard.eval.datasets import EvaluationData
+from vlm_guard.eval.data.datasets import EvaluationData
 
 MOST_WAITING = 16
 MOST_SESSIONS = 200

@@ -13,7 +13,7 @@ from PIL import Image
 from vlm_guard.demo.method_findings import Findings, findings_of
 from vlm_guard.demo.patches import PictureView
 from vlm_guard.guard import Guard
-from vlm_guard.trace import AttentionTrace
+from vlm_guard.runtime.trace import AttentionTrace
 
 LARGEST_RECORD_BYTES = 96 * 2**20
 KEPT_RECORDS = 8

@@ -4,7 +4,6 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from vlm_guard.architecture import describe_architecture
 from vlm_guard.builtin_model import BUILTIN_DIR
 from vlm_guard.demo.answering import Answer, AnsweringModel, GenerationSettings
 from vlm_guard.demo.attention_record import AttentionRecord, RecordStore, read_record, with_view
@@ -12,9 +11,10 @@ from vlm_guard.demo.comparing import USER_ERRORS, Comparison, search_example
 from vlm_guard.demo.method_options import chosen_methods
 from vlm_guard.demo.patches import view_of
 from vlm_guard.demo.pictures import Picture, PictureBrowser
+from vlm_guard.families.architecture import describe_architecture
 from vlm_guard.guard import Guard
-from vlm_guard.method import Method
-from vlm_guard.trace import AttentionTrace
+from vlm_guard.method.base import Method
+from vlm_guard.runtime.trace import AttentionTrace
 
 OPENING_TRIES = 25
 """So many pictures are tried for the opening example; the built-in model takes some tenths of a second for each."""

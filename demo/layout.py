@@ -12,7 +12,7 @@ from vlm_guard.demo.context import DemoContext
 from vlm_guard.demo.look_panel import ALL_HEADS, METHOD_LAYERS, head_choices, layer_choices
 from vlm_guard.demo.marked_answer import legend_html
 from vlm_guard.demo.method_options import guarding_methods, method_choices
-from vlm_guard.eval.leading_queries import LEADING_TEMPLATES
+from vlm_guard.eval.tasks.pope.leading_queries import LEADING_TEMPLATES
 
 FIRST_PROMPT = "Please describe this image in detail."
 ASK_INTRODUCTION = (

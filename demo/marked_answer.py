@@ -8,7 +8,7 @@ from typing import Literal
 
 from vlm_guard.demo.answering import Answer
 from vlm_guard.demo.words import Word
-from vlm_guard.eval.chair import CaptionScore, ChairScorer, read_caption
+from vlm_guard.eval.tasks.chair.scoring import CaptionScore, ChairScorer, read_caption
 
 Truth = Literal["grounded", "hallucinated", "neutral"]
 SIGNS: dict[Truth, tuple[str, str]] = {

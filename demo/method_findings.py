@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vlm_guard.attention_calls import BoundMethod
 from vlm_guard.guard import Guard
 from vlm_guard.kernels.attention_edit import TEXT_SINK, VISUAL_SINK
+from vlm_guard.method.attention_calls import BoundMethod
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

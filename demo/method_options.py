@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from vlm_guard.method import Method, method_class, method_names, resolve_methods
+from vlm_guard.method.base import Method
+from vlm_guard.method.registry import method_class, method_names, resolve_methods
 
 _IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*\s*:\s*[A-Za-z_]")
 Kind = Literal["slider", "number", "choice", "switch", "text"]

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from PIL import Image
 
 from vlm_guard.demo.answering import AnsweringModel
-from vlm_guard.patch_grid import place_images
-from vlm_guard.pictures import seen_part
-from vlm_guard.visual_tokens import visual_mask
+from vlm_guard.families.patch_grid import place_images
+from vlm_guard.families.pictures import seen_part
+from vlm_guard.method.visual_tokens import visual_mask
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

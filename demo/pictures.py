@@ -7,9 +7,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from vlm_guard.eval.coco import image_id
-from vlm_guard.eval.datasets import EvaluationData, open_dataset
-from vlm_guard.eval.pope_questions import PopeQuestion, build_questions
+from vlm_guard.eval.data.coco import image_id
+from vlm_guard.eval.data.datasets import EvaluationData, open_dataset
+from vlm_guard.eval.tasks.pope.questions import PopeQuestion, build_questions
 
 EXAMPLE_COUNT = 200
 DEFAULT_DATA = "scenes:broken"

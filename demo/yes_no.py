@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from vlm_guard.demo.answering import AnsweringModel, GenerationSettings
 from vlm_guard.demo.marked_answer import escape
 from vlm_guard.demo.pictures import Picture
-from vlm_guard.eval.chair import read_caption
-from vlm_guard.eval.leading_queries import lead, suggestion
-from vlm_guard.eval.pope import PopeQuestion, parse_answer
-from vlm_guard.method import Method
+from vlm_guard.eval.tasks.chair.scoring import read_caption
+from vlm_guard.eval.tasks.pope.leading_queries import lead, suggestion
+from vlm_guard.eval.tasks.pope.scoring import PopeQuestion, parse_answer
+from vlm_guard.method.base import Method
 
 ANSWER_TOKENS = 12
 SIDES = ("plain", "guarded")

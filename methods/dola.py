@@ -27,10 +27,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlm_guard.contrast import cut_implausible
-from vlm_guard.guard_target import GuardTarget
-from vlm_guard.layers import select_layers
-from vlm_guard.method import Method, option, register
+from vlm_guard.families.layers import select_layers
+from vlm_guard.method import GuardTarget, Method, cut_implausible, option, register
 
 
 @register("dola")

@@ -24,11 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm_guard.generation_state import GenerationState
 from vlm_guard.guard import Guard
-from vlm_guard.guard_target import GuardTarget
-from vlm_guard.method import Method, option, register
-from vlm_guard.sublayers import Sublayer, SublayerModule, describe_sublayers, edit_answer_rows
+from vlm_guard.method import GuardTarget, Method, option, register
+from vlm_guard.method.state import GenerationState
+from vlm_guard.runtime.sublayers import Sublayer, SublayerModule, describe_sublayers, edit_answer_rows
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,9 +20,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vlm_guard.branch_prompt import image_markers
-from vlm_guard.contrast import Branch, ContrastCall, contrast_logits
-from vlm_guard.method import Method, option, register
+from vlm_guard.method import Branch, ContrastCall, Method, contrast_logits, option, register
+from vlm_guard.method.branch_prompt import image_markers
 
 
 @register("m3id")

@@ -24,11 +24,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlm_guard.attention_calls import AttentionCall
-from vlm_guard.branch_prompt import image_markers
-from vlm_guard.contrast import Branch, ContrastCall, contrast_logits
 from vlm_guard.kernels.attention_edit import AttentionEdit
-from vlm_guard.method import Method, option, register
+from vlm_guard.method import AttentionCall, Branch, ContrastCall, Method, contrast_logits, option, register
+from vlm_guard.method.branch_prompt import image_markers
 
 
 @register("pai")

@@ -30,14 +30,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm_guard.attention_calls import AttentionCall
 from vlm_guard.guard import Guard
-from vlm_guard.guard_target import GuardTarget
 from vlm_guard.kernels.attention_edit import AttentionEdit
-from vlm_guard.method import Method, option, register
-from vlm_guard.split_heads import refuse_split_tower
-from vlm_guard.vision_tower import VisionTower, describe_vision_tower, watch_rows
-from vlm_guard.visual_tokens import spread_over_visual_tokens
+from vlm_guard.method import AttentionCall, GuardTarget, Method, option, register
+from vlm_guard.method.split_heads import refuse_split_tower
+from vlm_guard.method.visual_tokens import spread_over_visual_tokens
+from vlm_guard.runtime.vision_tower import VisionTower, describe_vision_tower, watch_rows
 
 
 @register("paint")

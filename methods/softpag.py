@@ -24,14 +24,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm_guard.attention_calls import AttentionCall
-from vlm_guard.contrast import Branch, ContrastCall, contrast_logits
+from vlm_guard.families.layers import select_layers_of
 from vlm_guard.guard import wrap
-from vlm_guard.guard_target import GuardTarget
 from vlm_guard.kernels.attention_edit import AttentionEdit
-from vlm_guard.layers import select_layers_of
-from vlm_guard.method import Method, RowScope, option, register
-from vlm_guard.split_heads import own_heads
+from vlm_guard.method import (
+    AttentionCall,
+    Branch,
+    ContrastCall,
+    GuardTarget,
+    Method,
+    RowScope,
+    contrast_logits,
+    option,
+    register,
+)
+from vlm_guard.method.split_heads import own_heads
 
 # exp(-10000) is exactly 0 in every floating type, and unlike minus infinity it never makes a NaN.
 REMOVED = -1e4

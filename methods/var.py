@@ -22,11 +22,9 @@ from dataclasses import dataclass
 
 import torch
 
-from vlm_guard.attention_calls import AttentionCall, HiddenCall
-from vlm_guard.guard_target import GuardTarget
 from vlm_guard.kernels.attention_edit import AttentionEdit, Segments
 from vlm_guard.kernels.policies import MoveSinksToContent
-from vlm_guard.method import Method, option, register
+from vlm_guard.method import AttentionCall, GuardTarget, HiddenCall, Method, option, register
 
 PUBLISHED_THRESHOLD = 20.0
 

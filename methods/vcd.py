@@ -23,8 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm_guard.contrast import Branch, ContrastCall, contrast_logits
-from vlm_guard.method import Method, option, register
+from vlm_guard.method import Branch, ContrastCall, Method, contrast_logits, option, register
 
 STEPS = 1000
 

@@ -27,12 +27,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlm_guard.attention_calls import AttentionCall
-from vlm_guard.guard_target import GuardTarget
-from vlm_guard.head_list import select_heads
+from vlm_guard.families.head_list import select_heads
 from vlm_guard.kernels.attention_edit import AttentionEdit, BiasFactors
-from vlm_guard.method import Method, option, register
-from vlm_guard.split_heads import own_heads
+from vlm_guard.method import AttentionCall, GuardTarget, Method, option, register
+from vlm_guard.method.split_heads import own_heads
 
 
 @dataclass(frozen=True, eq=False)

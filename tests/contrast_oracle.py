@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm_guard.architecture_entry import entry_of
+from vlm_guard.families.family import entry_of
 from zoo.prompts import SPECIAL_IDS, VOCABULARY
 
 Combine = Callable[[Tensor, Tensor, int], Tensor]

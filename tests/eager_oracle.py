@@ -9,7 +9,7 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
-from vlm_guard.architecture import describe_architecture
+from vlm_guard.families.architecture import describe_architecture
 
 Edit = Callable[[int, torch.Tensor], torch.Tensor]
 _edits: dict[int, tuple[int, Edit | None, Edit | None, Edit | None]] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vlm_guard.method import method_names
+from vlm_guard.method.registry import method_names
 from zoo import families
 
 # Without a family that is refused, and one without visual tokens in its prompt (tests/test_cross_attention.py).

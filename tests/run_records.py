@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from vlm_guard.eval.datasets import EvaluationData, open_dataset
-from vlm_guard.eval.records import write_records
-from vlm_guard.eval.results import MethodResult, RunResults
-from vlm_guard.eval.summary import MethodRecords
-from vlm_guard.eval.tasks import ChairTask, PopeTask
+from vlm_guard.eval.data.datasets import EvaluationData, open_dataset
+from vlm_guard.eval.run.records import write_records
+from vlm_guard.eval.run.results import MethodResult, RunResults
+from vlm_guard.eval.run.summary import MethodRecords
+from vlm_guard.eval.tasks.base import ChairTask, PopeTask
 
 Answerer = Callable[[str, int, str], str]
 """From task, image id and prompt to the answer's text."""

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from vlm_guard import architecture_entry, wrap
-from vlm_guard.architecture import describe_architecture
-from vlm_guard.architecture_entry import GENERIC, ArchitectureEntry, entry_of, register_architecture
-from vlm_guard.patch_grid import place_images
-from vlm_guard.vision_tower import describe_vision_tower
+from vlm_guard import wrap
+from vlm_guard.families import family as entries
+from vlm_guard.families.architecture import describe_architecture
+from vlm_guard.families.family import GENERIC, ArchitectureEntry, entry_of, register_architecture
+from vlm_guard.families.patch_grid import place_images
+from vlm_guard.runtime.vision_tower import describe_vision_tower
 from zoo import FAMILIES, Prompt, assert_pristine, build, families
 
 torch.set_num_threads(1)
@@ -95,10 +96,10 @@ def test_unknown_model_types_are_served_by_the_generic_entry():
 @pytest.fixture
 def guide():
     """The code blocks of the guide; what running them registers is forgotten afterwards."""
-    known, zoo = dict(architecture_entry._REGISTERED), dict(FAMILIES)
+    known, zoo = dict(entries._REGISTERED), dict(FAMILIES)
     yield re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
-    architecture_entry._REGISTERED.clear()
-    architecture_entry._REGISTERED.update(known)
+    entries._REGISTERED.clear()
+    entries._REGISTERED.update(known)
     FAMILIES.clear()
     FAMILIES.update(zoo)
 

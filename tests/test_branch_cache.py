@@ -5,7 +5,7 @@ import torch
 from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionAndFullAttentionLayer
 
-from vlm_guard.branch_cache import (
+from vlm_guard.contrast.branch_cache import (
     KeyRoom,
     RoomyHybridLayer,
     RoomyLayer,

@@ -10,9 +10,9 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from vlm_guard import wrap
-from vlm_guard.branch_prompt import image_markers
-from vlm_guard.method import method_class
-from vlm_guard.methods.lqcd import LQCD
+from vlm_guard.method.branch_prompt import image_markers
+from vlm_guard.method.registry import method_class
+from vlm_guard.methods.lqcd.method import LQCD
 from vlm_guard.methods.m3id import M3ID
 from vlm_guard.methods.softpag import SoftPAG
 from zoo import UNEQUAL_PROMPTS, Prompt, assert_pristine

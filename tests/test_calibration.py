@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from vlm_guard import wrap
-from vlm_guard.calibration import SinkMeasurement, calibrate_sinks, new_profile
-from vlm_guard.profiles import Fact, Profile, all_profiles, find_profile, read_profile
+from vlm_guard.calibration.sinks import SinkMeasurement, calibrate_sinks, new_profile
+from vlm_guard.families.profiles import Fact, Profile, all_profiles, find_profile, read_profile
 from zoo import Prompt, assert_pristine, build
 
 torch.set_num_threads(1)

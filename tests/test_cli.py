@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from vlm_guard import cli
-from vlm_guard.layers import select_layers
+from vlm_guard.families.layers import select_layers
 
 
 def run(capsys, *arguments):
@@ -129,7 +129,7 @@ def test_calibrate_says_that_the_built_in_model_has_no_sinks(capsys, tmp_path, m
 
 def test_calibrate_goes_on_after_a_measurement_that_the_model_does_not_allow(capsys, tmp_path, monkeypatch):
     from vlm_guard import builtin, wrap
-    from vlm_guard.profiles import find_profile
+    from vlm_guard.families.profiles import find_profile
 
     monkeypatch.setenv("VLM_GUARD_PROFILES", str(tmp_path))
     code, out, err = run(capsys, "calibrate", "builtin", "--count", "2", "--json")
@@ -166,7 +166,7 @@ def test_inspect_shows_the_shipped_profile(capsys):
 def test_calibrate_writes_a_profile_that_wrap_finds(capsys, tmp_path, monkeypatch):
     """A copy of the built-in model whose first token is made massive in one dimension."""
     from vlm_guard import builtin, wrap
-    from vlm_guard.profiles import find_profile
+    from vlm_guard.families.profiles import find_profile
 
     model, processor = builtin()
     decoder = model.get_decoder()

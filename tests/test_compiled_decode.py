@@ -8,7 +8,7 @@ import torch
 from transformers import CompileConfig
 
 from vlm_guard import wrap
-from vlm_guard.method import method_class
+from vlm_guard.method.registry import method_class
 from vlm_guard.methods.var import VAR
 from zoo import Prompt, assert_pristine
 

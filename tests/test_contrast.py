@@ -9,8 +9,9 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
 
 from vlm_guard import wrap
-from vlm_guard.contrast import contrast_generate, contrast_logits, contrast_processor
-from vlm_guard.method import method_class
+from vlm_guard.contrast.unguarded import contrast_generate, contrast_processor
+from vlm_guard.method.contrasting import contrast_logits
+from vlm_guard.method.registry import method_class
 from vlm_guard.methods.m3id import M3ID
 from vlm_guard.methods.pai import PAI
 from vlm_guard.methods.vcd import VCD

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from vlm_guard import wrap
-from vlm_guard.architecture import describe_architecture
-from vlm_guard.branch_prompt import image_markers
-from vlm_guard.layer_contrast import _after_output_embeddings
+from vlm_guard.contrast.layer_contrast import _after_output_embeddings
+from vlm_guard.families.architecture import describe_architecture
+from vlm_guard.method.branch_prompt import image_markers
 from vlm_guard.methods.dola import DoLa
 from vlm_guard.methods.vcd import VCD
 from zoo import UNEQUAL_PROMPTS, Prompt, assert_pristine

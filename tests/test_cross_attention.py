@@ -5,8 +5,8 @@ import torch
 from transformers import CompileConfig
 
 from vlm_guard import wrap
-from vlm_guard.architecture import describe_architecture
-from vlm_guard.method import method_class, method_names
+from vlm_guard.families.architecture import describe_architecture
+from vlm_guard.method.registry import method_class, method_names
 from vlm_guard.methods.vcd import VCD
 from zoo import Prompt, assert_pristine
 from zoo.prompts import BOS, IMAGE

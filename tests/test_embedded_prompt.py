@@ -5,7 +5,7 @@ import torch
 from transformers import Blip2Config, Blip2ForConditionalGeneration, CompileConfig, T5Config
 
 from vlm_guard import wrap
-from vlm_guard.contrast import contrast_processor
+from vlm_guard.contrast.unguarded import contrast_processor
 from vlm_guard.methods.m3id import M3ID
 from zoo import Prompt, assert_pristine
 

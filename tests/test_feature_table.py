@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vlm_guard.generate_features import FEATURES, Feature, features_markdown
+from generate_features import FEATURES, Feature, features_markdown
 
 TESTS = Path(__file__).parent
 

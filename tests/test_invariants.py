@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vlm_guard import wrap
-from vlm_guard.method import method_class
+from vlm_guard.method.registry import method_class
 from zoo import UNEQUAL_PROMPTS, Prompt, assert_pristine
 
 torch.set_num_threads(1)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from vlm_guard.architecture import describe_architecture
-from vlm_guard.layer_by_layer import LayerByLayer
+from vlm_guard.families.architecture import describe_architecture
+from vlm_guard.methods.vhr.layer_by_layer import LayerByLayer
 from zoo import Prompt, assert_pristine, families
 
 torch.set_num_threads(1)

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from vlm_guard import wrap
-from vlm_guard.architecture import describe_architecture
-from vlm_guard.architecture_entry import architecture_entries, entry_of
-from vlm_guard.model_table import REFUSED, TESTED, UNTESTED, model_rows, models_markdown
-from vlm_guard.visual_tokens import visual_mask
+from vlm_guard.families.architecture import describe_architecture
+from vlm_guard.families.family import architecture_entries, entry_of
+from vlm_guard.families.table import REFUSED, TESTED, UNTESTED, model_rows, models_markdown
+from vlm_guard.method.visual_tokens import visual_mask
 from zoo import Prompt, build, families
 
 REFUSED_ZOO = {"git"}

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from vlm_guard import wrap
-from vlm_guard.generate_benchmark import random_model_options
-from vlm_guard.method import method_names
-from vlm_guard.random_models import SHAPES, DecoderShape, named_shape, random_llava
-from vlm_guard.random_prompts import random_inputs, random_processor
+from vlm_guard.bench.generate import random_model_options
+from vlm_guard.bench.random_models import SHAPES, DecoderShape, named_shape, random_llava
+from vlm_guard.bench.random_prompts import random_inputs, random_processor
+from vlm_guard.method.registry import method_names
 
 TINY = DecoderShape(hidden=32, layers=2, heads=4, kv_heads=2, head_dim=8, intermediate=48, vocab=1600, visual_tokens=16)
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from vlm_guard.measured_digest import verdict
-from vlm_guard.readme_tables import SECTIONS, with_tables
+from measured_digest import verdict
+from readme_tables import SECTIONS, with_tables
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = ("README.md", "docs/results.md")
@@ -14,7 +14,7 @@ FILES = ("README.md", "docs/results.md")
 @pytest.mark.parametrize("name", FILES)
 def test_tables_are_current(name):
     text = (ROOT / name).read_text(encoding="utf-8")
-    assert with_tables(text) == text, f"run: python -m vlm_guard.readme_tables {' '.join(FILES)}"
+    assert with_tables(text) == text, f"run: python docs/tables/readme_tables.py {' '.join(FILES)}"
 
 
 def test_every_table_is_shown_somewhere():

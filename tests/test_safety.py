@@ -13,8 +13,8 @@ from PIL import Image
 from transformers import AttentionInterface
 
 from vlm_guard import builtin, wrap
-from vlm_guard.attention_switch import _switched
-from vlm_guard.method import method_names
+from vlm_guard.method.registry import method_names
+from vlm_guard.runtime.attention_switch import _switched
 from zoo import Prompt, assert_pristine, build
 
 torch.set_num_threads(1)

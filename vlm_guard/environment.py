@@ -58,8 +58,8 @@ def attention_backends() -> dict[str, str]:
 
 def examine() -> dict[str, dict[str, Any]]:
     """Everything `vlm-guard doctor` prints, by section."""
-    from vlm_guard.method import method_names
-    from vlm_guard.profiles import all_profiles, user_profiles
+    from vlm_guard.families.profiles import all_profiles, user_profiles
+    from vlm_guard.method.registry import method_names
 
     return {
         "versions": library_versions(),

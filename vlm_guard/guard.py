@@ -10,25 +10,26 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from vlm_guard.architecture import describe_architecture, unwrap
-from vlm_guard.attention_calls import SLOT, BoundMethod, LayerSlot
-from vlm_guard.attention_switch import restore_attention, switch_attention
-from vlm_guard.branch_rows import RowGroup
-from vlm_guard.branched_generate import contrast_arguments, only_contrast
-from vlm_guard.compiled_decode import CompiledDecode, refuse_compiled_parts
-from vlm_guard.decode_step import DecodeStep
-from vlm_guard.embedded_prompt import follow_forwards, named_arguments
-from vlm_guard.forward_call import ForwardCall, InputsCall
-from vlm_guard.generation_state import GenerationState, PromptTokens
-from vlm_guard.guard_target import GuardTarget
-from vlm_guard.known_caches import KnownCaches, inside_generation
-from vlm_guard.layer_observers import LayerObservers
-from vlm_guard.layers import select_layers
-from vlm_guard.method import Method, Sign, resolve_methods
-from vlm_guard.method_requirements import refuse_trace, refuse_unmet_needs
-from vlm_guard.profiles import Profile, find_profile
-from vlm_guard.refused_calls import refuse_continuous_batching, refuse_forward
-from vlm_guard.trace import AttentionTrace
+from vlm_guard.contrast.branched_generate import contrast_arguments, only_contrast
+from vlm_guard.families.architecture import describe_architecture, unwrap
+from vlm_guard.families.layers import select_layers
+from vlm_guard.families.profiles import Profile, find_profile
+from vlm_guard.method.attention_calls import SLOT, BoundMethod, LayerSlot
+from vlm_guard.method.base import Method, Sign
+from vlm_guard.method.forward_call import ForwardCall, InputsCall
+from vlm_guard.method.registry import resolve_methods
+from vlm_guard.method.requirements import refuse_trace, refuse_unmet_needs
+from vlm_guard.method.state import GenerationState, PromptTokens
+from vlm_guard.method.target import GuardTarget
+from vlm_guard.runtime.attention_switch import restore_attention, switch_attention
+from vlm_guard.runtime.branch_rows import RowGroup
+from vlm_guard.runtime.compiled_decode import CompiledDecode, refuse_compiled_parts
+from vlm_guard.runtime.decode_step import DecodeStep
+from vlm_guard.runtime.embedded_prompt import follow_forwards, named_arguments
+from vlm_guard.runtime.known_caches import KnownCaches, inside_generation
+from vlm_guard.runtime.layer_observers import LayerObservers
+from vlm_guard.runtime.refused_calls import refuse_continuous_batching, refuse_forward
+from vlm_guard.runtime.trace import AttentionTrace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,13 +6,13 @@ from typing import Any
 import torch
 
 from vlm_guard import Guard, wrap
-from vlm_guard.architecture import inference_device
-from vlm_guard.eval.generation import read_answers
 from vlm_guard.eval.lmms_eval_plugin.decoding import TaskDecoding
 from vlm_guard.eval.lmms_eval_plugin.questions import Question
-from vlm_guard.eval.models import load_model
-from vlm_guard.eval.prompting import find_template
-from vlm_guard.eval.settings import parse_methods
+from vlm_guard.eval.run.generation import read_answers
+from vlm_guard.eval.run.models import load_model
+from vlm_guard.eval.run.prompting import find_template
+from vlm_guard.eval.run.settings import parse_methods
+from vlm_guard.families.architecture import inference_device
 
 
 class GuardedModel:

@@ -7,8 +7,8 @@ from typing import Any
 
 from PIL import Image
 
-from vlm_guard.eval.generation import read_image
-from vlm_guard.eval.prompting import PromptTemplate
+from vlm_guard.eval.run.generation import read_image
+from vlm_guard.eval.run.prompting import PromptTemplate
 
 _IMAGE_MARK = "<image>"
 

@@ -1,7 +1,7 @@
 """Which objects a caption of the built-in model names, and how that compares with what is there.
 
 For choosing a checkpoint and describing its behaviour only: captions speak the scenes' own English, so names and
-plurals are enough. Benchmarks use :mod:`vlm_guard.eval.chair`.
+plurals are enough. Benchmarks use :mod:`vlm_guard.eval.tasks.chair.scoring`.
 """
 
 from __future__ import annotations

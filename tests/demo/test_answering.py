@@ -5,7 +5,7 @@ import torch
 
 from vlm_guard.demo.answering import GenerationSettings
 from vlm_guard.guard import GUARD_ATTRIBUTE
-from vlm_guard.method import resolve_methods
+from vlm_guard.method.registry import resolve_methods
 
 PROMPT = "Please describe this image in detail."
 

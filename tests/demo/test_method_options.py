@@ -3,7 +3,7 @@ from dataclasses import dataclass, fields
 
 import pytest
 
-import vlm_guard.method as method_module
+import vlm_guard.method.registry as method_module
 from vlm_guard.demo.answering import GenerationSettings
 from vlm_guard.demo.copying import as_command, as_python
 from vlm_guard.demo.method_options import (
@@ -13,7 +13,8 @@ from vlm_guard.demo.method_options import (
     guarding_methods,
     method_choices,
 )
-from vlm_guard.method import Method, method_class, method_names, option, register
+from vlm_guard.method.base import Method, option
+from vlm_guard.method.registry import method_class, method_names, register
 
 
 @pytest.fixture
@@ -95,7 +96,7 @@ def test_wrong_values_are_refused_in_the_methods_own_words(every_kind):
         chosen_methods(["nope"], {})
 
 
-@pytest.mark.parametrize("path", ["os:system", "subprocess:run", "vlm_guard.method : method_names"])
+@pytest.mark.parametrize("path", ["os:system", "subprocess:run", "vlm_guard.method.registry : method_names"])
 def test_a_visitor_cannot_name_code(every_kind, path):
     for key in ("gift.content_words", "lqcd.neutraliser", "demo_test_method.layers"):
         with pytest.raises(ValueError, match="not on this page"):

@@ -4,8 +4,8 @@ import threading
 import pytest
 
 from vlm_guard.demo.yes_no import AskedQuestion, ask, ladder, ladder_html, own_question, summary
-from vlm_guard.eval.leading_queries import LEADING_TEMPLATES
-from vlm_guard.method import resolve_methods
+from vlm_guard.eval.tasks.pope.leading_queries import LEADING_TEMPLATES
+from vlm_guard.method.registry import resolve_methods
 
 TEMPLATE = next(iter(LEADING_TEMPLATES))
 

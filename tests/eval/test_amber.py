@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vlm_guard.eval.amber import AmberScore, read_amber, read_amber_answers, score_amber
+from vlm_guard.eval.tasks.amber import AmberScore, read_amber, read_amber_answers, score_amber
 
 ANNOTATIONS = [
     {"id": 1, "type": "generative", "truth": ["dog"], "hallu": []},

@@ -5,9 +5,9 @@ import torch
 from PIL import Image
 
 from vlm_guard.builtin_model import builtin
-from vlm_guard.eval.attention_facts import PROMPT, attention_facts, measure_attention
-from vlm_guard.eval.attention_record import record_attention
-from vlm_guard.eval.prompting import find_template
+from vlm_guard.eval.attention.facts import PROMPT, attention_facts, measure_attention
+from vlm_guard.eval.attention.record import record_attention
+from vlm_guard.eval.run.prompting import find_template
 from vlm_guard.eval.scenes.render import render
 
 

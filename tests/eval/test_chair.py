@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from vlm_guard.eval.chair import ChairScorer, Mention, read_caption, repeated_share, summarise
+from vlm_guard.eval.tasks.chair.scoring import ChairScorer, Mention, read_caption, repeated_share, summarise
 
 OBJECTS = {1: ["dog", "person", "chair"], 2: ["cat"], 3: []}
 

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from vlm_guard.cli import main
-from vlm_guard.eval.chair_captions import CaptionRecord, read_captions, read_image_list
+from vlm_guard.eval.tasks.chair.captions import CaptionRecord, read_captions, read_image_list
 
 
 def write_lines(path, *records):

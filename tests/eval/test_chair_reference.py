@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from vlm_guard.eval import chair_wordnet
-from vlm_guard.eval.chair import ChairScorer, read_caption, summarise
-from vlm_guard.eval.chair_captions import read_captions
-from vlm_guard.eval.coco import read_coco, read_object_sets
+from vlm_guard.eval.data.coco import read_coco, read_object_sets
+from vlm_guard.eval.tasks.chair import wordnet as chair_wordnet
+from vlm_guard.eval.tasks.chair.captions import read_captions
+from vlm_guard.eval.tasks.chair.scoring import ChairScorer, read_caption, summarise
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 MODES = [

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 from nltk.tokenize import NLTKWordTokenizer
 
-from vlm_guard.eval.chair_text import (
+from vlm_guard.eval.tasks.chair.text import (
     Word,
     cut_sentence,
     drop_toilet_seats,

@@ -2,8 +2,8 @@
 
 import pytest
 
-from vlm_guard.eval import chair_wordnet
-from vlm_guard.eval.chair import ChairScorer, read_caption
+from vlm_guard.eval.tasks.chair import wordnet as chair_wordnet
+from vlm_guard.eval.tasks.chair.scoring import ChairScorer, read_caption
 
 needs_data = pytest.mark.skipif(bool(chair_wordnet.missing_nltk_data()), reason="NLTK's data is not installed")
 

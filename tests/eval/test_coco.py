@@ -6,7 +6,7 @@ import json
 import pytest
 from PIL import Image
 
-from vlm_guard.eval.coco import image_id, object_sets, read_coco, read_object_sets, write_object_sets
+from vlm_guard.eval.data.coco import image_id, object_sets, read_coco, read_object_sets, write_object_sets
 
 CATEGORIES = [{"id": 1, "name": "person"}, {"id": 18, "name": "dog"}, {"id": 62, "name": "chair"}]
 IMAGES = [{"id": 7, "file_name": "000000000007.jpg"}, {"id": 9, "file_name": "000000000009.jpg"}]

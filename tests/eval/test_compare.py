@@ -10,9 +10,9 @@ import pytest
 from run_records import careful, careless, write_run
 from small_coco import make_coco_folder
 
-from vlm_guard.eval.compare import compare_runs
-from vlm_guard.eval.results import read_results
-from vlm_guard.eval.tables import render_table
+from vlm_guard.eval.report.compare import compare_runs
+from vlm_guard.eval.report.tables import render_table
+from vlm_guard.eval.run.results import read_results
 
 
 @pytest.fixture(scope="module")

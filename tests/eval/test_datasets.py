@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from small_coco import make_coco_folder
 
-from vlm_guard.eval.datasets import open_dataset, read_image_ids
+from vlm_guard.eval.data.datasets import open_dataset, read_image_ids
 
 
 @pytest.fixture(scope="module")

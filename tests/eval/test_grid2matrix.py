@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from vlm_guard.eval.grid2matrix import (
+from vlm_guard.eval.tasks.grid2matrix import (
     LAYOUTS,
     PALETTE,
     accuracy_map,

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from small_coco import make_coco_folder
 
-from vlm_guard.eval.records import read_records
-from vlm_guard.eval.results import read_results
-from vlm_guard.eval.runner import evaluate
-from vlm_guard.eval.settings import RunSettings
+from vlm_guard.eval.run.records import read_records
+from vlm_guard.eval.run.results import read_results
+from vlm_guard.eval.run.runner import evaluate
+from vlm_guard.eval.run.settings import RunSettings
 
 VOLATILE = ("seconds", "memory_bytes", "memory_kind", "turn")
 

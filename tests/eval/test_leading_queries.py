@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from vlm_guard.eval.leading_queries import LEADING_TEMPLATES, lead, score_leading, suggestion
-from vlm_guard.eval.pope import PopeQuestion, with_suffix
+from vlm_guard.eval.tasks.pope.leading_queries import LEADING_TEMPLATES, lead, score_leading, suggestion
+from vlm_guard.eval.tasks.pope.scoring import PopeQuestion, with_suffix
 
 
 def test_suggestions():

@@ -18,8 +18,8 @@ from vlm_guard.eval.lmms_eval_plugin import manifest
 from vlm_guard.eval.lmms_eval_plugin.decoding import DEFAULT_MAX_NEW_TOKENS, read_gen_kwargs
 from vlm_guard.eval.lmms_eval_plugin.models import AVAILABLE_MODELS
 from vlm_guard.eval.lmms_eval_plugin.questions import from_context, from_messages
-from vlm_guard.eval.models import load_model
-from vlm_guard.eval.prompting import find_template
+from vlm_guard.eval.run.models import load_model
+from vlm_guard.eval.run.prompting import find_template
 from vlm_guard.eval.scenes.render import render
 from vlm_guard.guard import GUARD_ATTRIBUTE
 

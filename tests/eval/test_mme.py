@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from vlm_guard.eval.mme import parse_mme, read_mme, score_mme
+from vlm_guard.eval.tasks.mme import parse_mme, read_mme, score_mme
 
 SUFFIX = "Please answer yes or no."
 

@@ -6,7 +6,7 @@ import random
 import pytest
 from PIL import Image
 
-from vlm_guard.eval.modality_interference import (
+from vlm_guard.eval.tasks.modality_interference import (
     IMAGE_HEAVY,
     TEXT_HEAVY,
     MultipleChoice,

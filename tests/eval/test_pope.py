@@ -5,7 +5,7 @@ import json
 import pytest
 
 from vlm_guard.cli import main
-from vlm_guard.eval.pope import (
+from vlm_guard.eval.tasks.pope.scoring import (
     PopeQuestion,
     build_questions,
     match_answers,

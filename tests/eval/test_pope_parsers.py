@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vlm_guard.eval.pope import PARSERS, parse_answer, token_readout, yes_no_token_ids
+from vlm_guard.eval.tasks.pope.scoring import PARSERS, parse_answer, token_readout, yes_no_token_ids
 
 # answer: what strict, pope, opera read, and vcd where the label is yes, and no
 ANSWERS = {

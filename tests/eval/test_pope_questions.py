@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from vlm_guard.cli import main
-from vlm_guard.eval.coco import read_object_sets
-from vlm_guard.eval.pope_questions import (
+from vlm_guard.eval.data.coco import read_object_sets
+from vlm_guard.eval.tasks.pope.questions import (
     build_questions,
     object_statistics,
     question_text,

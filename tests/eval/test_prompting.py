@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 
 from vlm_guard import builtin
-from vlm_guard.eval.generation import Decoding, MemoryPeak, generate_batch
-from vlm_guard.eval.models import identify, load_model, prepare_processor
-from vlm_guard.eval.prompting import PLAIN_TEMPLATE, find_template
+from vlm_guard.eval.run.generation import Decoding, MemoryPeak, generate_batch
+from vlm_guard.eval.run.models import identify, load_model, prepare_processor
+from vlm_guard.eval.run.prompting import PLAIN_TEMPLATE, find_template
 
 PROMPTS = ("is there a dog in the image ?", "describe the picture in detail please")
 
@@ -111,7 +111,7 @@ def test_weights_are_identified_by_their_bytes(tmp_path):
 
 
 def test_large_folders_are_hashed_by_samples_and_say_so(tmp_path, monkeypatch):
-    from vlm_guard.eval import models
+    from vlm_guard.eval.run import models
 
     (tmp_path / "model.safetensors").write_bytes(bytes(range(256)) * 4096)
     full = models.hash_weights(tmp_path)

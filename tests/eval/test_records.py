@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vlm_guard.eval.records import SampleLog, read_records, write_records
+from vlm_guard.eval.run.records import SampleLog, read_records, write_records
 
 
 def record(number: int) -> dict:

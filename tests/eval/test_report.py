@@ -10,9 +10,9 @@ import pytest
 from run_records import careful, careless, write_run
 from small_coco import make_coco_folder
 
-from vlm_guard.eval.compare import compare_runs
-from vlm_guard.eval.plots import mention_order, save_plots
-from vlm_guard.eval.report import build_report
+from vlm_guard.eval.report.compare import compare_runs
+from vlm_guard.eval.report.page import build_report
+from vlm_guard.eval.report.plots import mention_order, save_plots
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from small_coco import make_coco_folder
 
-from vlm_guard.eval.records import read_records
-from vlm_guard.eval.results import read_results
-from vlm_guard.eval.runner import evaluate
-from vlm_guard.eval.settings import RunSettings
+from vlm_guard.eval.run.records import read_records
+from vlm_guard.eval.run.results import read_results
+from vlm_guard.eval.run.runner import evaluate
+from vlm_guard.eval.run.settings import RunSettings
 
 VAR = "var:sink_dimensions=1,2,min_visual_mass=0.0,min_content_share=0.0,sink_threshold=1.0"
 VOLATILE = ("seconds", "memory_bytes", "memory_kind")
@@ -101,7 +101,7 @@ def test_methods_take_turns_and_the_method_really_acts(finished):
 def test_the_run_leaves_answers_as_one_by_one_generation_gives_them(coco, finished):
     """Left padding, batching and re-attaching the guard change nothing about the baseline's first caption."""
     from vlm_guard import builtin
-    from vlm_guard.eval.generation import read_image
+    from vlm_guard.eval.run.generation import read_image
 
     model, processor = builtin()
     picture = read_image(coco / "images" / "000000000001.png")
@@ -135,7 +135,7 @@ def test_a_finished_run_is_not_asked_again(coco, finished, monkeypatch):
         raise AssertionError("a finished run must not generate")
 
     before = (finished / "results.json").read_text(encoding="utf-8")
-    monkeypatch.setattr("vlm_guard.eval.runner.generate_batch", never)
+    monkeypatch.setattr("vlm_guard.eval.run.runner.generate_batch", never)
     results = evaluate(settings(coco), finished)
     old = json.loads(before)
     assert [method.estimates["chair_i"].value for method in results.methods] == [
@@ -144,7 +144,7 @@ def test_a_finished_run_is_not_asked_again(coco, finished, monkeypatch):
 
 
 def test_an_interrupted_run_continues_to_the_same_records(coco, finished, tmp_path, monkeypatch):
-    import vlm_guard.eval.runner as runner
+    import vlm_guard.eval.run.runner as runner
 
     original, calls = runner.generate_batch, []
 
@@ -280,8 +280,8 @@ def test_the_end_token_counts_and_cut_off_answers_are_counted(coco, tmp_path):
 
 
 def test_work_is_shared_evenly_task_by_task(coco):
-    from vlm_guard.eval.run_setup import set_up
-    from vlm_guard.eval.runner import share
+    from vlm_guard.eval.run.runner import share
+    from vlm_guard.eval.run.setup import set_up
 
     run = set_up(settings(coco, methods=["none"], batch_size=1))
     # The thread that reads ahead has a tokenizer of its own.

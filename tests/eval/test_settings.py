@@ -2,7 +2,7 @@
 
 import pytest
 
-from vlm_guard.eval.settings import parse_methods, parse_options, read_settings
+from vlm_guard.eval.run.settings import parse_methods, parse_options, read_settings
 
 
 def test_flags_go_on_top_of_the_file(tmp_path):
@@ -58,7 +58,7 @@ def test_methods_with_shared_and_own_options():
 def _options_of(name: str) -> set[str]:
     from dataclasses import fields
 
-    from vlm_guard.method import method_class
+    from vlm_guard.method.registry import method_class
 
     return {field.name for field in fields(method_class(name))}
 

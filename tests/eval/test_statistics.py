@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from vlm_guard.eval.metrics import CHAIR_METRICS, Metric, pope_count_names, pope_metrics, ratio
-from vlm_guard.eval.statistics import ImageCounts, Interval, differences, intervals, verdict
+from vlm_guard.eval.run.metrics import CHAIR_METRICS, Metric, pope_count_names, pope_metrics, ratio
+from vlm_guard.eval.run.statistics import ImageCounts, Interval, differences, intervals, verdict
 
 SHARE = Metric(
     name="share",
@@ -34,7 +34,7 @@ def test_draws_do_not_depend_on_how_they_are_cut_into_chunks(monkeypatch):
     generator = np.random.default_rng(2)
     sample = counts(generator.integers(0, 3, 30), np.full(30, 3))
     whole = sample.resampled([SHARE], 100, seed=5)["share"]
-    monkeypatch.setattr("vlm_guard.eval.statistics._CHUNK_CELLS", 7 * 30)
+    monkeypatch.setattr("vlm_guard.eval.run.statistics._CHUNK_CELLS", 7 * 30)
     assert np.array_equal(sample.resampled([SHARE], 100, seed=5)["share"], whole)
 
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from vlm_guard.eval.settings import RunSettings
-from vlm_guard.eval.strength_sweep import Strength, _choice, main_strength, sweep
-from vlm_guard.method import method_class, method_names
+from vlm_guard.eval.run.settings import RunSettings
+from vlm_guard.eval.run.strength_sweep import Strength, _choice, main_strength, sweep
+from vlm_guard.method.registry import method_class, method_names
 
 
 def test_half_once_and_twice_the_distance_from_neutral():

@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
-from vlm_guard.generate_benchmark import benchmark_generate, options_by_entry
-from vlm_guard.kernels import benchmark
+from vlm_guard.bench.generate import benchmark_generate, options_by_entry
+from vlm_guard.kernels.benchmark import run as benchmark
 
 
 def test_generate_is_timed_guarded_and_unguarded():

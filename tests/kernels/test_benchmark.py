@@ -6,9 +6,9 @@ import os
 import pytest
 import torch
 
-from vlm_guard.kernels.benchmark import Cell, build_cell, eager_bytes, run_benchmark, traffic
+from vlm_guard.kernels.benchmark.measure import quantiles, ratio_quantiles, write_json
+from vlm_guard.kernels.benchmark.run import Cell, build_cell, eager_bytes, run_benchmark, traffic
 from vlm_guard.kernels.launch_parameters import AttentionSizes, DeviceLimits, choose_launch, power_of_two
-from vlm_guard.kernels.measure import quantiles, ratio_quantiles, write_json
 
 H200 = DeviceLimits(multiprocessors=132, shared_memory=227 * 1024, capability=(9, 0))
 
@@ -105,7 +105,7 @@ def test_prefill_tiles():
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
 @pytest.mark.parametrize("name", ["A100", "H200"])
 def test_kernels_compile_without_spilling(name):
-    report = pytest.importorskip("vlm_guard.kernels.assembler_report")
+    report = pytest.importorskip("vlm_guard.kernels.benchmark.assembler_report")
     device = report.DEVICES[name]
     for rows, expected in (
         (1, {"decode_kernel", "merge_kernel"}),
@@ -122,11 +122,11 @@ def test_kernels_compile_without_spilling(name):
 @pytest.mark.parametrize(("rows", "edit", "dtype"), [(3, "everything", torch.float16), (40, "act", torch.float32)])
 def test_other_terms_compile(rows, edit, dtype):
     """Bias, gain, masks, soft cap, sink logits, output edit, weights, segments of each head, an odd head dimension."""
-    report = pytest.importorskip("vlm_guard.kernels.assembler_report")
+    report = pytest.importorskip("vlm_guard.kernels.benchmark.assembler_report")
     from unittest import mock
 
     from vlm_guard.kernels import triton_backend
-    from vlm_guard.kernels.problem_cases import Case, build_problem
+    from vlm_guard.kernels.benchmark.cases import Case, build_problem
 
     case = Case(
         batch=2, heads=4, groups=2, rows=rows, keys=75, head_dim=24, edit=edit, mask="float mask",

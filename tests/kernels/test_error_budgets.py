@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
-from vlm_guard.kernels.correctness import DTYPES, check_case, find_races
-from vlm_guard.kernels.problem_cases import EDITS, interpreter_cases, torch_cases, whole_grid
+from vlm_guard.kernels.benchmark.cases import EDITS, interpreter_cases, torch_cases, whole_grid
+from vlm_guard.kernels.benchmark.correctness import DTYPES, check_case, find_races
 
 CPU = torch.device("cpu")
 
@@ -39,7 +39,15 @@ def test_torch_backend(edit, dtype):
 @pytest.fixture(scope="module")
 def interpreted():
     """Results of the fused kernels in a process where the interpreter is on before Triton is imported."""
-    command = [sys.executable, "-m", "vlm_guard.kernels.correctness", "--backend", "triton", "--cases", "interpreter"]
+    command = [
+        sys.executable,
+        "-m",
+        "vlm_guard.kernels.benchmark.correctness",
+        "--backend",
+        "triton",
+        "--cases",
+        "interpreter",
+    ]
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]

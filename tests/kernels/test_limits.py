@@ -64,7 +64,7 @@ import sys, torch
 from vlm_guard.kernels.attention_edit import AttentionEdit, Segments
 from vlm_guard.kernels.edited_attention import AttentionProblem, edited_attention
 from vlm_guard.kernels.policies import MoveSinksToContent
-from vlm_guard.kernels.problem_cases import KeepHalf
+from vlm_guard.kernels.benchmark.cases import KeepHalf
 
 torch.manual_seed(0)
 backend, dynamic = sys.argv[1], sys.argv[2] == "growing"

@@ -6,7 +6,7 @@ from eager_oracle import eager_attention
 
 from vlm_guard import wrap
 from vlm_guard.kernels.policies import MoveSinksToRest
-from vlm_guard.methods.act import sink_mask
+from vlm_guard.methods.act.method import sink_mask
 from zoo import UNEQUAL_PROMPTS, Prompt
 
 torch.set_num_threads(1)

@@ -7,10 +7,10 @@ from eager_oracle import eager_attention
 from PIL import Image, ImageDraw
 
 from vlm_guard import builtin, wrap
-from vlm_guard.connected_regions import label_regions
-from vlm_guard.contrastive_map import choose_regions, contrast_steps, refine_picture
-from vlm_guard.patch_grid import PlacedImage, place_images
-from vlm_guard.pictures import magnify_regions, recover_pictures, seen_part, stretch
+from vlm_guard.families.patch_grid import PlacedImage, place_images
+from vlm_guard.families.pictures import magnify_regions, recover_pictures, seen_part, stretch
+from vlm_guard.methods.carve.connected_regions import label_regions
+from vlm_guard.methods.carve.contrastive_map import choose_regions, contrast_steps, refine_picture
 from zoo import Prompt, assert_pristine, tiny_processor
 
 torch.set_num_threads(1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vlm_guard import wrap
-from vlm_guard.layer_contrast import _after_output_embeddings, _read_out
+from vlm_guard.contrast.layer_contrast import _after_output_embeddings, _read_out
 from vlm_guard.methods.dola import DoLa, layer_divergence
 from zoo import Prompt
 

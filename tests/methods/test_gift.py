@@ -5,8 +5,8 @@ import torch
 from eager_oracle import eager_attention
 
 from vlm_guard import builtin, wrap
-from vlm_guard.gaze_shift import gaze_bias, gaze_saliency, top_heads
-from vlm_guard.question_tokens import answer_opening, content_flags, content_words, question_range
+from vlm_guard.methods.gift.gaze_shift import gaze_bias, gaze_saliency, top_heads
+from vlm_guard.methods.shared.question_tokens import answer_opening, content_flags, content_words, question_range
 from zoo import UNEQUAL_PROMPTS, tiny_processor
 
 torch.set_num_threads(1)
@@ -196,7 +196,7 @@ def test_own_function_and_errors(zoo_model):
         wrap(zoo.model, None, "gift", content_words="all", saliency_layer="0-1")
     with wrap(zoo.model, tiny_processor(), "gift", content_words=content_words) as guard:
         described = guard.methods[0].method.describe()
-    assert described["options"]["content_words"] == "vlm_guard.question_tokens:content_words"
+    assert described["options"]["content_words"] == "vlm_guard.methods.shared.question_tokens:content_words"
     inputs = zoo.make_inputs(PROMPTS[:1])
     with wrap(zoo.model, None, "gift", **OPTIONS) as guard, pytest.raises(ValueError, match="prefill_chunk_size"):
         guard.generate(**inputs, max_new_tokens=1, prefill_chunk_size=8)

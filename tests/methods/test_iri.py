@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from vlm_guard import builtin, wrap
-from vlm_guard.architecture import describe_architecture
-from vlm_guard.causal_tracing import calibrate_iri, causal_tracing, yes_tokens
+from vlm_guard.calibration.causal_tracing import calibrate_iri, causal_tracing, yes_tokens
+from vlm_guard.families.architecture import describe_architecture
+from vlm_guard.families.profiles import Fact, Profile
 from vlm_guard.methods.iri import Injection, inject
-from vlm_guard.profiles import Fact, Profile
-from vlm_guard.sublayers import describe_sublayers
+from vlm_guard.runtime.sublayers import describe_sublayers
 from zoo import UNEQUAL_PROMPTS, Prompt, tiny_processor
 
 torch.set_num_threads(1)

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from vlm_guard import wrap
-from vlm_guard.eval.leading_queries import LEADING_TEMPLATES, lead
-from vlm_guard.methods.lqcd import LQCD
-from vlm_guard.neutral_question import neutralise
+from vlm_guard.eval.tasks.pope.leading_queries import LEADING_TEMPLATES, lead
+from vlm_guard.methods.lqcd.method import LQCD
+from vlm_guard.methods.lqcd.neutral_question import neutralise
 from zoo.prompts import BOS, IMAGE
 
 QUESTION = "Is there a dog in the image?"
@@ -123,8 +123,11 @@ def test_edits_act_on_the_neutral_branch(zoo_model, zoo_processor, monkeypatch):
 
 def test_neutraliser_by_import_path_and_bad_ones(zoo_model, zoo_processor):
     model, processor = zoo_model("llava").model, zoo_processor("llava")
-    wrap(model, processor, "lqcd", neutraliser="vlm_guard.neutral_question:neutralise").remove()
-    for bad in ("nowhere.at.all:function", "rule", "vlm_guard.neutral_question:missing"):
+    wrap(model, processor, "lqcd", neutraliser="vlm_guard.methods.lqcd.neutral_question:neutralise").remove()
+    for bad in ("nowhere.at.all:function", "rule", "vlm_guard.methods.lqcd.neutral_question:missing"):
         with pytest.raises(ValueError, match="neutraliser"):
             wrap(model, processor, "lqcd", neutraliser=bad)
-    assert LQCD(neutraliser=neutralise).describe()["options"]["neutraliser"] == "vlm_guard.neutral_question:neutralise"
+    assert (
+        LQCD(neutraliser=neutralise).describe()["options"]["neutraliser"]
+        == "vlm_guard.methods.lqcd.neutral_question:neutralise"
+    )

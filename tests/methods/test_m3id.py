@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from vlm_guard.branch_prompt import GivenPrompt
-from vlm_guard.contrast import contrast_logits
+from vlm_guard.method.branch_prompt import GivenPrompt
+from vlm_guard.method.contrasting import contrast_logits
 from vlm_guard.methods.m3id import M3ID
 from zoo.prompts import BOS, IMAGE, IMAGE_END, IMAGE_START, PAD
 

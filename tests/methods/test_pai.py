@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vlm_guard import wrap
-from vlm_guard.contrast import contrast_logits
+from vlm_guard.method.contrasting import contrast_logits
 from vlm_guard.methods.pai import PAI
 from zoo import Prompt
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from vlm_guard import wrap
+from vlm_guard.families.profiles import Fact, Profile
 from vlm_guard.kernels.attention_edit import TEXT_SINK, VISUAL_CONTENT, VISUAL_SINK
 from vlm_guard.kernels.policies import MoveSinksToContent
 from vlm_guard.methods.var import VAR, sink_activation
-from vlm_guard.profiles import Fact, Profile
 from zoo import Prompt
 
 torch.set_num_threads(1)

@@ -5,7 +5,7 @@ import torch
 from eager_oracle import eager_attention
 
 from vlm_guard import wrap
-from vlm_guard.methods.vhr import vision_aware_heads
+from vlm_guard.methods.vhr.method import vision_aware_heads
 from zoo import UNEQUAL_PROMPTS, Prompt, assert_pristine
 
 torch.set_num_threads(1)

@@ -5,11 +5,11 @@ import torch
 from eager_oracle import eager_attention
 
 from vlm_guard import wrap
-from vlm_guard.head_list import select_heads
+from vlm_guard.calibration.output_entropy import calibrate_zerotuning, mean_output_entropy
+from vlm_guard.families.head_list import select_heads
+from vlm_guard.families.profiles import Fact, Profile
 from vlm_guard.kernels.attention_edit import AttentionEdit
 from vlm_guard.kernels.edited_attention import AttentionProblem, edited_attention
-from vlm_guard.output_entropy import calibrate_zerotuning, mean_output_entropy
-from vlm_guard.profiles import Fact, Profile
 from zoo import UNEQUAL_PROMPTS
 
 torch.set_num_threads(1)
@@ -137,11 +137,11 @@ def test_no_row_of_the_prompt_is_recomputed_but_under_a_soft_cap(zoo_model, monk
         calls.append(problem.query.shape)
         return edited_attention(problem, impl)
 
-    monkeypatch.setattr("vlm_guard.attention.edited_attention", counted)
+    monkeypatch.setattr("vlm_guard.runtime.attention.edited_attention", counted)
     with wrap(zoo.model, None, "zerotuning", factor=0.3):
         riding = logits(zoo.model, inputs)
         assert bool(calls) == recomputed
-        monkeypatch.setattr("vlm_guard.attention._constant_bias", lambda context: None)
+        monkeypatch.setattr("vlm_guard.runtime.attention._constant_bias", lambda context: None)
         rows = logits(zoo.model, inputs)
     real = inputs["attention_mask"].bool()
     assert torch.allclose(riding[real], rows[real], atol=2e-5)

@@ -46,7 +46,7 @@ def command(
 
     import torch
 
-    from vlm_guard.kernels.measure import write_json
+    from vlm_guard.kernels.benchmark.measure import write_json
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -56,7 +56,7 @@ def command(
 
     arguments = {"device": device, "dtype": None if dtype == "auto" else dtype, "report": report}
     if what == "kernels":
-        from vlm_guard.kernels.benchmark import run_benchmark
+        from vlm_guard.kernels.benchmark.run import run_benchmark
 
         result = run_benchmark(
             models=model, keys=keys, batches=batch, providers=provider, rounds=rounds or 50, **arguments
@@ -64,8 +64,8 @@ def command(
         for note in result["notes"]:
             report(note)
     else:
-        from vlm_guard.eval.settings import parse_options
-        from vlm_guard.generate_benchmark import benchmark_generate
+        from vlm_guard.bench.generate import benchmark_generate
+        from vlm_guard.eval.run.settings import parse_options
 
         if len(model or []) > 1 or len(batch or []) > 1:
             raise ValueError("bench generate takes one --model and one --batch")

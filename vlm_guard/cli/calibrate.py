@@ -38,12 +38,12 @@ def command(
 
     from rich.console import Console
 
-    from vlm_guard.calibration import new_profile
-    from vlm_guard.calibration_run import MEASUREMENTS, calibrate, check_measurements
-    from vlm_guard.eval.calibration_prompts import calibration_prompts
-    from vlm_guard.eval.console import MeasurementBars
-    from vlm_guard.eval.models import load_model
-    from vlm_guard.profiles import read_profile, user_profiles
+    from vlm_guard.calibration.run import MEASUREMENTS, calibrate, check_measurements
+    from vlm_guard.calibration.sinks import new_profile
+    from vlm_guard.eval.data.calibration_prompts import calibration_prompts
+    from vlm_guard.eval.report.console import MeasurementBars
+    from vlm_guard.eval.run.models import load_model
+    from vlm_guard.families.profiles import read_profile, user_profiles
 
     wanted = tuple(MEASUREMENTS) if only is None else tuple(part.strip() for part in only.split(","))
     check_measurements(wanted)

@@ -34,7 +34,7 @@ def command(
     """Score captions with CHAIR: which objects they mention that are not in the image. No model is needed."""
     import json
 
-    from vlm_guard.eval.chair_report import ground_truth, score_captions, summary_lines
+    from vlm_guard.eval.tasks.chair.report import ground_truth, score_captions, summary_lines
 
     known = ground_truth(instances or [], reference_captions or [], objects, coco, mode)
     report = score_captions(captions, known, mode, image_list=image_list, skip_unknown=skip_unknown)

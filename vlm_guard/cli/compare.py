@@ -15,8 +15,8 @@ def command(
     """Paired differences with bootstrap intervals; refuses runs of different images, prompts or metric variants."""
     from rich.console import Console
 
-    from vlm_guard.eval.compare import compare_runs
-    from vlm_guard.eval.console import print_results
+    from vlm_guard.eval.report.compare import compare_runs
+    from vlm_guard.eval.report.console import print_results
 
     comparison = compare_runs(folders, baseline, resamples)
     if as_json:

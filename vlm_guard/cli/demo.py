@@ -25,7 +25,7 @@ def command(
     import torch
 
     from vlm_guard.demo.app import build_app, launch_options
-    from vlm_guard.eval.models import load_model
+    from vlm_guard.eval.run.models import load_model
 
     small = model == "builtin"
     if small and device in ("auto", "cpu"):

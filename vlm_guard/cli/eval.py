@@ -69,8 +69,8 @@ def command(
     Run it again with the same --out to go on with a run that was stopped. To share the work, start the same options by
     "accelerate launch -m vlm_guard.eval" (GPUs, machines) or "torchrun --nproc-per-node 2 -m vlm_guard.eval" (CPU).
     """
-    from vlm_guard.eval.command import run_command
-    from vlm_guard.eval.settings import parse_options, read_settings
+    from vlm_guard.eval.run.command import run_command
+    from vlm_guard.eval.run.settings import parse_options, read_settings
 
     flags = {
         "model": model,

@@ -34,12 +34,12 @@ def command(
 
     if not image.is_file():
         raise FileNotFoundError(f"there is no picture {image}")
-    from vlm_guard.eval.settings import parse_methods, parse_options
+    from vlm_guard.eval.run.settings import parse_methods, parse_options
 
     specs = parse_methods(method or ["var"], parse_options(options or []))
-    from vlm_guard.eval.ask import ask
-    from vlm_guard.eval.generation import Decoding
-    from vlm_guard.eval.models import load_model
+    from vlm_guard.eval.run.ask import ask
+    from vlm_guard.eval.run.generation import Decoding
+    from vlm_guard.eval.run.models import load_model
 
     loaded = load_model(model, dtype=dtype, device=device, device_map=device_map, trust_remote_code=trust_remote_code)
     answers = ask(

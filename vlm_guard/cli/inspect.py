@@ -25,13 +25,13 @@ def command(
     """Show a model's layers, heads and visual token ids, its profile, and which methods it takes."""
     import json
 
-    from vlm_guard.eval.models import load_model
-    from vlm_guard.inspection import inspect_model
+    from vlm_guard.calibration.inspection import inspect_model
+    from vlm_guard.eval.run.models import load_model
 
     loaded = load_model(model, device=device, trust_remote_code=trust_remote_code)
     report = inspect_model(loaded.model, loaded.processor)
     if attention:
-        from vlm_guard.eval.attention_facts import measure_attention
+        from vlm_guard.eval.attention.facts import measure_attention
 
         report["attention"] = measure_attention(loaded.model, loaded.processor, data, count, out)
     if as_json:

@@ -12,8 +12,8 @@ def command(
     """List the methods, or one method with its options and where their defaults come from."""
     import json
 
-    from vlm_guard.method import method_class, method_names
-    from vlm_guard.method_table import describe_class
+    from vlm_guard.method.registry import method_class, method_names
+    from vlm_guard.method.table import describe_class
 
     names = method_names() if name is None else [name]
     described = [describe_class(method_class(item)) for item in names]

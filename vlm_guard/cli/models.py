@@ -9,7 +9,7 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="Print machine-
     """List the model families that are tested, and those that are refused with the reason."""
     import json
 
-    from vlm_guard.model_table import model_rows
+    from vlm_guard.families.table import model_rows
 
     rows = model_rows()
     if as_json:

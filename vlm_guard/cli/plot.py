@@ -15,8 +15,8 @@ def command(
     baseline: Annotated[str | None, typer.Option(help="Method that is drawn first; by default the first.")] = None,
 ) -> None:
     """Draw CHAIR against recall and length, hallucination over mention order, and POPE's ladder."""
-    from vlm_guard.eval.compare import compare_runs
-    from vlm_guard.eval.plots import save_plots
+    from vlm_guard.eval.report.compare import compare_runs
+    from vlm_guard.eval.report.plots import save_plots
 
     for path in save_plots(compare_runs(folders, baseline), out if out is not None else folders[0] / "plots", style):
         typer.echo(path)

@@ -21,9 +21,9 @@ def command(
     """Score answers to POPE's questions ("Is there a dog in the image?"). No model is needed."""
     import json
 
-    from vlm_guard.eval.leading_queries import score_leading
-    from vlm_guard.eval.pope import read_answered, score_answers
-    from vlm_guard.eval.pope_report import leading_lines, summary_lines
+    from vlm_guard.eval.tasks.pope.leading_queries import score_leading
+    from vlm_guard.eval.tasks.pope.report import leading_lines, summary_lines
+    from vlm_guard.eval.tasks.pope.scoring import read_answered, score_answers
 
     asked, texts = read_answered(questions, answers)
     summary = score_answers(asked, texts, parser)

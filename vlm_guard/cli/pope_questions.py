@@ -25,7 +25,7 @@ def command(
     towards: Annotated[str, typer.Option(help="What they suggest: wrong, right, yes or no.")] = "wrong",
 ) -> None:
     """Build POPE's yes/no questions from the objects of images, with or without leading variants."""
-    from vlm_guard.eval.pope_report import build_question_files
+    from vlm_guard.eval.tasks.pope.report import build_question_files
 
     for path, count in build_question_files(
         output,

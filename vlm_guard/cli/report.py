@@ -18,8 +18,8 @@ def command(
     limit: Annotated[int, typer.Option(min=1, help="Show at most so many images, evenly spread.")] = 500,
 ) -> None:
     """Write one self-contained page: numbers, pictures, captions with hallucinated mentions marked, filters."""
-    from vlm_guard.eval.compare import compare_runs
-    from vlm_guard.eval.report import build_report
+    from vlm_guard.eval.report.compare import compare_runs
+    from vlm_guard.eval.report.page import build_report
     from vlm_guard.whole_files import write_atomically
 
     if images is not None and not images.is_dir():

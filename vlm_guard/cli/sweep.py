@@ -29,9 +29,9 @@ def command(
     from rich.console import Console
     from rich.table import Table
 
-    from vlm_guard.eval.console import ProgressBar
-    from vlm_guard.eval.settings import read_settings
-    from vlm_guard.eval.strength_sweep import methods_to_sweep, sweep
+    from vlm_guard.eval.report.console import ProgressBar
+    from vlm_guard.eval.run.settings import read_settings
+    from vlm_guard.eval.run.strength_sweep import methods_to_sweep, sweep
 
     method = method or methods_to_sweep(model, device)
     settings = read_settings(

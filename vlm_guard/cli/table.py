@@ -13,8 +13,8 @@ def command(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write; by default the terminal.")] = None,
 ) -> None:
     """Write the results as a table with paired differences."""
-    from vlm_guard.eval.compare import compare_runs
-    from vlm_guard.eval.tables import FORMATS, render_table
+    from vlm_guard.eval.report.compare import compare_runs
+    from vlm_guard.eval.report.tables import FORMATS, render_table
     from vlm_guard.whole_files import write_atomically
 
     if style not in FORMATS:

@@ -37,7 +37,7 @@ class VLMGuard(lmms):
         method: "var", "var+vcd", ...; "none" runs the same model unguarded.
         batch_size: questions per batch; only those of equal generation settings are put together.
         device: "auto", "cpu", "cuda", "cuda:1"; with several processes each takes the GPU of its local rank.
-        dtype, device_map, revision, trust_remote_code: as in `vlm_guard.eval.models.load_model`.
+        dtype, device_map, revision, trust_remote_code: as in `vlm_guard.eval.run.models.load_model`.
         attn_implementation: transformers' name of an attention function; None keeps the checkpoint's.
         max_batch_size: accepted because lmms-eval may pass it; there is no search for a batch size.
         **options: the methods' options by dotted name, `var.move_fraction=0.5`.

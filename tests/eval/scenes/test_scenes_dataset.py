@@ -120,7 +120,7 @@ def test_groups_count_and_side():
 
 
 def test_chair_reads_no_object_into_scene_names():
-    chair = pytest.importorskip("vlm_guard.eval.chair")
+    chair = pytest.importorskip("vlm_guard.eval.tasks.chair.scoring")
     from vlm_guard.eval.scenes.world import SCENE_TYPES
 
     for scene in SCENE_TYPES:

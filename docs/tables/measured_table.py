@@ -1,0 +1,124 @@
+"""The measured numbers of docs/results.md, read from committed result files and from nothing else."""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+EVALUATIONS = ROOT / "eval" / "results"
+TIMINGS = ROOT / "kernels" / "results"
+_COLUMNS = (
+    ("chair_i", "CHAIR_i"),
+    ("chair_s", "CHAIR_s"),
+    ("recall", "recall"),
+    ("f1", "F1"),
+    ("mean_words", "words"),
+    ("repetition", "4-gram rep."),
+    ("pope.random.f1", "POPE random F1"),
+    ("pope.popular.f1", "POPE popular F1"),
+    ("pope.adversarial.f1", "POPE adversarial F1"),
+)
+
+
+def measured_markdown() -> str:
+    """Every evaluation of the built-in model: default options, then those chosen by a sweep."""
+    evaluations = [_evaluation(path) for path in sorted(EVALUATIONS.glob("builtin_*.json"))]
+    evaluations += [_evaluation(path) for path in sorted(EVALUATIONS.glob("tuned_*.json"))]
+    return "\n".join(evaluations)
+
+
+def _evaluation(path: Path) -> str:
+    """One table: the value of every method with its 95 % interval, and the paired difference to the first."""
+    results = json.loads(path.read_text(encoding="utf-8"))
+    methods, data = results["methods"], results["data"]
+    names = " ".join(f"--method {entry['label']}" for entry in methods)
+    tasks = ",".join(results["tasks"])
+    columns = [column for column in _COLUMNS if column[0] in methods[0]["estimates"]]
+    lines = [
+        f"Built-in model on `{data['name']}`, {data['images']} scenes, greedy, in percent (words: mean). In brackets "
+        "the paired difference to the plain model with its 95 % bootstrap interval, bold where that leaves out 0.",
+        f"`vlm-guard eval --model builtin --data {data['name']} --count {data['images']} --task {tasks}"
+        f"{_per_image(results['tasks'])} {names} "
+        f"--out DIR` ({path.relative_to(ROOT)})",
+        "",
+        "| method | " + " | ".join(title for _, title in columns) + " | tokens/s | peak memory |",
+        "|---" * (len(columns) + 3) + "|",
+    ]
+    lines += [f"| {' | '.join(_evaluation_row(entry, methods[0]['label'], columns))} |" for entry in methods]
+    hardware = results["environment"]["hardware"]
+    versions = results["environment"]["versions"]
+    lines += [
+        "",
+        f"{hardware['processor']}, {hardware['torch_threads']} threads, torch {versions['torch']}, transformers "
+        f"{versions['transformers']}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _per_image(tasks: dict[str, Any]) -> str:
+    """The flag for another number of questions than POPE's six."""
+    built = re.match(r"built, (\d+) per image", tasks.get("pope", {}).get("origin", ""))
+    return "" if built is None or built[1] == "6" else f" --pope-per-image {built[1]}"
+
+
+def _evaluation_row(entry: dict[str, Any], baseline: str, columns: Sequence[tuple[str, str]]) -> Iterable[str]:
+    yield f"`{entry['label']}`"
+    for name, _ in columns:
+        scale = 1 if name.startswith("mean_") else 100
+        value = f"{scale * entry['estimates'][name]['value']:.1f}"
+        difference = (entry.get("difference_to_baseline") or {}).get(name)
+        if entry["label"] == baseline or difference is None:
+            yield value
+            continue
+        low, change, high = (scale * difference[key] for key in ("low", "value", "high"))
+        yield f"{value} {emphasised(f'[{change:+.1f}, {low:+.1f} to {high:+.1f}]', low, high)}"
+    yield f"{entry['cost']['tokens_per_second']:.0f}"
+    yield f"{entry['cost']['peak_memory_bytes'] / 2**20:.0f} MiB"
+
+
+def timings_markdown() -> str:
+    """Ratios of a guarded to an unguarded `generate` beside it, median and 20th to 80th percentile."""
+    lines = [
+        "Guarded against unguarded `generate`, each guarded call beside an unguarded one in one process: median of "
+        "the ratios, 20th to 80th percentile in brackets. `vlm-guard bench generate --model MODEL --batch N --method "
+        "METHOD --out FILE` (`--method all` for every one), with `--set METHOD.OPTION=VALUE` or `--cache static "
+        "--compile` where the table says so. llava-0.3b is a random LLaVA of 18 layers with 576 visual tokens, given "
+        "what methods need to know of a model.",
+        "",
+        "| model | batch | method | decode steps | prefill | per generated token | file |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for path in sorted(TIMINGS.glob("generate_*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        for entry in result["entries"]:
+            if "ratio_to_unguarded" not in entry["decode"]:
+                continue
+            ratios = [_ratio(entry[part]["ratio_to_unguarded"]) for part in ("prefill", "decode")]
+            cells = (
+                result["model"],
+                str(result["batch"]),
+                _with_options(entry),
+                "compiled, static cache" if result.get("compiled") else f"eager, {result['cache']} cache",
+                *ratios,
+                str(path.relative_to(ROOT)),
+            )
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def emphasised(text: str, low: float, high: float) -> str:
+    """Bold where the interval of a difference leaves out 0."""
+    return f"**{text}**" if low > 0 or high < 0 else text
+
+
+def _with_options(entry: dict[str, Any]) -> str:
+    options = entry.get("options") or {}
+    chosen = ", ".join(f"{name}={value}" for name, value in options.items())
+    return f"`{entry['method']}`" + (f" ({chosen})" if chosen else "")
+
+
+def _ratio(ratio: dict[str, float]) -> str:
+    return f"{ratio['median']:.2f}x ({ratio['p20']:.2f} to {ratio['p80']:.2f})"

@@ -1,0 +1,172 @@
+"""Opening a data set by name: the built-in scenes, or a folder in MSCOCO's format."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlm_guard.eval.data.coco import image_id, read_coco
+
+DEFAULT_COUNT = 500
+_KINDS = "'scenes:common', 'scenes:broken:7741' (split and seed) or 'coco:FOLDER'"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationData:
+    """The images of an evaluation with their ground truth.
+
+    Attributes:
+        name: the name it was opened with, without a machine's folder names.
+        folder: where the images and annotations lie.
+        images: file of every chosen image by image id, in the order they are asked.
+        objects: the objects of every image of the data set, in the order they are first seen.
+        captions: the reference captions of every image of the data set.
+        selection: how the images were chosen, in words.
+        annotation_hashes: sha256 of every annotation file, by file name.
+        images_without_file: annotated images that have no file in the folder (they are not asked).
+        mode: CHAIR text mode the reference captions were read with.
+    """
+
+    name: str
+    folder: Path
+    images: dict[int, Path]
+    objects: dict[int, list[str]]
+    captions: dict[int, list[str]]
+    selection: str
+    annotation_hashes: dict[str, str]
+    images_without_file: int
+    mode: str
+
+    @property
+    def image_ids_hash(self) -> str:
+        """sha256 of the chosen image ids in order, one decimal number a line."""
+        return hash_lines(self.images)
+
+    def describe(self) -> dict[str, Any]:
+        """What results say about the data; two runs are comparable only if all of it but the selection agrees."""
+        return {
+            "name": self.name,
+            "images": len(self.images),
+            "image_ids_sha256": self.image_ids_hash,
+            "annotations_sha256": self.annotation_hashes,
+            "text_mode": self.mode,
+        }
+
+
+def hash_lines(values: Iterable[Any]) -> str:
+    """sha256 of values written one a line."""
+    return hashlib.sha256("".join(f"{value}\n" for value in values).encode()).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_image_ids(path: str | Path) -> list[int]:
+    """Image ids from a file: a JSON list, or one id, file name or JSON record with `image_id` or `image` a line.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: an entry names no image, or an image is listed twice.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no image list {path}")
+    text = path.read_text(encoding="utf-8")
+    if text.lstrip().startswith("["):
+        entries: list[Any] = json.loads(text)
+    else:
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        entries = [json.loads(line) if line.startswith("{") else line for line in lines]
+    ids = []
+    for entry in entries:
+        value = entry.get("image_id", entry.get("image")) if isinstance(entry, dict) else entry
+        ids.append(image_id(value))
+    repeated = {number for number in ids if ids.count(number) > 1} if len(set(ids)) < len(ids) else set()
+    if repeated:
+        raise ValueError(f"{path} lists image {min(repeated)} more than once")
+    return ids
+
+
+def _scenes_folder(name: str, count: int) -> Path:
+    from vlm_guard.eval.scenes import load_scenes, parse_scenes_spec
+
+    spec = parse_scenes_spec(name)
+    return load_scenes(spec.split, count=count, seed=spec.seed)
+
+
+def open_dataset(
+    name: str,
+    count: int | None = None,
+    *,
+    mode: str = "pattern",
+    image_list: str | Path | None = None,
+    split: str | None = None,
+) -> EvaluationData:
+    """Open a data set.
+
+    Args:
+        name: "scenes:SPLIT[:SEED]" or "coco:FOLDER".
+        count: how many images. Scenes: the first `count` of the split (500 by default). A folder: the images with
+            the `count` smallest ids that have a file (all by default). Never a random or file-system order.
+        mode: CHAIR text mode for the reference captions.
+        image_list: file with the images to use, in this order (see `read_image_ids`), for a published subset.
+        split: of a folder, read only `instances_SPLIT.json` and `captions_SPLIT.json`.
+
+    Raises:
+        ValueError: the name is of no known kind, `count` is not positive, or the image list names unknown images.
+        FileNotFoundError: the folder, its annotations or the image list is missing.
+    """
+    kind, _, rest = name.partition(":")
+    if kind not in ("scenes", "coco") or not rest:
+        raise ValueError(f"unknown data {name!r}; give {_KINDS}")
+    if count is not None and count < 1:
+        raise ValueError(f"count is {count}; it must be at least 1")
+    listed = read_image_ids(image_list) if image_list is not None else None
+    if kind == "scenes":
+        if split is not None:
+            raise ValueError("a split of scenes is part of the name: 'scenes:broken'")
+        folder = _scenes_folder(name, max(listed) if listed else count or DEFAULT_COUNT)
+    else:
+        folder = Path(rest)
+    read = read_coco(folder, mode, split)
+    images, selection = _choose(read.images, read.objects, folder, listed, count)
+    shown = name if kind == "scenes" else f"coco:{folder.name}" + (f" {split}" if split else "")
+    return EvaluationData(
+        name=shown,
+        folder=folder,
+        images=images,
+        objects=read.objects,
+        captions=read.captions,
+        selection=selection if image_list is None else f"{selection} {Path(image_list).name}",
+        annotation_hashes={path.name: hash_file(path) for path in read.annotation_files},
+        images_without_file=len(read.missing_images),
+        mode=mode,
+    )
+
+
+def _choose(
+    images: dict[int, Path],
+    objects: dict[int, list[str]],
+    folder: Path,
+    listed: Sequence[int] | None,
+    count: int | None,
+) -> tuple[dict[int, Path], str]:
+    if listed is not None:
+        unknown = [number for number in listed if number not in objects]
+        if unknown:
+            raise ValueError(
+                f"{len(unknown)} of {len(listed)} listed images are not in the annotations, for example {unknown[0]}"
+            )
+        chosen = listed[:count]
+        # A listed image without file stays in: the run records it as skipped instead of silently shrinking the list.
+        return {number: images.get(number, folder / f"{number:012d}.jpg") for number in chosen}, "image list"
+    if not images:
+        raise FileNotFoundError(f"{folder} has annotations but none of their image files")
+    ordered = sorted(images)[:count]
+    selection = "all images" if len(ordered) == len(images) else f"the {len(ordered)} images with the smallest ids"
+    return {number: images[number] for number in ordered}, selection

@@ -1,0 +1,164 @@
+"""Comparing methods of one or several runs, on the same images or not at all."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlm_guard.eval.run.records import Record, read_records
+from vlm_guard.eval.run.results import SAMPLES_FILE, MethodResult, RunResults, read_results
+from vlm_guard.eval.run.resume import differing_fields
+from vlm_guard.eval.run.summary import MethodRecords
+
+# Settings that do not change what a number means, but may move it a little or change what it cost.
+_NOTED = ("model", "decoding.batch_size", "decoding.seed", "profile", "environment.versions", "environment.hardware")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Methods of one or several runs beside each other.
+
+    Attributes:
+        results: as the results of a single run: the first run's settings, all methods, differences to one baseline.
+        records: the records of every method by its label.
+        folders: the run's folder of every method by its label.
+        notes: what differs between the runs without making them incomparable, in words.
+    """
+
+    results: RunResults
+    records: dict[str, list[Record]]
+    folders: dict[str, Path]
+    notes: tuple[str, ...]
+
+
+def compare_runs(folders: Sequence[Path], baseline: str | None = None, resamples: int | None = None) -> Comparison:
+    """Bring runs together; all numbers are computed anew from their records.
+
+    Args:
+        folders: folders that `vlm-guard eval` wrote.
+        baseline: label of the method the others are compared with; the first run's first method by default.
+        resamples: number of bootstrap resamples; the first run's by default.
+
+    Raises:
+        FileNotFoundError: a folder holds no finished run.
+        ValueError: the runs differ in something that changes what the numbers mean (metric variant, prompt, images,
+            decoding, ...); the message names the field. Or there is no such baseline.
+    """
+    if not folders:
+        raise ValueError("give at least one folder that 'vlm-guard eval' has written")
+    runs = [read_results(folder) for folder in folders]
+    notes = [note for run in runs for note in run.notes]
+    for folder, run in zip(folders[1:], runs[1:]):
+        notes += check_comparable(runs[0], run, folders[0], folder)
+    entries = _label(folders, runs)
+    records = {label: _records(folder, method) for label, folder, _, method in entries}
+    read = {label: MethodRecords(items) for label, items in records.items()}
+    chosen = baseline if baseline is not None else entries[0][0]
+    if chosen not in read:
+        raise ValueError(f"there is no method {chosen!r} to compare with; there are {', '.join(read)}")
+    draws = resamples if resamples is not None else runs[0].statistics["resamples"]
+    methods = []
+    for label, _, run, method in sorted(entries, key=lambda entry: entry[0] != chosen):
+        own = read[label]
+        computed = {
+            "label": label,
+            **own.summaries(run.tasks),
+            "samples": own.sample_counts(),
+            "estimates": own.estimates(draws),
+            "difference_to_baseline": own.differences_to(read[chosen], draws) if label != chosen else {},
+            "cost": own.cost(),
+            "task_costs": {task: own.cost(task) for task in own.answered},
+        }
+        methods.append(method.model_copy(update=computed))
+    notes += _uneven(methods, read)
+    results = runs[0].model_copy(
+        update={
+            "baseline": chosen,
+            "methods": methods,
+            "statistics": {**runs[0].statistics, "resamples": draws},
+            "notes": list(dict.fromkeys(notes)),
+        }
+    )
+    return Comparison(
+        results=results,
+        records=records,
+        folders={label: folder for label, folder, _, _ in entries},
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def _label(folders: Sequence[Path], runs: Sequence[RunResults]) -> list[tuple[str, Path, RunResults, MethodResult]]:
+    """Every method with a label of its own: its run's folder goes in front where two would share one."""
+    found = [(folder, run, method) for folder, run in zip(folders, runs) for method in run.methods]
+    labels = [method.label for _, _, method in found]
+    entries = []
+    for folder, run, method in found:
+        label = method.label if labels.count(method.label) == 1 else f"{folder.resolve().name}/{method.label}"
+        entries.append((label, folder, run, method))
+    taken = [entry[0] for entry in entries]
+    if len(set(taken)) < len(taken):
+        raise ValueError("the same run, or two runs in folders of the same name, are given; rename one folder")
+    return entries
+
+
+def _records(folder: Path, method: MethodResult) -> list[Record]:
+    path = folder / method.directory / SAMPLES_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} lacks {method.directory}/{SAMPLES_FILE}, which its results come from")
+    return list(read_records(path)[0].values())
+
+
+def _meaning(run: RunResults) -> dict[str, Any]:
+    """What has to be equal for two numbers to be about the same thing."""
+    decoding = {name: value for name, value in run.decoding.items() if name not in ("batch_size", "seed")}
+    if run.decoding.get("do_sample"):
+        decoding["seed"] = run.decoding.get("seed")
+    return {"data": {name: value for name, value in run.data.items() if name != "selection"}, "decoding": decoding}
+
+
+def check_comparable(first: RunResults, second: RunResults, first_folder: Path, second_folder: Path) -> list[str]:
+    """What differs between two comparable runs, in words.
+
+    Raises:
+        ValueError: they are not comparable; the message names the field and both values.
+    """
+    shared = [task for task in first.tasks if task in second.tasks]
+    if not shared:
+        raise ValueError(f"{first_folder} and {second_folder} have no task in common")
+    left, right = _meaning(first), _meaning(second)
+    for side, run in ((left, first), (right, second)):
+        side["tasks"] = {task: run.tasks[task] for task in shared}
+    same_model = first.model["name"] == second.model["name"]
+    if same_model:
+        left["template"], right["template"] = first.template, second.template
+    else:
+        # Which settings a checkpoint brings along is part of the model, like its template.
+        left["decoding"].pop("checkpoint", None)
+        right["decoding"].pop("checkpoint", None)
+    differing = differing_fields(left, right)
+    if differing:
+        name, before, after = differing[0]
+        others = ", ".join(item[0] for item in differing[1:4])
+        more = f" (also: {others})" if others else ""
+        raise ValueError(
+            f"{first_folder} and {second_folder} cannot be compared: {name} is {before!r} in one and {after!r} in the "
+            f"other{more}. Numbers of different variants, images or prompts must not stand in one table"
+        )
+    notes = []
+    dump_left, dump_right = first.model_dump(mode="json"), second.model_dump(mode="json")
+    for name, before, after in differing_fields(dump_left, dump_right):
+        if name.startswith(_NOTED):
+            notes.append(f"{second_folder.name}: {name} is {after!r}, not {before!r}")
+    missing = set(first.tasks) ^ set(second.tasks)
+    if missing:
+        notes.append(f"only one of {first_folder.name} and {second_folder.name} has {', '.join(sorted(missing))}")
+    return notes
+
+
+def _uneven(methods: Sequence[MethodResult], read: dict[str, MethodRecords]) -> list[str]:
+    """Say where methods have skipped different images, so that values rest on slightly different sets."""
+    skipped = {label: {record["image_id"] for record in records.skipped} for label, records in read.items()}
+    if len(set(map(frozenset, skipped.values()))) > 1:
+        counts = ", ".join(f"{method.label} {len(skipped[method.label])}" for method in methods)
+        return [f"the methods skipped different images ({counts}); differences use the images both answered"]
+    return []

@@ -1,0 +1,188 @@
+"""What a run shows in the terminal: a progress bar with the time left, and the table of results."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+from rich.text import Text
+
+from vlm_guard.eval.run.results import Difference, Estimate, MethodResult, RunResults
+
+ARROWS = {"better": "green", "worse": "red", "changed": "yellow", "unclear": "dim"}
+COLUMNS: tuple[tuple[str, str], ...] = (
+    ("chair_i", "CHAIR_i ↓"),
+    ("chair_s", "CHAIR_s ↓"),
+    ("recall", "recall ↑"),
+    ("f1", "F1 ↑"),
+    ("mean_words", "words"),
+    ("repetition", "repeat ↓"),
+    ("pope.mean.accuracy", "POPE acc ↑"),
+    ("pope.mean.f1", "POPE F1 ↑"),
+    ("pope.adversarial.f1", "adv F1 ↑"),
+    ("pope.mean.yes_ratio", "yes"),
+    ("pope.mean.unparsed", "unparsed ↓"),
+)
+
+
+def _bars(console: Console) -> RichProgress:
+    """Bars with the estimated time left, which print nothing where the output is no terminal."""
+    return RichProgress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        speed_estimate_period=3600,  # batches of large models take minutes
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+class MeasurementBars:
+    """One bar for each measurement of a calibration; a context that shows them and takes them away."""
+
+    def __init__(self, console: Console) -> None:
+        self._bars = _bars(console)
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> "MeasurementBars":
+        self._bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bars.stop()
+
+    def show(self, measurement: str, done: int, total: int) -> None:
+        """Move a measurement's bar to `done` of `total`."""
+        if measurement not in self._tasks:
+            self._tasks[measurement] = self._bars.add_task(measurement, total=total)
+        self._bars.update(self._tasks[measurement], completed=done)
+
+
+class ProgressBar:
+    """A bar with the estimated time left. Prints nothing where the output is no terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._bar = _bars(console)
+        self._task = None
+
+    def start(self, total: int, done: int) -> None:
+        """Show the bar."""
+        self._bar.start()
+        self._task = self._bar.add_task("answers", total=total, completed=done)
+
+    def advance(self, count: int, method: str) -> None:
+        """Move the bar on."""
+        self._bar.update(self._task, advance=count, description=method)
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        self._bar.stop()
+
+
+def shown(name: str, value: float) -> str:
+    """A metric's value as tables show it: shares in percent, lengths with one decimal."""
+    return f"{value:.1f}" if name in ("mean_words", "mean_tokens") else f"{100 * value:.1f}"
+
+
+def arrow(difference: Difference) -> str:
+    """Up or down where the interval leaves out zero, else a sign for "no clear difference"."""
+    if difference.verdict == "unclear":
+        return "≈"
+    return "▲" if difference.value > 0 else "▼"
+
+
+def shown_difference(name: str, value: float) -> str:
+    """A difference with its sign, in percentage points except for lengths."""
+    scaled = round(value if name in ("mean_words", "mean_tokens") else 100 * value, 1)
+    return f"{scaled + 0.0:+.1f}"  # adding zero turns -0.0 into 0.0
+
+
+def difference_text(name: str, difference: Difference) -> tuple[str, str]:
+    """Difference with its arrow, and its interval: ("-2.1 ▼", "-3.9..-0.4")."""
+    value, low, high = (shown_difference(name, part) for part in (difference.value, difference.low, difference.high))
+    return f"{value} {arrow(difference)}", f"{low}..{high}"
+
+
+def results_tables(results: RunResults) -> list[Table]:
+    """A table of the methods' numbers and one of what they cost."""
+    columns = [(name, label) for name, label in COLUMNS if any(name in item.estimates for item in results.methods)]
+    groups = [[item for item in columns if item[0].startswith("pope") is pope] for pope in (False, True)]
+    tables = [_metric_table(results, group) for group in groups if group]
+    tables.append(_cost_table(results.methods))
+    return tables
+
+
+def _metric_table(results: RunResults, columns: Sequence[tuple[str, str]]) -> Table:
+    images = {item.estimates[name].images for item in results.methods for name, _ in columns if name in item.estimates}
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column(f"n = {' or '.join(map(str, sorted(images)))}", no_wrap=True)
+    for _, label in columns:
+        table.add_column(label, justify="right", overflow="fold")
+    for method in results.methods:
+        cells = [_value_cell(name, method.estimates.get(name)) for name, _ in columns]
+        table.add_row(Text(method.label, style="bold"), *cells)
+        if method.difference_to_baseline:
+            cells = [_difference_cell(name, method.difference_to_baseline.get(name)) for name, _ in columns]
+            table.add_row(Text(f"  − {results.baseline}", style="dim"), *cells)
+    return table
+
+
+def _value_cell(name: str, estimate: Estimate | None) -> Text:
+    if estimate is None:
+        return Text("-")
+    interval = f"{shown(name, estimate.low)}..{shown(name, estimate.high)}"
+    return Text.assemble(shown(name, estimate.value), "\n", (interval, "dim"))
+
+
+def _difference_cell(name: str, difference: Difference | None) -> Text:
+    if difference is None:
+        return Text("-")
+    value, interval = difference_text(name, difference)
+    return Text.assemble((value, ARROWS[difference.verdict]), "\n", (interval, "dim"))
+
+
+def _cost_table(methods: Sequence[MethodResult]) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for label in ("method", "seconds", "tokens", "tokens/s", "peak memory", "answered", "skipped", "cut off"):
+        first = label == "method"
+        table.add_column(label, justify="left" if first else "right", no_wrap=first, overflow="fold")
+    for method in methods:
+        counts = method.samples.values()
+        table.add_row(
+            Text(method.label, style="bold"),
+            f"{method.cost.seconds:.1f}",
+            f"{method.cost.tokens}",
+            f"{method.cost.tokens_per_second:.0f}",
+            f"{method.cost.peak_memory_bytes / 2**20:.0f} MiB",
+            str(sum(item.answered for item in counts)),
+            str(sum(item.skipped for item in counts)),
+            str(sum(item.cut_off for item in counts)),
+        )
+    return table
+
+
+def print_results(console: Console, results: RunResults) -> None:
+    """Everything a person wants to know at the end of a run."""
+    model, data = results.model, results.data
+    title = f"\n{model['name']} on {data['name']}, {data['images']} images, {model['dtype']}"
+    console.print(title, style="bold", markup=False, highlight=False)
+    for table in results_tables(results):
+        console.print()
+        console.print(table)
+    level = round(100 * results.statistics["level"])
+    console.print(
+        f"\nIn percent (words: mean). Below each number its {level} % bootstrap interval over n images; "
+        "differences are paired. ▲ ▼ the interval leaves out 0, ≈ it does not.",
+        style="dim",
+    )
+    for note in results.notes:
+        console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
+    skipped = max(len(method.skipped_images) for method in results.methods)
+    if skipped:
+        console.print(f"{skipped} images could not be read and were skipped; results.json lists them.", style="yellow")

@@ -1,0 +1,207 @@
+"""The results page: one HTML file with pictures, captions with their hallucinated mentions marked, and the numbers.
+
+The page holds everything it needs (thumbnails, data, style, script) and loads nothing, so it can be mailed or archived.
+"""
+
+import base64
+import io
+import json
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from vlm_guard.eval.report.compare import Comparison
+from vlm_guard.eval.report.console import COLUMNS
+from vlm_guard.eval.report.tables import caption_of, legend_of
+from vlm_guard.eval.run.generation import read_image
+from vlm_guard.eval.run.metrics import CHAIR_METRICS, Metric, pope_metrics
+from vlm_guard.eval.run.records import Record
+from vlm_guard.eval.run.results import RUN_FILE, MethodResult, RunResults
+
+THUMBNAIL_SIDE = 288
+_JPEG_QUALITY = 78
+_DATA_MARK = "/*REPORT_DATA*/"
+_TITLE_MARK = "REPORT_TITLE"
+
+
+def thumbnail(path: Path, side: int = THUMBNAIL_SIDE) -> str:
+    """An image as a small JPEG in a data address; its longer side has at most `side` pixels.
+
+    Raises:
+        OSError: the file is missing or damaged.
+    """
+    picture = read_image(path)
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    content = io.BytesIO()
+    picture.save(content, "JPEG", quality=_JPEG_QUALITY, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode("ascii")
+
+
+def image_folder(comparison: Comparison) -> Path | None:
+    """Where the pictures lay when a run was made, if that folder is still there.
+
+    It stands in the runs' `run.json` only: results.json is made to be passed on and names no folder of a machine.
+    """
+    for method in comparison.results.methods:
+        path = comparison.folders[method.label] / method.directory / RUN_FILE
+        if not path.is_file():
+            continue
+        for session in reversed(json.loads(path.read_text(encoding="utf-8")).get("sessions", [])):
+            folder = session.get("image_folder")
+            if folder and Path(folder).is_dir():
+                return Path(folder)
+    return None
+
+
+def build_report(comparison: Comparison, *, images: Path | None = None, limit: int = 500) -> str:
+    """The page as HTML text.
+
+    Args:
+        comparison: from `vlm_guard.eval.report.compare.compare_runs`.
+        images: the data set's folder; by default where it was at the run. Pictures that are not found are left out,
+            and the page says so.
+        limit: at most this many images are shown, evenly spread over the run; the numbers are always those of all.
+
+    Raises:
+        ValueError: `limit` is below 1.
+    """
+    if limit < 1:
+        raise ValueError(f"the limit is {limit}; it must be at least 1")
+    results = comparison.results
+    folder = images if images is not None else image_folder(comparison)
+    by_image = {label: _group(records) for label, records in comparison.records.items()}
+    ids = [image_id for image_id in results.image_ids if any(image_id in groups for groups in by_image.values())]
+    shown = _spread(ids, limit)
+    data = {
+        "title": f"{results.model['name']} on {results.data['name']}",
+        "caption": caption_of(results),
+        "legend": legend_of(results),
+        "baseline": results.baseline,
+        "created": results.created,
+        "images": results.data["images"],
+        "shown": len(shown),
+        "notes": results.notes,
+        "metrics": _metric_rows(results),
+        "methods": [_method(method) for method in results.methods],
+        "items": [_item(image_id, results, by_image, folder) for image_id in shown],
+        "protocol": _protocol(results),
+    }
+    template = files("vlm_guard.eval.report").joinpath("report_page.html").read_text(encoding="utf-8")
+    # "<" must not appear inside the script element: a caption could hold "</script>".
+    content = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    title = data["title"].replace("&", "&amp;").replace("<", "&lt;")
+    return template.replace(_TITLE_MARK, title, 1).replace(_DATA_MARK, content, 1)
+
+
+def _group(records: Iterable[Record]) -> dict[int, list[Record]]:
+    groups: dict[int, list[Record]] = {}
+    for record in records:
+        groups.setdefault(record["image_id"], []).append(record)
+    return groups
+
+
+def _spread(ids: Sequence[int], limit: int) -> list[int]:
+    if len(ids) <= limit:
+        return list(ids)
+    return [ids[place * len(ids) // limit] for place in range(limit)]
+
+
+def _metric_rows(results: RunResults) -> list[dict[str, Any]]:
+    """The main metrics in the order of the tables, with what the page needs to draw them."""
+    strategies = sorted({name for method in results.methods if method.pope for name in method.pope["strategies"]})
+    known: dict[str, Metric] = {metric.name: metric for metric in (*CHAIR_METRICS, *pope_metrics(strategies))}
+    rows = []
+    for name, label in COLUMNS:
+        if name in known and any(name in method.estimates for method in results.methods):
+            metric = known[name]
+            scale = 1 if metric.kind == "length" else 100
+            rows.append({"name": name, "label": label.rstrip(" ↑↓"), "better": metric.better, "scale": scale})
+    return rows
+
+
+def _method(method: MethodResult) -> dict[str, Any]:
+    return {
+        "label": method.label,
+        "estimates": {name: item.model_dump() for name, item in method.estimates.items()},
+        "differences": {name: item.model_dump() for name, item in method.difference_to_baseline.items()},
+        "cost": method.cost.model_dump(),
+        "samples": {task: counts.model_dump() for task, counts in method.samples.items()},
+        "options": [{"name": item["method"], **item["options"]} for item in method.methods],
+        "skipped": len(method.skipped_images),
+    }
+
+
+def _item(
+    image_id: int, results: RunResults, by_image: dict[str, dict[int, list[Record]]], folder: Path | None
+) -> dict[str, Any]:
+    """One image: its picture, its objects, and every method's caption and answers."""
+    records = {label: groups.get(image_id, []) for label, groups in by_image.items()}
+    first = next(record for items in records.values() for record in items)
+    item: dict[str, Any] = {"id": image_id, "file": first["image"], "objects": None, "captions": {}, "questions": {}}
+    for label, answers in records.items():
+        for record in answers:
+            if "error" in record:
+                item["error"] = record["error"]
+            elif record["task"] == "chair":
+                score = record["score"]
+                item["objects"] = score["objects"]
+                item["captions"][label] = {
+                    "text": record["text"],
+                    "mentions": [
+                        [mention["start"], mention["end"], mention["node"], int(mention["hallucinated"])]
+                        for mention in score["mentions"]
+                    ],
+                    "words": score["words"],
+                    "finished": record["finished"],
+                }
+            else:
+                score = record["score"]
+                question = item["questions"].setdefault(
+                    record["sample"],
+                    {
+                        "text": record["prompt"],
+                        "label": score["label"],
+                        "strategies": score["strategies"],
+                        "answers": {},
+                    },
+                )
+                question["answers"][label] = [score["answer"], record["text"]]
+    item["questions"] = list(item["questions"].values())
+    item["picture"] = _picture(folder, first["image"])
+    return item
+
+
+def _picture(folder: Path | None, name: str) -> str | None:
+    if folder is None:
+        return None
+    try:
+        return thumbnail(folder / name)
+    except OSError:
+        return None
+
+
+def _protocol(results: RunResults) -> list[list[str]]:
+    """What a reader needs to repeat the run, as pairs of name and value."""
+    rows = [["model", _words(results.model)], ["data", _words(results.data)]]
+    rows += [[f"task {name}", _words(task)] for name, task in results.tasks.items()]
+    rows += [
+        ["template", _words(results.template)],
+        ["decoding", _words(results.decoding)],
+        ["statistics", _words(results.statistics)],
+        ["versions", _words(results.environment["versions"])],
+        ["hardware", _words(results.environment["hardware"])],
+    ]
+    if results.environment.get("git"):
+        rows.append(["git", _words(results.environment["git"])])
+    return rows
+
+
+def _words(values: dict[str, Any]) -> str:
+    return "; ".join(
+        f"{name.replace('_', ' ')}: {json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value}"
+        for name, value in values.items()
+        if value is not None
+    )

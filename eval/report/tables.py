@@ -1,0 +1,142 @@
+"""The numbers of a run or comparison as Markdown, CSV, JSON or HTML."""
+
+import csv
+import html
+import io
+import json
+from typing import Any
+
+from vlm_guard.eval.report.console import COLUMNS, difference_text, shown
+from vlm_guard.eval.run.results import MethodResult, RunResults
+
+FORMATS = ("markdown", "csv", "json", "html")
+
+
+def long_rows(results: RunResults) -> list[dict[str, Any]]:
+    """One row per method and metric: value, interval, paired difference. Shares are fractions."""
+    rows = []
+    for method in results.methods:
+        for name, estimate in method.estimates.items():
+            difference = method.difference_to_baseline.get(name)
+            row: dict[str, Any] = {
+                "method": method.label,
+                "metric": name,
+                "value": estimate.value,
+                "low": estimate.low,
+                "high": estimate.high,
+                "images": estimate.images,
+                "baseline": results.baseline if difference is not None else None,
+            }
+            for field in ("value", "low", "high", "verdict"):
+                key = f"difference_{field}" if field != "verdict" else field
+                row[key] = None if difference is None else getattr(difference, field)
+            rows.append(row)
+    return rows
+
+
+def render_table(results: RunResults, style: str) -> str:
+    """The table in one of `FORMATS`.
+
+    CSV and JSON hold every metric, one row per method and metric, as fractions; Markdown and HTML hold the main ones in
+    percent, one row per method.
+
+    Raises:
+        ValueError: unknown format.
+    """
+    if style == "json":
+        return json.dumps(long_rows(results), indent=2, ensure_ascii=False) + "\n"
+    if style == "csv":
+        return _csv(long_rows(results))
+    if style == "markdown":
+        return _markdown(results)
+    if style == "html":
+        return _html(results)
+    raise ValueError(f"the table format is {style!r}; it must be one of {', '.join(FORMATS)}")
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _columns(results: RunResults) -> list[tuple[str, str]]:
+    return [(name, label) for name, label in COLUMNS if any(name in method.estimates for method in results.methods)]
+
+
+def _cells(results: RunResults, method: MethodResult) -> list[str]:
+    cells = []
+    for name, _ in _columns(results):
+        estimate = method.estimates.get(name)
+        if estimate is None:
+            cells.append("-")
+            continue
+        cell = shown(name, estimate.value)
+        difference = method.difference_to_baseline.get(name)
+        if difference is not None:
+            value, interval = difference_text(name, difference)
+            cell += f" ({value}, {interval})"
+        cells.append(cell)
+    return cells
+
+
+def _costs(method: MethodResult) -> list[str]:
+    cost = method.cost
+    return [f"{cost.seconds:.1f}", f"{cost.tokens_per_second:.0f}", f"{cost.peak_memory_bytes / 2**20:.0f}"]
+
+
+def caption_of(results: RunResults) -> str:
+    """One sentence that says what the numbers are."""
+    data, tasks = results.data, results.tasks
+    parts = [f"{results.model['name']} ({results.model['dtype']}) on {data['name']}, {data['images']} images"]
+    if "chair" in tasks:
+        chair = tasks["chair"]
+        parts.append(
+            f'CHAIR in {chair["text_mode"]} mode, prompt "{chair["prompt"]}", at most {chair["max_new_tokens"]} tokens'
+        )
+    if "pope" in tasks:
+        suffix = tasks["pope"]["suffix"].strip()
+        asked = f'with "{suffix}"' if suffix else "without suffix"
+        parts.append(f"POPE {asked}, read by the {tasks['pope']['parser']} parser")
+    parts.append(_decoding(results.decoding))
+    return "; ".join(parts) + "."
+
+
+def legend_of(results: RunResults) -> str:
+    """One sentence on how to read the table."""
+    level = round(100 * results.statistics["level"])
+    return (
+        f"In percent, words as a mean. Differences to {results.baseline} are paired, with {level} % bootstrap "
+        "intervals over images; ▲ ▼ where the interval leaves out 0, ≈ where it does not."
+    )
+
+
+def _decoding(decoding: dict[str, Any]) -> str:
+    if decoding["do_sample"]:
+        return f"sampled (temperature {decoding['temperature']}, top-p {decoding['top_p']}, seed {decoding['seed']})"
+    return f"{decoding['num_beams']} beams" if decoding["num_beams"] > 1 else "greedy"
+
+
+def _header(results: RunResults) -> list[str]:
+    return ["method", *(label for _, label in _columns(results)), "seconds", "tokens/s", "peak MiB"]
+
+
+def _markdown(results: RunResults) -> str:
+    header = _header(results)
+    lines = [f"| {' | '.join(header)} |", f"|{'---|' + '---:|' * (len(header) - 1)}"]
+    for method in results.methods:
+        label = method.label.replace("|", "\\|")
+        lines.append(f"| {' | '.join([label, *_cells(results, method), *_costs(method)])} |")
+    return "\n".join(lines) + f"\n\n{caption_of(results)} {legend_of(results)}\n"
+
+
+def _html(results: RunResults) -> str:
+    head = "".join(f"<th>{html.escape(text)}</th>" for text in _header(results))
+    body = ""
+    for method in results.methods:
+        cells = "".join(f"<td>{html.escape(text)}</td>" for text in [*_cells(results, method), *_costs(method)])
+        body += f"<tr><th>{html.escape(method.label)}</th>{cells}</tr>\n"
+    caption = html.escape(f"{caption_of(results)} {legend_of(results)}")
+    return f"<table>\n<caption>{caption}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>\n"

@@ -1,0 +1,80 @@
+"""`vlm-guard eval --dry-run`: one prompt as the model reads it, and how long the whole run will take."""
+
+import json
+from typing import Any
+
+from rich.console import Console
+
+from vlm_guard.eval.run.distributed import ProcessGroup
+from vlm_guard.eval.run.generation import generate_batch, prepare_batch
+from vlm_guard.eval.run.runner import attached
+from vlm_guard.eval.run.settings import RunSettings
+from vlm_guard.eval.run.setup import Evaluation, set_up
+
+
+def predict(run: Evaluation) -> dict[str, Any]:
+    """One prompt of every task, and the time of the run from one measured batch of every task and method.
+
+    The first batch is answered once untimed. Nothing is written. The prediction takes the batch for typical; first
+    images that are answered shorter or longer than the rest make it wrong.
+    """
+    processor, settings = run.loaded.processor, run.settings
+    tasks: dict[str, Any] = {}
+    for name, task in run.tasks.items():
+        batches = [batch for batch in run.batches if batch.task is task]
+        prepared = prepare_batch(batches[0].samples, run.data.images, run.template, processor)
+        if not prepared.samples:
+            raise ValueError(f"no image of the first batch can be read: {next(iter(prepared.broken.values()))}")
+        samples = sum(len(batch.samples) for batch in batches)
+        predicted = {}
+        example = ""
+        for spec, guard in zip(run.specs, run.guards):
+            arguments = (run.loaded.model, processor, prepared.inputs, settings.decoding)
+            with attached(guard):
+                generate_batch(*arguments, 2, settings.seed)
+                answered = generate_batch(*arguments, task.max_new_tokens, settings.seed)
+            predicted[spec.label] = answered.seconds / len(answered.answers) * samples
+            example = example or answered.answers[0].text
+        tasks[name] = {
+            "samples": samples,
+            "batches": len(batches),
+            "prompt": run.template.render(processor, prepared.samples[0].prompt),
+            "prompt_tokens": int(prepared.inputs["attention_mask"][0].sum()),
+            "answer": example,
+            "predicted_seconds": predicted,
+        }
+    total = sum(seconds for task in tasks.values() for seconds in task["predicted_seconds"].values())
+    return {
+        "data": run.data.describe(),
+        "model": run.loaded.identity,
+        "tasks": tasks,
+        "processes": run.group.size,
+        "predicted_seconds": total / run.group.size,
+    }
+
+
+def print_dry_run(console: Console, settings: RunSettings, group: ProcessGroup, *, as_json: bool) -> None:
+    """Print the prediction, on the first process only."""
+    prediction = predict(set_up(settings, group))
+    if not group.is_main:
+        return
+    if as_json:
+        console.file.write(json.dumps(prediction, indent=2, ensure_ascii=False) + "\n")
+        return
+    data = prediction["data"]
+    console.print(f"{prediction['model']['name']} on {data['name']}: {data['images']} images", markup=False)
+    for name, task in prediction["tasks"].items():
+        console.print(f"\n[bold]{name}[/bold]  {task['samples']} prompts in {task['batches']} batches")
+        console.print(f"  prompt ({task['prompt_tokens']} tokens with the image): {task['prompt']!r}", markup=False)
+        console.print(f"  answer: {task['answer']!r}", markup=False)
+        for label, seconds in task["predicted_seconds"].items():
+            console.print(f"  {label}: about {duration(seconds)}", markup=False, highlight=False)
+    console.print(f"\nall together about {duration(prediction['predicted_seconds'])}; nothing was written")
+
+
+def duration(seconds: float) -> str:
+    """A time span for people: "40 s", "12 min", "3 h 20 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,238 @@
+"""Answering one batch of prompts, with the time and the memory it took."""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from vlm_guard.eval.run.prompting import PromptTemplate
+from vlm_guard.eval.tasks.base import Sample
+from vlm_guard.families.architecture import inference_device
+
+
+class Decoding(BaseModel):
+    """How tokens are chosen. Greedy by default; everything else of the checkpoint's generation settings stays."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    do_sample: bool = False
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    num_beams: int = Field(1, ge=1)
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of `generate`."""
+        if self.do_sample:
+            sampling = {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+        else:
+            sampling = {"temperature": None, "top_p": None, "top_k": None}
+        return {"do_sample": self.do_sample, "num_beams": self.num_beams, **sampling}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedBatch:
+    """A batch whose images are read and whose inputs are made.
+
+    Attributes:
+        samples: the samples that can be asked.
+        inputs: model inputs on the CPU, one row per sample; None without any.
+        broken: why an image could not be read, by the key of every sample that needs it.
+    """
+
+    samples: tuple[Sample, ...]
+    inputs: Any
+    broken: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One row's answer.
+
+    Attributes:
+        text: without special tokens and surrounding blanks.
+        tokens: generated tokens, the end token included.
+        finished: whether the model ended by itself rather than at the token limit.
+    """
+
+    text: str
+    tokens: int
+    finished: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnsweredBatch:
+    """The answers of a batch and what they took.
+
+    Attributes:
+        answers: row by row.
+        seconds: time inside `generate`, moving the inputs to the device included.
+        memory_bytes: peak memory meanwhile.
+        memory_kind: what that memory is.
+    """
+
+    answers: list[Answer]
+    seconds: float
+    memory_bytes: int
+    memory_kind: str
+
+
+def read_image(path: Path) -> Image.Image:
+    """An image file as RGB, fully decoded.
+
+    Raises:
+        OSError: the file is missing, damaged or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except OSError:
+        raise
+    except (SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises for damaged files
+        raise OSError(f"{path.name}: {error}") from error
+
+
+def prepare_batch(
+    samples: Sequence[Sample], images: dict[int, Path], template: PromptTemplate, processor: Any
+) -> PreparedBatch:
+    """Read the images of a batch (each once) and make the model's inputs."""
+    pictures: dict[int, Image.Image] = {}
+    reasons: dict[int, str] = {}
+    for image_id in dict.fromkeys(sample.image_id for sample in samples):
+        try:
+            pictures[image_id] = read_image(images[image_id])
+        except OSError as error:
+            name = images[image_id].name
+            reasons[image_id] = (
+                f"no file {name}" if isinstance(error, FileNotFoundError) else f"cannot read {name}: {error}"
+            )
+    readable = tuple(sample for sample in samples if sample.image_id in pictures)
+    inputs = None
+    if readable:
+        prompts = [sample.prompt for sample in readable]
+        inputs = template.encode(processor, [pictures[sample.image_id] for sample in readable], prompts)
+    broken = {sample.key: reasons[sample.image_id] for sample in samples if sample.image_id in reasons}
+    return PreparedBatch(samples=readable, inputs=inputs, broken=broken)
+
+
+def generate_batch(
+    model: Any, processor: Any, inputs: Any, decoding: Decoding, max_new_tokens: int, seed: int
+) -> AnsweredBatch:
+    """Answer a prepared batch.
+
+    Args:
+        model: possibly guarded.
+        processor: decodes the answers.
+        inputs: from `prepare_batch`.
+        decoding: how tokens are chosen.
+        max_new_tokens: token limit of every answer.
+        seed: set before generation, so that sampling does not depend on what ran before.
+    """
+    device = inference_device(model)
+    cuda = device.type == "cuda"
+    torch.manual_seed(seed)
+    memory = MemoryPeak(device)
+    if cuda:
+        torch.cuda.synchronize(device)
+    begin = time.perf_counter()
+    moved = inputs.to(device, dtype=model.dtype)  # changes the type of pixels only, ids stay whole numbers
+    try:
+        with torch.inference_mode():
+            output = model.generate(**moved, max_new_tokens=max_new_tokens, **decoding.arguments())
+    except torch.OutOfMemoryError as error:
+        error.add_note("Give a smaller --batch-size and another --out: the batch size is part of a run's settings.")
+        raise
+    if cuda:
+        torch.cuda.synchronize(device)
+    seconds = time.perf_counter() - begin
+    peak = memory.bytes()
+    return AnsweredBatch(
+        answers=read_answers(model, processor, output, moved["input_ids"]),
+        seconds=seconds,
+        memory_bytes=peak,
+        memory_kind=memory.kind,
+    )
+
+
+def read_answers(model: Any, processor: Any, output: Tensor, prompt: Tensor) -> list[Answer]:
+    """What `generate` answered, row by row.
+
+    Args:
+        model: names the end and padding tokens.
+        processor: decodes the answers.
+        output: [B, prompt + new] or [B, new] token ids that `generate` returned.
+        prompt: [B, prompt] token ids it was given.
+    """
+    ends, padding = _end_tokens(model)
+    return [_read_answer(row, ends, padding, processor) for row in _new_tokens(output, prompt).tolist()]
+
+
+def _read_answer(row: list[int], ends: set[int], padding: int | None, processor: Any) -> Answer:
+    length = next((place + 1 for place, token in enumerate(row) if token in ends), None)
+    finished = length is not None
+    if length is None:
+        length = len(row)
+        while length and row[length - 1] == padding:
+            length -= 1
+    text = processor.decode(row[:length], skip_special_tokens=True).strip()
+    return Answer(text=text, tokens=length, finished=finished)
+
+
+def _new_tokens(output: Tensor, prompt: Tensor) -> Tensor:
+    """[B, new] the generated part; encoder-decoder style models return it without the prompt."""
+    length = prompt.shape[1]
+    if output.shape[1] >= length and torch.equal(output[:, :length], prompt):
+        return output[:, length:]
+    return output
+
+
+def _end_tokens(model: Any) -> tuple[set[int], int | None]:
+    config = model.generation_config
+    ends = config.eos_token_id
+    found = set(ends) if isinstance(ends, list | tuple) else {ends} - {None}
+    return found, config.pad_token_id
+
+
+class MemoryPeak:
+    """The peak memory from its making until `bytes` is asked.
+
+    CUDA: bytes allocated by torch on the device. Elsewhere the resident set of the process: on Linux the kernel's
+    high-water mark is set back first, so the peak belongs to the interval; where that is not allowed it is the peak
+    since the process began (`kind` says which).
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            self.kind = "allocated on the GPU"
+        else:
+            self.kind = "resident set" if _reset_resident_peak() else "resident set, whole process so far"
+
+    def bytes(self) -> int:
+        """Peak memory in bytes."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device)
+        status = Path("/proc/self/status")
+        if status.is_file():
+            for line in status.read_text(encoding="ascii", errors="replace").splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+        import resource  # absent on Windows
+
+        usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return usage if sys.platform == "darwin" else usage * 1024
+
+
+def _reset_resident_peak() -> bool:
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True

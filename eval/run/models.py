@@ -1,0 +1,155 @@
+"""Loading the model of an evaluation: the built-in one, a local folder or a Hugging Face id."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+
+from vlm_guard.builtin_model import BUILTIN_DIR, builtin
+from vlm_guard.families.architecture import inference_device
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_FULL_HASH_LIMIT = 2**31
+_PIECE = 2**20
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LoadedModel:
+    """A model ready to answer.
+
+    Attributes:
+        model: in evaluation mode, on its device.
+        processor: pads on the left.
+        identity: what results say about the model, see `identify`.
+    """
+
+    model: PreTrainedModel
+    processor: Any
+    identity: dict[str, Any]
+
+
+def choose_device(device: str) -> str:
+    """The device to use; "auto" takes CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        ValueError: the device does not exist here.
+    """
+    if device != "auto":
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
+        return device
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def choose_dtype(dtype: str, device: str) -> torch.dtype | None:
+    """The weights' type; "auto" is float32 on the CPU and otherwise the checkpoint's own (None).
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if dtype == "auto":
+        return torch.float32 if device == "cpu" else None
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; allowed: auto, {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def load_model(
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    revision: str | None = None,
+    device_map: str | None = None,
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """Load a vision-language model with its processor.
+
+    Args:
+        name: "builtin", a folder, or a Hugging Face id such as "llava-hf/llava-1.5-7b-hf".
+        dtype: "auto", "float32", "bfloat16" or "float16".
+        device: "auto", "cpu", "cuda", "cuda:1", ...
+        revision: branch, tag or commit of a Hugging Face id.
+        device_map: spread the weights with accelerate ("auto") instead of moving them to `device`.
+        trust_remote_code: run Python code that comes with the checkpoint; never without being asked.
+
+    Raises:
+        ValueError: the name can be neither found nor loaded, or dtype or device is wrong.
+        FileNotFoundError: a folder is given that is not a checkpoint.
+    """
+    chosen = choose_device(device)
+    weights_type = choose_dtype(dtype, chosen)
+    if name == "builtin":
+        model, processor = builtin(dtype=weights_type, device=chosen)
+    else:
+        folder = Path(name)
+        if folder.is_dir() and not (folder / "config.json").is_file():
+            raise FileNotFoundError(f"{folder} is no checkpoint: it has no config.json")
+        options = {"revision": revision, "trust_remote_code": trust_remote_code}
+        try:
+            processor = AutoProcessor.from_pretrained(name, **options)
+            model = AutoModelForImageTextToText.from_pretrained(
+                name, dtype=weights_type or "auto", device_map=device_map, **options
+            )
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0][:300]
+            raise ValueError(f"cannot load {name!r} as a vision-language model: {reason}") from error
+        model = model.eval() if device_map is not None else model.eval().to(chosen)
+    prepare_processor(processor)
+    return LoadedModel(model=model, processor=processor, identity=identify(name, model))
+
+
+def prepare_processor(processor: Any) -> None:
+    """Make a processor pad prompts on the left, with the end-of-text token where it has no padding token."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+
+
+def identify(name: str, model: PreTrainedModel) -> dict[str, Any]:
+    """Which weights these are, as written into results.
+
+    A local folder is named by its last part, so that no machine's paths get into results, and by a hash of its
+    weight files; a Hugging Face model by its id and commit.
+    """
+    folder = BUILTIN_DIR if name == "builtin" else Path(name)
+    local = folder.is_dir()
+    return {
+        "name": name if name == "builtin" or not local else folder.resolve().name,
+        "revision": None if local else getattr(model.config, "_commit_hash", None),
+        "weights": hash_weights(folder) if local else None,
+        "class": type(model).__name__,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": inference_device(model).type,
+    }
+
+
+def hash_weights(folder: Path) -> str:
+    """A hash of a folder's weight files, with the way it was computed in front.
+
+    Up to 2 GiB every byte counts ("sha256:"). Beyond, reading everything would cost minutes, so names, sizes and 64
+    evenly spread megabytes per file count ("sampled-sha256:"): enough to tell checkpoints apart by accident, not to
+    detect tampering.
+    """
+    files = sorted(path for path in folder.iterdir() if path.suffix in _WEIGHT_SUFFIXES)
+    full = sum(path.stat().st_size for path in files) <= _FULL_HASH_LIMIT
+    digest = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        step = _PIECE if full else max(_PIECE, size // 64)
+        with path.open("rb") as file:
+            for begin in range(0, size, step):
+                file.seek(begin)
+                digest.update(file.read(_PIECE))
+    return f"{'sha256' if full else 'sampled-sha256'}:{digest.hexdigest()}"

@@ -1,0 +1,120 @@
+"""Where a run's records lie, and whether they may be continued.
+
+A method's folder holds `run.json` (the fingerprint: everything that decides the answers), `samples.jsonl` and, while
+several processes work, one `samples.rank-N.jsonl` each. A finished or killed run is continued when the fingerprint is
+the same; otherwise the first differing field is named.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vlm_guard.eval.run.distributed import ProcessGroup
+from vlm_guard.eval.run.records import Record, SampleLog, read_records, write_records
+from vlm_guard.eval.run.results import RESULTS_FILE, RUN_FILE, SAMPLES_FILE
+from vlm_guard.whole_files import write_atomically
+
+_ABSENT = "absent"
+
+
+def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested dictionaries, and of lists of dictionaries, with dotted names."""
+    if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+        value = dict(enumerate(value))
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from flatten(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
+
+
+def differing_fields(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Dotted names of the leaves that differ, with both values."""
+    left, right = dict(flatten(first)), dict(flatten(second))
+    names = list(dict.fromkeys([*left, *right]))
+    return [
+        (name, left.get(name, _ABSENT), right.get(name, _ABSENT))
+        for name in names
+        if left.get(name, _ABSENT) != right.get(name, _ABSENT)
+    ]
+
+
+class MethodFolder:
+    """The folder of one method's records.
+
+    Args:
+        folder: `OUT/<method>`.
+        fingerprint: everything that decides the answers of this run, as JSON can hold it.
+    """
+
+    def __init__(self, folder: Path, fingerprint: dict[str, Any]) -> None:
+        self.folder = folder
+        self.fingerprint = json.loads(json.dumps(fingerprint))
+        self.records: dict[str, Record] = {}
+        self.sessions: list[dict[str, Any]] = []
+
+    @property
+    def samples_path(self) -> Path:
+        """The merged records."""
+        return self.folder / SAMPLES_FILE
+
+    def shard_path(self, group: ProcessGroup) -> Path:
+        """Where this process appends."""
+        return self.samples_path if group.size == 1 else self.folder / f"samples.rank-{group.rank}.jsonl"
+
+    def check(self, *, resume: bool) -> None:
+        """Look at what an earlier run left here; with `resume` off it is removed.
+
+        Raises:
+            ValueError: the records there were made with other settings; the message names the differing field.
+        """
+        path = self.folder / RUN_FILE
+        if not resume:
+            (self.folder.parent / RESULTS_FILE).unlink(missing_ok=True)
+            for old in (path, *self.folder.glob("samples*.jsonl")):
+                old.unlink(missing_ok=True)
+        if path.exists():
+            try:
+                known = json.loads(path.read_text(encoding="utf-8"))
+                fingerprint, self.sessions = known["fingerprint"], known["sessions"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{path} is damaged ({error}); start anew with --no-resume") from error
+            differing = differing_fields(fingerprint, self.fingerprint)
+            if differing:
+                name, before, now = differing[0]
+                more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
+                raise ValueError(
+                    f"{self.folder} holds a run with other settings: {name} was {before!r} and is now {now!r}{more}. "
+                    "Give another --out, or --no-resume to delete those records and start anew"
+                )
+        elif any(self.folder.glob("samples*.jsonl")):
+            raise ValueError(f"{self.folder} holds records without {RUN_FILE}; give another --out or --no-resume")
+
+    def collect(self, group: ProcessGroup, order: Sequence[str]) -> None:
+        """Bring the records of all processes together in `samples.jsonl`, in the order of the samples.
+
+        Every process hands in the files it can see, so shards are found on a shared disk and on a machine's own.
+        """
+        local: dict[str, Record] = {}
+        shards = sorted(self.folder.glob("samples.rank-*.jsonl")) if self.folder.is_dir() else []
+        for path in [self.samples_path, *shards]:
+            local |= read_records(path)[0]
+        seen = group.gather(local)
+        merged: dict[str, Record] = {}
+        for records in reversed(seen):
+            merged |= records
+        self.records = {key: merged[key] for key in order if key in merged}
+        if group.is_main and (shards or group.size > 1):
+            write_records(self.samples_path, self.records.values())
+        group.barrier()
+        for path in shards:
+            path.unlink(missing_ok=True)
+        if group.is_main:
+            SampleLog(self.samples_path).close()  # cuts off a torn last line
+        group.barrier()
+
+    def save_sessions(self) -> None:
+        """Write fingerprint and sessions, atomically."""
+        content = {"fingerprint": self.fingerprint, "sessions": self.sessions}
+        write_atomically(self.folder / RUN_FILE, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

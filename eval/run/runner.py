@@ -1,0 +1,296 @@
+"""The evaluation run: every method answers the same prompts about the same images, batch by batch.
+
+Batches are cut once, before the work is shared out, and an unfinished batch is asked again as a whole. So the numbers
+do not depend on how many processes worked or how often the run was killed. The methods take turns on every batch, in
+rotating order, so that a machine that slows down or heats up slows all of them.
+"""
+
+import datetime
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from vlm_guard.eval.run.distributed import ProcessGroup
+from vlm_guard.eval.run.environment import all_versions, git_state, hardware
+from vlm_guard.eval.run.generation import PreparedBatch, generate_batch, prepare_batch
+from vlm_guard.eval.run.records import Record, SampleLog
+from vlm_guard.eval.run.results import MethodResult, RunResults
+from vlm_guard.eval.run.resume import MethodFolder
+from vlm_guard.eval.run.settings import MethodSpec, RunSettings
+from vlm_guard.eval.run.setup import Batch, Evaluation, set_up
+from vlm_guard.eval.run.statistics import LEVEL
+from vlm_guard.eval.run.summary import BOOTSTRAP_SEED, MethodRecords
+from vlm_guard.eval.tasks.base import Sample
+from vlm_guard.guard import Guard
+
+# Timing starts after one untimed answer of this many tokens, which pays for first-call set-up.
+_WARM_UP_TOKENS = 2
+
+
+class Progress(Protocol):
+    """What a run tells about its progress."""
+
+    def start(self, total: int, done: int) -> None:
+        """The number of samples times methods, and how many are done already."""
+
+    def advance(self, count: int, method: str) -> None:
+        """So many more samples of a method are done."""
+
+    def stop(self) -> None:
+        """The run is over."""
+
+
+@dataclass(kw_only=True)
+class MethodRun:
+    """One method in a run: its guard (attached only while it answers), folder and records."""
+
+    spec: MethodSpec
+    guard: Guard
+    folder: MethodFolder
+    log: SampleLog | None = None
+    done: set[str] = field(default_factory=set)
+
+
+def evaluate(
+    settings: RunSettings, out: Path, *, progress: Progress | None = None, group: ProcessGroup | None = None
+) -> RunResults | None:
+    """Run an evaluation, or go on with one, and write `results.json`.
+
+    Args:
+        settings: what to run.
+        out: folder of the run; every method has a folder in it.
+        progress: told how far the run is.
+        group: the processes that share the work.
+
+    Returns:
+        The results; None in processes other than the first.
+
+    Raises:
+        ValueError: a setting is wrong, `out` holds a run with other settings, or (with `strict`) an image is broken.
+        FileNotFoundError: something that was named is missing.
+    """
+    group = group if group is not None else ProcessGroup(cpu=settings.device == "cpu")
+    run = set_up(settings, group)
+    methods = _open_folders(run, out)
+    begin = time.perf_counter()
+    session = _begin_session(run, methods)
+    order = [sample.key for batch in run.batches for sample in batch.samples]
+    for method in methods:
+        method.folder.collect(group, order)
+        method.done = set(method.folder.records)
+        method.log = SampleLog(method.folder.shard_path(group))
+    group.barrier()
+    try:
+        _answer_all(run, methods, progress)
+    finally:
+        if progress is not None:
+            progress.stop()
+        for method in methods:
+            method.log.close()
+    for method in methods:
+        method.folder.collect(group, order)
+    if not group.is_main:
+        return None
+    session["wall_seconds"] = round(time.perf_counter() - begin, 3)
+    for method in methods:
+        method.folder.save_sessions()
+    results = summarise_run(run, methods)
+    results.save(out)
+    return results
+
+
+def _open_folders(run: Evaluation, out: Path) -> list[MethodRun]:
+    methods = []
+    with run.group.main_first():
+        for index, (spec, guard) in enumerate(zip(run.specs, run.guards)):
+            folder = MethodFolder(out / spec.directory, run.settings_of(index))
+            if run.group.is_main:
+                folder.check(resume=run.settings.resume)
+            methods.append(MethodRun(spec=spec, guard=guard, folder=folder))
+    return methods
+
+
+def _begin_session(run: Evaluation, methods: Sequence[MethodRun]) -> dict[str, Any]:
+    """Note who works on these records from now on; `wall_seconds` stays None if the run is killed."""
+    session = {
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "processes": run.group.size,
+        "image_folder": str(run.data.folder.resolve()),
+        "order_of_methods": [spec.label for spec in run.specs],
+        "versions": all_versions(),
+        "hardware": hardware(),
+        "git": git_state(),
+        "wall_seconds": None,
+    }
+    if run.group.is_main:
+        for method in methods:
+            method.folder.sessions.append(session)
+            method.folder.save_sessions()
+    return session
+
+
+def _answer_all(run: Evaluation, methods: list[MethodRun], progress: Progress | None) -> None:
+    keys = {batch.index: {sample.key for sample in batch.samples} for batch in run.batches}
+    pending = [batch for batch in run.batches if any(keys[batch.index] - method.done for method in methods)]
+    mine = share(pending, run.group.rank, run.group.size)
+    if progress is not None and run.group.is_main:
+        total = sum(len(batch.samples) for batch in run.batches) * len(methods)
+        progress.start(total, sum(len(method.done) for method in methods))
+    warm: set[tuple[str, str]] = set()
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="images") as reader:
+        upcoming = None
+        for place, batch in enumerate(mine):
+            prepared = upcoming.result() if upcoming is not None else _prepare(run, batch)
+            if place + 1 < len(mine):
+                upcoming = reader.submit(_prepare, run, mine[place + 1])
+            if run.settings.strict and prepared.broken:
+                raise ValueError(f"{next(iter(prepared.broken.values()))} (--strict; without it the image is skipped)")
+            turn = batch.place % len(methods)
+            for position, method in enumerate(methods[turn:] + methods[:turn]):
+                if keys[batch.index] <= method.done:
+                    continue
+                _answer(run, method, batch, prepared, position, warm)
+                if progress is not None and run.group.is_main:
+                    progress.advance(len(batch.samples) * run.group.size, method.spec.label)
+
+
+def share(batches: Sequence[Batch], rank: int, size: int) -> list[Batch]:
+    """The batches of one process: of every task each `size`-th, because captions take much longer than yes or no."""
+    seen: dict[str, int] = {}
+    mine = []
+    for batch in batches:
+        place = seen[batch.task.name] = seen.get(batch.task.name, -1) + 1
+        if place % size == rank:
+            mine.append(batch)
+    return mine
+
+
+def _prepare(run: Evaluation, batch: Batch) -> PreparedBatch:
+    return prepare_batch(batch.samples, run.data.images, run.template, run.reading_processor)
+
+
+def _answer(
+    run: Evaluation,
+    method: MethodRun,
+    batch: Batch,
+    prepared: PreparedBatch,
+    position: int,
+    warm: set[tuple[str, str]],
+) -> None:
+    """Ask one batch with one method and append the records that are missing."""
+    common = {sample.key: _identity(sample, run) for sample in batch.samples}
+    records = [{**common[key], "error": reason} for key, reason in prepared.broken.items()]
+    if prepared.samples:
+        model, processor, settings = run.loaded.model, run.loaded.processor, run.settings
+        seed = (settings.seed * 1_000_003 + batch.index) % 2**63
+        with attached(method.guard):
+            if (method.spec.label, batch.task.name) not in warm:
+                generate_batch(model, processor, prepared.inputs, settings.decoding, _WARM_UP_TOKENS, seed)
+                warm.add((method.spec.label, batch.task.name))
+            answered = generate_batch(
+                model, processor, prepared.inputs, settings.decoding, batch.task.max_new_tokens, seed
+            )
+        for sample, answer in zip(prepared.samples, answered.answers, strict=True):
+            records.append(
+                {
+                    **common[sample.key],
+                    "prompt": sample.prompt,
+                    "text": answer.text,
+                    "tokens": answer.tokens,
+                    "finished": answer.finished,
+                    "score": batch.task.score(sample, answer.text),
+                    "batch": batch.index,
+                    "turn": position,
+                    "seconds": round(answered.seconds / len(answered.answers), 6),
+                    "memory_bytes": answered.memory_bytes,
+                    "memory_kind": answered.memory_kind,
+                }
+            )
+    new = [record for record in records if record["sample"] not in method.done]
+    method.log.append(new)
+    method.done.update(record["sample"] for record in new)
+
+
+@contextmanager
+def attached(guard: Guard) -> Iterator[None]:
+    """Inside, the guard's model is guarded; what its methods found out when it was made is kept between blocks."""
+    guard.attach()
+    try:
+        yield
+    finally:
+        guard.remove()
+
+
+def _identity(sample: Sample, run: Evaluation) -> Record:
+    file, folder = run.data.images[sample.image_id], run.data.folder
+    image = file.relative_to(folder).as_posix() if file.is_relative_to(folder) else file.name
+    return {"sample": sample.key, "task": sample.task, "image_id": sample.image_id, "image": image}
+
+
+def _without_folder(session: dict[str, Any]) -> dict[str, Any]:
+    # Results are passed on and committed: they name no folder of the machine.
+    return {name: value for name, value in session.items() if name != "image_folder"}
+
+
+def summarise_run(run: Evaluation, methods: Sequence[MethodRun]) -> RunResults:
+    """The results of a run whose records are complete; the first method is the baseline."""
+    tasks = {name: task.describe() for name, task in run.tasks.items()}
+    read = [MethodRecords(list(method.folder.records.values())) for method in methods]
+    resamples = run.settings.resamples
+    profile = run.guards[0].target.profile
+    results = [
+        MethodResult(
+            label=method.spec.label,
+            directory=method.spec.directory,
+            methods=[item.describe() for item in method.spec.methods],
+            samples=records.sample_counts(),
+            **records.summaries(tasks),
+            estimates=records.estimates(resamples),
+            difference_to_baseline=records.differences_to(read[0], resamples) if index else {},
+            cost=records.cost(),
+            task_costs={task: records.cost(task) for task in records.answered},
+            sessions=[_without_folder(session) for session in method.folder.sessions],
+            skipped_images=[
+                {"image_id": record["image_id"], "image": record["image"], "error": record["error"]}
+                for record in {record["image_id"]: record for record in records.skipped}.values()
+            ],
+        )
+        for index, (method, records) in enumerate(zip(methods, read))
+    ]
+    return RunResults(
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        data={
+            **run.data.describe(),
+            "selection": run.data.selection,
+            "images_without_file": run.data.images_without_file,
+        },
+        image_ids=list(run.data.images),
+        tasks=tasks,
+        template=run.template.describe(),
+        decoding=run.decoding(),
+        model=run.loaded.identity,
+        profile=None if profile is None else asdict(profile),
+        statistics={
+            "interval": "percentile bootstrap over images, paired for differences",
+            "level": LEVEL,
+            "resamples": resamples,
+            "seed": BOOTSTRAP_SEED,
+        },
+        environment={"versions": all_versions(), "hardware": hardware(), "git": git_state()},
+        baseline=methods[0].spec.label,
+        methods=results,
+        notes=_mixed_sources(methods),
+    )
+
+
+def _mixed_sources(methods: Sequence[MethodRun]) -> list[str]:
+    """A note when the sessions of a run used different states of the source tree."""
+    sessions = [session for method in methods for session in method.folder.sessions]
+    states = {(item["git"]["commit"], item["git"]["changed_files"] > 0) for item in sessions if item["git"]}
+    if len(states) < 2:
+        return []
+    return [f"the records were made with {len(states)} different states of the source tree (sessions list them)"]

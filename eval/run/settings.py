@@ -1,0 +1,182 @@
+"""The settings of an evaluation run: from a YAML file, with command-line flags on top."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from vlm_guard.eval.run.generation import Decoding
+from vlm_guard.eval.tasks.base import CAPTION_PROMPT, STRATEGIES, TASK_NAMES
+from vlm_guard.method.base import Method
+from vlm_guard.method.registry import resolve_methods
+
+
+class PopeSettings(BaseModel):
+    """How POPE is asked and read."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    strategies: list[str] = list(STRATEGIES)
+    per_image: int = Field(6, ge=2, multiple_of=2)
+    suffix: str = "none"
+    parser: str = "strict"
+    max_new_tokens: int = Field(10, ge=1)
+    questions: list[Path] = []
+
+
+class RunSettings(BaseModel):
+    """Everything that can be set for a run; the names are those of the YAML file and (with dashes) of the flags."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = "builtin"
+    revision: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    device_map: str | None = None
+    trust_remote_code: bool = False
+    attention_backend: str | None = None
+    data: str = "scenes:common"
+    split: str | None = None
+    count: int | None = Field(None, ge=1)
+    limit: int | None = Field(None, ge=1)
+    image_list: Path | None = None
+    chair_mode: str = "pattern"
+    tasks: list[str] = list(TASK_NAMES)
+    methods: list[str] = ["none", "var"]
+    options: dict[str, Any] = {}
+    prompt: str = CAPTION_PROMPT
+    template: str | None = None
+    max_new_tokens: int = Field(512, ge=1)
+    pope: PopeSettings = PopeSettings()
+    decoding: Decoding = Decoding()
+    batch_size: int = Field(16, ge=1)
+    seed: int = Field(0, ge=0)
+    strict: bool = False
+    resume: bool = True
+    resamples: int = Field(2000, ge=100)
+
+    @field_validator("tasks")
+    @classmethod
+    def _known_tasks(cls, value: list[str]) -> list[str]:
+        unknown = [name for name in value if name not in TASK_NAMES]
+        if unknown or not value:
+            raise ValueError(f"tasks are {value}; allowed: {', '.join(TASK_NAMES)}")
+        return list(dict.fromkeys(value))
+
+    @property
+    def image_count(self) -> int | None:
+        """How many images are used: the smaller of `count` and `limit`."""
+        given = [number for number in (self.count, self.limit) if number is not None]
+        return min(given) if given else None
+
+
+def read_settings(path: Path | None, flags: Mapping[str, Any]) -> RunSettings:
+    """Settings from a YAML file with flags on top; flags that are None were not given.
+
+    Nested settings are given as dotted names, for example "pope.parser".
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no YAML mapping, or a setting is unknown or out of range.
+    """
+    content: dict[str, Any] = {}
+    if path is not None:
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no settings file {path}")
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} is no valid YAML: {error}") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"{path} must hold settings such as 'model: builtin', one a line")
+    for name, value in flags.items():
+        if value is None:
+            continue
+        target, parts = content, name.split(".")
+        for part in parts[:-1]:
+            target = target.setdefault(part, {})
+        if name == "options":
+            value = {**target.get("options", {}), **value}
+        target[parts[-1]] = value
+    try:
+        return RunSettings(**content)
+    except ValidationError as error:
+        problems = []
+        for item in error.errors():
+            place = ".".join(map(str, item["loc"]))
+            problems.append(
+                f"{place}: {item['msg']}" + ("" if item["type"] == "missing" else f" (given {item['input']!r})")
+            )
+        allowed = f"; allowed settings: {', '.join(RunSettings.model_fields)}" if "Extra inputs" in str(error) else ""
+        raise ValueError("; ".join(problems) + allowed) from None
+
+
+def parse_options(pairs: list[str]) -> dict[str, str]:
+    """Options from `name=value` texts, for example "var.move_fraction=0.5".
+
+    Raises:
+        ValueError: a text has no equals sign.
+    """
+    options = {}
+    for pair in pairs:
+        name, found, value = pair.partition("=")
+        if not found or not name.strip():
+            raise ValueError(f"--set takes METHOD.OPTION=VALUE such as var.move_fraction=0.5, given {pair!r}")
+        options[name.strip()] = value.strip()
+    return options
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSpec:
+    """One entry of the comparison.
+
+    Attributes:
+        label: what the tables call it: the text it was given by.
+        directory: the same as a folder name.
+        methods: the methods, applied in order.
+    """
+
+    label: str
+    directory: str
+    methods: tuple[Method, ...]
+
+
+def parse_methods(texts: list[str], options: Mapping[str, Any]) -> list[MethodSpec]:
+    """The entries of a comparison.
+
+    Args:
+        texts: each a name, a combination "var+vcd", or one with own options "var:move_fraction=0.6,layers=all".
+        options: options for all entries that contain the method, with its name in front ("var.move_fraction"); the
+            name may be left out when only one method other than none takes part.
+
+    Raises:
+        ValueError: unknown methods or options, an option that no entry takes, or two entries of one label.
+    """
+    named = {part for text in texts for part in text.partition(":")[0].split("+")} - {"none"}
+    shared: dict[str, Any] = {}
+    for name, value in options.items():
+        if "." not in name:
+            if len(named) != 1:
+                raise ValueError(f"option {name!r}: say which method it is for, for example 'var.{name}'")
+            name = f"{next(iter(named))}.{name}"
+        if name.partition(".")[0] not in named:
+            raise ValueError(f"option {name!r} fits no method of this run ({', '.join(sorted(named)) or 'none'})")
+        shared[name] = value
+    specs = []
+    for text in texts:
+        combination, _, own_text = text.partition(":")
+        parts = [part.strip() for part in combination.split("+")]
+        own = {name: value for name, value in shared.items() if name.partition(".")[0] in parts}
+        for name, value in parse_options(re.split(r",(?=[\w.]+=)", own_text) if own_text else []).items():
+            own[name if "." in name or len(parts) > 1 else f"{parts[0]}.{name}"] = value
+        directory = re.sub(r"[^A-Za-z0-9.+_=,-]+", "-", text.replace(":", "-"))
+        specs.append(MethodSpec(label=text, directory=directory, methods=resolve_methods(combination, own)))
+    directories = [spec.directory for spec in specs]
+    if len(set(directories)) < len(directories) or not specs:
+        raise ValueError(f"give at least one method and each only once; given: {', '.join(texts) or 'none'}")
+    return specs

@@ -1,0 +1,146 @@
+"""A small sweep of each method's main strength, to choose a setting on other pictures than those it is judged by.
+
+The main strength of a method is its first option with a neutral value. Tried are the default, and half and twice its
+distance from the neutral value, each with the default and the further values that other options of the method name as
+worth trying (a contrast's plausibility). Chosen is the setting with the lowest CHAIR_i among those that lower it and
+lose at most `RECALL_SLACK` of recall against the plain model; there may be none.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from vlm_guard.calibration.inspection import inspect_model
+from vlm_guard.eval.run.models import load_model
+from vlm_guard.eval.run.results import RunResults
+from vlm_guard.eval.run.runner import Progress, evaluate
+from vlm_guard.eval.run.settings import RunSettings
+from vlm_guard.method.registry import method_class
+from vlm_guard.whole_files import write_atomically
+
+FACTORS = (0.5, 1.0, 2.0)
+RECALL_SLACK = 0.005
+BASELINE = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strength:
+    """The main strength of a method, and what is tried with it.
+
+    Attributes:
+        method: its name.
+        option: the option's name.
+        default: its default; None where calibration decides.
+        values: what is tried, ascending.
+        beside: values of other options, the default first, each tried with every strength.
+    """
+
+    method: str
+    option: str
+    default: float | None
+    values: tuple[float, ...]
+    beside: dict[str, tuple[float, ...]] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> list[str]:
+        """The entries of an evaluation, `pai:gain=0.4`; the default, a bare name, among them even without a number."""
+        tried = [self._label(values) for values in product(self.values, *self.beside.values())]
+        return tried if self.method in tried else [self.method, *tried]
+
+    def _label(self, values: Sequence[float]) -> str:
+        defaults = {self.option: self.default} | {name: first for name, (first, *_) in self.beside.items()}
+        changed = [f"{name}={value:g}" for (name, default), value in zip(defaults.items(), values) if value != default]
+        return f"{self.method}:{','.join(changed)}" if changed else self.method
+
+
+def main_strength(method: str) -> Strength | None:
+    """The main strength of a method, or None where it has no option with a neutral value.
+
+    Raises:
+        ValueError: there is no such method.
+    """
+    options = fields(method_class(method))
+    item = next((item for item in options if item.metadata.get("neutral") is not None), None)
+    if item is None:
+        return None
+    neutral = item.metadata["neutral"]
+    low, high = item.metadata["range"]
+    # Where calibration decides, half and twice the neutral value are tried (ZeroTuning's is 1, a factor).
+    tried = (
+        [neutral * factor for factor in FACTORS if factor != 1]
+        if item.default is None
+        else [neutral + factor * (item.default - neutral) for factor in FACTORS]
+    )
+    values = sorted({round(min(high, max(low, value)), 6) for value in tried} - {neutral})
+    beside = {
+        other.name: (other.default, *other.metadata["tried"])
+        for other in options
+        if other is not item and other.metadata.get("tried")
+    }
+    return Strength(method=method, option=item.name, default=item.default, values=tuple(values), beside=beside)
+
+
+def methods_to_sweep(model: str, device: str) -> list[str]:
+    """The methods that this model takes and that have a strength.
+
+    The model is loaded to ask it, and is gone again afterwards: the sweep loads it as every evaluation does.
+    """
+    loaded = load_model(model, device=device)
+    verdicts = inspect_model(loaded.model, loaded.processor)["methods"]
+    ready = [row["method"] for row in verdicts if row["verdict"] == "ready"]
+    return [name for name in ready if main_strength(name) is not None]
+
+
+def sweep(
+    settings: RunSettings, methods: Sequence[str], out: Path, *, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Run the sweep and write `sweep.json`; a second call with the same settings goes on where the first stopped.
+
+    Args:
+        settings: model, data and decoding; methods and tasks are replaced.
+        methods: names of single methods.
+        out: folder of the run.
+        progress: told how far the run is.
+
+    Returns:
+        What is in `sweep.json`: every point, and the chosen entry of each method, None where no setting helps.
+
+    Raises:
+        ValueError: a method is unknown or has no strength.
+    """
+    strengths = []
+    for name in methods:
+        strength = main_strength(name)
+        if strength is None:
+            raise ValueError(f"{name} has no option with a neutral value, so there is no strength to vary")
+        strengths.append(strength)
+    labels = [BASELINE, *(label for strength in strengths for label in strength.labels)]
+    results = evaluate(settings.model_copy(update={"methods": labels, "tasks": ["chair"]}), out, progress=progress)
+    report = {
+        "data": results.data["name"],
+        "images": results.data["images"],
+        "recall_slack": RECALL_SLACK,
+        "baseline": _point(results, BASELINE),
+        "methods": [_choice(results, strength) for strength in strengths],
+        "environment": results.environment,
+    }
+    write_atomically(out / "sweep.json", json.dumps(report, indent=1) + "\n")
+    return report
+
+
+def _point(results: RunResults, label: str) -> dict[str, Any]:
+    entry = next(method for method in results.methods if method.label == label)
+    names = ("chair_i", "chair_s", "recall", "mean_words")
+    point: dict[str, Any] = {"label": label} | {name: entry.estimates[name].value for name in names}
+    changes = entry.difference_to_baseline
+    return point | {f"{name}_change": changes[name].value for name in ("chair_i", "recall") if name in changes}
+
+
+def _choice(results: RunResults, strength: Strength) -> dict[str, Any]:
+    points = [_point(results, label) for label in strength.labels]
+    kept = [point for point in points if point["chair_i_change"] < 0 and point["recall_change"] >= -RECALL_SLACK]
+    chosen = min(kept, key=lambda point: point["chair_i"])["label"] if kept else None
+    return asdict(strength) | {"points": points, "chosen": chosen}

@@ -1,0 +1,1 @@
+"""CHAIR: which objects a caption names that are not in the picture."""

@@ -1,0 +1,114 @@
+"""Scoring a whole caption file with CHAIR: what `vlm-guard chair` computes and prints."""
+
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlm_guard.eval.data.coco import object_sets, read_coco, read_object_sets
+from vlm_guard.eval.tasks.chair.captions import read_captions, read_image_list
+from vlm_guard.eval.tasks.chair.scoring import CaptionScore, ChairScorer, ChairSummary, summarise
+
+
+def ground_truth(
+    instances: Sequence[Path], captions: Sequence[Path], objects: Path | None, coco: Path | None, mode: str
+) -> dict[int, list[str]]:
+    """The objects of every image from the one source that is given: annotation files, object sets or a folder.
+
+    Raises:
+        ValueError: no source or more than one is given, or instances without captions.
+        FileNotFoundError: a file is missing.
+    """
+    sources = [bool(instances or captions), objects is not None, coco is not None]
+    if sum(sources) != 1:
+        raise ValueError(
+            "give the ground truth in one way: --instances with --captions, or --objects, or --coco; "
+            f"{sum(sources)} of them were given"
+        )
+    if objects is not None:
+        return read_object_sets(objects)
+    if coco is not None:
+        return read_coco(coco, mode).objects
+    if not (instances and captions):
+        raise ValueError(
+            "CHAIR counts objects of the instances and of the reference captions: give both --instances and --captions"
+        )
+    return object_sets(instances, captions, mode)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChairReport:
+    """A scored caption file.
+
+    Attributes:
+        summary: the corpus-level metric.
+        scores: one record per caption, in the order of the file.
+        unknown_images: captions that were left out because the ground truth does not have their image.
+    """
+
+    summary: ChairSummary
+    scores: tuple[CaptionScore, ...]
+    unknown_images: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The summary as JSON can hold it, with the number of captions left out."""
+        return {"metric": "CHAIR", **self.summary.to_dict(), "unknown_images": self.unknown_images}
+
+    def write_records(self, path: str | Path) -> None:
+        """Write one JSON line per caption (`CaptionScore.to_dict`)."""
+        with Path(path).open("w", encoding="utf-8") as file:
+            for score in self.scores:
+                file.write(json.dumps(score.to_dict(), ensure_ascii=False) + "\n")
+
+
+def score_captions(
+    path: str | Path,
+    objects: Mapping[int, Collection[str]],
+    mode: str = "pattern",
+    image_list: str | Path | None = None,
+    skip_unknown: bool = False,
+) -> ChairReport:
+    """Score every caption of a file.
+
+    Args:
+        path: caption file (`vlm_guard.eval.tasks.chair.captions.read_captions`).
+        objects: the objects of every image, built with the same mode.
+        mode: text pipeline.
+        image_list: question file for captions that only have a `question_id`.
+        skip_unknown: leave out and count captions of images that are not in `objects`, instead of an error.
+
+    Raises:
+        ValueError: a record is incomplete, or (without `skip_unknown`) about an unknown image.
+        FileNotFoundError: a file is missing.
+    """
+    scorer = ChairScorer(objects, mode)
+    images = read_image_list(image_list) if image_list is not None else None
+    records = read_captions(path, images)
+    unknown = [record.image_id for record in records if record.image_id not in objects]
+    if unknown and not skip_unknown:
+        raise ValueError(
+            f"{len(unknown)} of {len(records)} captions in {path} are about images the ground truth does not have, "
+            f"for example image {unknown[0]}; give the annotations these images belong to, or --skip-unknown"
+        )
+    scores = tuple(scorer.score(record.image_id, record.caption) for record in records if record.image_id in objects)
+    return ChairReport(summary=summarise(scores, mode), scores=scores, unknown_images=len(unknown))
+
+
+def summary_lines(report: ChairReport) -> Iterator[str]:
+    """The report as a person reads it: every rate with the counts it comes from."""
+    total = report.summary
+    rows = [
+        ("CHAIR_s", total.chair_s, f"{total.hallucinated_captions} of {total.captions} captions"),
+        ("CHAIR_i", total.chair_i, f"{total.hallucinated_mentions} of {total.mentions} mentions"),
+        ("recall", total.recall, f"{total.recalled_objects} of {total.objects} objects"),
+        ("precision", total.precision, f"{total.recalled_objects} of {total.mentioned_objects} distinct objects"),
+        ("F1", total.f1, ""),
+        ("4-gram repetition", total.repetition, ""),
+    ]
+    yield f"CHAIR, text mode {total.mode}, {total.captions} captions of {total.images} images"
+    for name, value, counts in rows:
+        yield f"{name:<18}{100 * value:7.2f} %   {counts}".rstrip()
+    yield f"{'length':<18}{total.mean_tokens:7.1f} tokens, {total.mean_words:.1f} words"
+    if report.unknown_images:
+        yield f"left out: {report.unknown_images} captions of images without ground truth"

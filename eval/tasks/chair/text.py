@@ -1,0 +1,216 @@
+"""From a caption to the words CHAIR looks at: tokens, singular forms, word pairs read as one word.
+
+The reference pipeline is NLTK's `word_tokenize` (Punkt sentence splitter, then the Treebank-style word tokenizer) on
+the lower-cased caption, a reduction of every token to its singular, and a greedy merge of word pairs such as "stop
+sign". Punkt's model needs a download; on lower-cased text its decision comes down to the few rules of
+`split_sentences`, which needs none and gives the same tokens.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache, lru_cache
+from types import MappingProxyType
+from typing import NamedTuple
+
+from nltk.tokenize import NLTKWordTokenizer
+from textblob.en.inflect import singular_ie, singularize
+
+from vlm_guard.eval.data.word_lists import read_word_list
+
+
+class Word(NamedTuple):
+    """One word of a caption: its reduced form and the characters of the caption it stands for."""
+
+    text: str
+    start: int
+    end: int
+
+
+class ObjectVocabulary(NamedTuple):
+    """The 80 MSCOCO categories and how captions name them.
+
+    Attributes:
+        node_of: from a singular word or a merged pair to its category ("kitten" -> "cat"); a category names itself.
+        word_pairs: from "first second" to the one word the pair is read as.
+        categories: the category names in MSCOCO's order of first appearance in the synonym list.
+    """
+
+    node_of: Mapping[str, str]
+    word_pairs: Mapping[str, str]
+    categories: tuple[str, ...]
+
+
+@cache
+def object_vocabulary() -> ObjectVocabulary:
+    """The synonym list of Rohrbach et al. (EMNLP 2018), as shipped in `eval/data/coco_objects.json`."""
+    data = read_word_list("coco_objects.json")
+    node_of = {category: category for category in data["synonyms"]}
+    for category, synonyms in data["synonyms"].items():
+        node_of.update(dict.fromkeys(synonyms, category))
+    return ObjectVocabulary(MappingProxyType(node_of), MappingProxyType(data["word_pairs"]), tuple(data["synonyms"]))
+
+
+# A mark that may end a sentence: more text follows it, either at once (a closing or opening mark) or after space.
+_END_MARK = re.compile(r"[.?!](?=[)\";}\]*:@'({\[!?]|\s+\S)")
+_WORD_BEFORE = re.compile(r"[^\s)\";}\]*:@({\[!?]*\Z")
+_NOT_AT_WORD_START = "`&#,-"
+_NUMBER_OR_INITIAL = re.compile(r"-?[.,]?\d[\d,.-]*|[^\W\d]")
+_CLOSING_MARKS = re.compile(r"[\"')\]}]+?(?:\s+|(?=--)|\Z)")
+_LONGEST_WORD = 80
+
+
+@cache
+def _abbreviations() -> frozenset[str]:
+    return frozenset(read_word_list("abbreviations.json")["abbreviations"])
+
+
+def _next_character(text: str, position: int) -> int:
+    while text[position].isspace():
+        position += 1
+    return position
+
+
+def _ends_sentence(text: str, stop: int) -> bool:
+    """Whether the mark at `stop` ends a sentence.
+
+    These are the decisions Punkt takes on lower-cased English: no end after an ellipsis or an abbreviation, and none
+    between a number or an initial and a lower-case word ("no. 7. the") or a punctuation mark.
+    """
+    if text[stop] != ".":
+        return True
+    window = text[max(0, stop - _LONGEST_WORD) : stop]
+    # The pattern matches the empty string, so there is always a match.
+    word = _WORD_BEFORE.search(window).group().lstrip(_NOT_AT_WORD_START)
+    if word.endswith("."):
+        return False
+    if word in _abbreviations() or word.rsplit("-", 1)[-1] in _abbreviations():
+        return False
+    if _NUMBER_OR_INITIAL.fullmatch(word):
+        following = text[_next_character(text, stop + 1)]
+        return not (following.islower() or following in ";:,.!?")
+    return True
+
+
+def split_sentences(text: str) -> Iterator[str]:
+    """The sentences of a lower-cased text, without loss: joined they are the text again.
+
+    Closing quotes and brackets stay with the sentence they close. Of several marks in one word ("etc.).") only the
+    last can be the end, and it is if one of them ends a sentence.
+    """
+    begin = 0
+    ends = False
+    matches = list(_END_MARK.finditer(text))
+    for match, later in zip(matches, [*matches[1:], None]):
+        ends = ends or _ends_sentence(text, match.start())
+        if later is not None and not any(map(str.isspace, text[match.end() : later.start()])):
+            continue
+        if ends:
+            following = _next_character(text, match.end())
+            closing = _CLOSING_MARKS.match(text, following)
+            cut = closing.end() if closing else following
+            yield text[begin:cut]
+            begin = cut
+        ends = False
+    yield text[begin:]
+
+
+_word_tokenizer = NLTKWordTokenizer()
+
+# Most sentences of a caption are plain: words of letters, digits and inner hyphens, commas behind words,
+# one full stop at the end. Cutting those takes one expression instead of NLTK's thirty.
+_PLAIN_SENTENCE = re.compile(r"\s*(?:[a-z0-9]++(?:-[a-z0-9]++)*+,?\s++)*+(?:[a-z0-9]++(?:-[a-z0-9]++)*+\.?\s*+)?+")
+_PLAIN_TOKEN = re.compile(r"[a-z0-9-]+|[,.]")
+_WRITTEN_TOGETHER = re.compile(r"\b(?:cannot|gimme|gonna|gotta|lemme|wanna)\b")
+
+
+def cut_sentence(sentence: str) -> list[str]:
+    """The tokens NLTK's word tokenizer gives for one lower-cased sentence."""
+    if _PLAIN_SENTENCE.fullmatch(sentence) and not _WRITTEN_TOGETHER.search(sentence):
+        return _PLAIN_TOKEN.findall(sentence)
+    return _word_tokenizer.tokenize(sentence)
+
+
+def split_words(text: str) -> list[str]:
+    """The tokens `nltk.word_tokenize` gives for a lower-cased text, without its sentence model."""
+    return [token for sentence in split_sentences(text) for token in cut_sentence(sentence)]
+
+
+_DOUBLE_QUOTES = ("``", "''", '"')
+
+
+def locate_tokens(tokens: list[str], text: str) -> list[tuple[int, int]]:
+    """The `(start, end)` of every token in the text it was cut from, in order.
+
+    The tokenizer rewrites double quotes as `` and '', so any of the three spellings is accepted for one of them.
+
+    Raises:
+        ValueError: a token does not occur in the rest of the text.
+    """
+    spans = []
+    position = 0
+    for token in tokens:
+        spellings = _DOUBLE_QUOTES if token in _DOUBLE_QUOTES else (token,)
+        found = [(at, len(spelling)) for spelling in spellings if (at := text.find(spelling, position)) >= 0]
+        if not found:
+            raise ValueError(f"the token {token!r} is not in the text after character {position}")
+        start, length = min(found)
+        position = start + length
+        spans.append((start, position))
+    return spans
+
+
+def lower_with_offsets(caption: str) -> tuple[str, list[int] | None]:
+    """The lower-cased caption and, where lower-casing changed its length, the origin of each of its characters.
+
+    Returns None for the offsets in the ordinary case that both have the same length. The list has one entry more
+    than the lower-cased text, so that an end position can be looked up too.
+    """
+    lowered = caption.lower()
+    if len(lowered) == len(caption):
+        return lowered, None
+    offsets = [index for index, character in enumerate(caption) for _ in character.lower()]
+    return lowered, [*offsets, len(caption)]
+
+
+# textblob's inflector is the code the reference scripts use (clips/pattern) with two later changes that matter here:
+# it reduces plurals in -ies of this list, which the scripts leave alone ("collies" names no dog), and it takes every
+# word in -buses for "bus", which the scripts shorten by "es" ("airbuses" is "airbus", "abuses" is nothing).
+_KEPT_PLURALS = tuple(f"{word}s" for word in singular_ie)
+
+
+@lru_cache(maxsize=200_000)
+def singular(token: str) -> str:
+    """The rule-based singular of a lower-case token, as the reference scripts' `pattern.en.singularize` gives it.
+
+    Every token is put through the rules, verbs and all, with effects that are part of the metric: "bus" becomes "bu",
+    "ties" becomes "ty", "glass" becomes "glas".
+    """
+    if token.endswith(_KEPT_PLURALS):
+        return token
+    if token.endswith("buses"):
+        return token.removesuffix("es")
+    return singularize(token)
+
+
+def merge_pairs(words: list[Word], word_pairs: Mapping[str, str]) -> list[Word]:
+    """Read word pairs ("stop sign", "baby bear") as one word, greedily from the left and without overlap."""
+    merged = []
+    index = 0
+    while index < len(words):
+        word = words[index]
+        pair = word_pairs.get(f"{word.text} {words[index + 1].text}") if index + 1 < len(words) else None
+        if pair is None:
+            merged.append(word)
+            index += 1
+        else:
+            merged.append(Word(pair, word.start, words[index + 1].end))
+            index += 2
+    return merged
+
+
+def drop_toilet_seats(words: list[Word]) -> list[Word]:
+    """Without "seat" where "toilet" is among the words too: a toilet's seat is no chair."""
+    texts = {word.text for word in words}
+    if "toilet" in texts and "seat" in texts:
+        return [word for word in words if word.text != "seat"]
+    return words

@@ -1,0 +1,295 @@
+"""POPE: is the object in the image, yes or no? Scores of answers (Li et al., EMNLP 2023).
+
+The questions come from `vlm_guard.eval.tasks.pope.questions`, the reading of answers from
+`vlm_guard.eval.tasks.pope.parsers`; their public names are here too.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vlm_guard.eval.tasks.chair.captions import read_records
+from vlm_guard.eval.tasks.pope.parsers import PARSERS, Answer, parse_answer, token_readout, yes_no_token_ids
+from vlm_guard.eval.tasks.pope.questions import (
+    SUFFIXES,
+    ObjectStatistics,
+    PopeQuestion,
+    build_questions,
+    object_statistics,
+    question_text,
+    read_questions,
+    sample_images,
+    with_suffix,
+    write_questions,
+)
+
+__all__ = [
+    "PARSERS",
+    "SUFFIXES",
+    "Answer",
+    "ObjectStatistics",
+    "PopeQuestion",
+    "PopeScore",
+    "PopeSummary",
+    "build_questions",
+    "match_answers",
+    "object_statistics",
+    "parse_answer",
+    "question_text",
+    "read_answered",
+    "read_answers",
+    "read_questions",
+    "sample_images",
+    "score_answers",
+    "score_predictions",
+    "token_readout",
+    "with_suffix",
+    "write_questions",
+    "yes_no_token_ids",
+]
+
+_ANSWER_KEYS = ("answer", "text", "output", "response", "caption")
+_RATES = ("accuracy", "precision", "recall", "f1", "yes_ratio")
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PopeScore:
+    """Counts of one set of yes/no questions, yes being positive, and the rates that follow.
+
+    An unparsed answer is wrong: it counts among the questions, and for a question whose answer is yes among those
+    recall divides by, but it is neither a yes nor a no.
+
+    Attributes:
+        true_yes: answered yes, rightly.
+        false_yes: answered yes, wrongly.
+        true_no: answered no, rightly.
+        false_no: answered no, wrongly.
+        unparsed_yes: no answer could be read, the right one being yes.
+        unparsed_no: no answer could be read, the right one being no.
+    """
+
+    true_yes: int
+    false_yes: int
+    true_no: int
+    false_no: int
+    unparsed_yes: int
+    unparsed_no: int
+
+    @property
+    def questions(self) -> int:
+        """Number of questions."""
+        return sum(asdict(self).values())
+
+    @property
+    def unparsed(self) -> int:
+        """Number of answers that could not be read."""
+        return self.unparsed_yes + self.unparsed_no
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers."""
+        return _ratio(self.true_yes + self.true_no, self.questions)
+
+    @property
+    def precision(self) -> float:
+        """Share of the yes answers that are right; 0 without any."""
+        return _ratio(self.true_yes, self.true_yes + self.false_yes)
+
+    @property
+    def recall(self) -> float:
+        """Share of the questions whose answer is yes that were answered yes; 0 without any."""
+        return _ratio(self.true_yes, self.true_yes + self.false_no + self.unparsed_yes)
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of precision and recall."""
+        return _ratio(2 * self.precision * self.recall, self.precision + self.recall)
+
+    @property
+    def yes_ratio(self) -> float:
+        """Share of the questions answered yes."""
+        return _ratio(self.true_yes + self.false_yes, self.questions)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Counts and rates (fractions), as JSON can hold them."""
+        return {
+            "questions": self.questions,
+            "unparsed": self.unparsed,
+            **{name: getattr(self, name) for name in _RATES},
+            "counts": asdict(self),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class PopeSummary:
+    """POPE's scores per strategy, and their plain mean.
+
+    Attributes:
+        parser: how the answers were read.
+        strategies: score of each strategy, in the order the questions came.
+    """
+
+    parser: str
+    strategies: dict[str, PopeScore]
+
+    @property
+    def mean(self) -> dict[str, float]:
+        """Every rate averaged over the strategies, each with the same weight."""
+        scores = self.strategies.values()
+        return {name: _ratio(sum(getattr(score, name) for score in scores), len(scores)) for name in _RATES}
+
+    @property
+    def unparsed(self) -> int:
+        """Number of answers that could not be read, over all strategies."""
+        return sum(score.unparsed for score in self.strategies.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Scores per strategy and their mean, as JSON can hold them."""
+        return {
+            "metric": "POPE",
+            "parser": self.parser,
+            "questions": sum(score.questions for score in self.strategies.values()),
+            "unparsed": self.unparsed,
+            "strategies": {name: score.to_dict() for name, score in self.strategies.items()},
+            "mean": self.mean,
+        }
+
+
+def score_predictions(labels: Iterable[str], predictions: Iterable[str]) -> PopeScore:
+    """Count predictions (yes, no or unparsed) against labels (yes or no), in the same order.
+
+    Raises:
+        ValueError: there are more of one than of the other, or one is another word.
+    """
+    names = {
+        ("yes", "yes"): "true_yes",
+        ("no", "yes"): "false_yes",
+        ("no", "no"): "true_no",
+        ("yes", "no"): "false_no",
+        ("yes", "unparsed"): "unparsed_yes",
+        ("no", "unparsed"): "unparsed_no",
+    }
+    counts = dict.fromkeys(names.values(), 0)
+    for pair in zip(labels, predictions, strict=True):
+        if pair not in names:
+            raise ValueError(
+                f"the label and the prediction are {pair}; they must be yes or no, and yes, no or unparsed"
+            )
+        counts[names[pair]] += 1
+    return PopeScore(**counts)
+
+
+def score_answers(questions: Sequence[PopeQuestion], answers: Sequence[str], parser: str = "strict") -> PopeSummary:
+    """Score answers in text form, one per question and in the questions' order (`match_answers` brings them into it).
+
+    Args:
+        questions: the questions, of one or several strategies.
+        answers: the text of the answer to each.
+        parser: how to read yes or no out of a text (`parse_answer`).
+
+    Raises:
+        ValueError: there are more questions than answers or fewer, or the parser is unknown.
+    """
+    if len(questions) != len(answers):
+        raise ValueError(f"there are {len(questions)} questions but {len(answers)} answers")
+    by_strategy: dict[str, list[tuple[str, str]]] = {}
+    for question, answer in zip(questions, answers):
+        prediction = parse_answer(answer, parser, question.label)
+        by_strategy.setdefault(question.strategy, []).append((question.label, prediction))
+    return PopeSummary(
+        parser=parser,
+        strategies={name: score_predictions(*zip(*pairs)) for name, pairs in by_strategy.items()},
+    )
+
+
+def read_answers(path: str | Path) -> list[tuple[int | None, str | None, str]]:
+    """Answers from a JSONL file (or a JSON list): question id and strategy, where given, and text.
+
+    A record holds its text as `answer`, `text`, `output`, `response` or `caption`, in this order of preference.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a record has no text.
+    """
+    answers = []
+    for number, record in read_records(path):
+        key = next((key for key in _ANSWER_KEYS if key in record), None)
+        if key is None or not isinstance(record[key], str):
+            raise ValueError(
+                f"{path}: record {number} needs the answer as text under one of {', '.join(_ANSWER_KEYS)}; it has "
+                f"{', '.join(record) or 'nothing'}"
+            )
+        question_id = record.get("question_id")
+        answers.append((None if question_id is None else int(question_id), record.get("strategy"), record[key]))
+    return answers
+
+
+def match_answers(
+    questions: Sequence[PopeQuestion], answers: Sequence[tuple[int | None, str | None, str]]
+) -> list[str]:
+    """The text of the answer to each question, in the questions' order.
+
+    Answers with a question id are matched by it, and by their strategy where they name one; answers without ids
+    must be as many as the questions and in their order.
+
+    Raises:
+        ValueError: a question has no answer or two, or an answer no question.
+    """
+    if all(question_id is None for question_id, _, _ in answers):
+        if len(answers) != len(questions):
+            raise ValueError(f"there are {len(questions)} questions but {len(answers)} answers, which have no ids")
+        return [text for _, _, text in answers]
+    strategies = {question.strategy for question in questions}
+    texts: dict[tuple[str, int | None], str] = {}
+    for question_id, strategy, text in answers:
+        if strategy is None and len(strategies) > 1:
+            raise ValueError(
+                f"the answer to question {question_id} names no strategy, but there are questions of "
+                f"{', '.join(sorted(strategies))}; give one answer file for each question file"
+            )
+        key = (strategy or next(iter(strategies)), question_id)
+        if key in texts:
+            raise ValueError(f"question {question_id} ({key[0]}) is answered twice")
+        texts[key] = text
+    keys = [(question.strategy, question.question_id) for question in questions]
+    missing = [key for key in keys if key not in texts]
+    surplus = texts.keys() - set(keys)
+    if missing or surplus:
+        example = (missing or sorted(surplus, key=str))[0]
+        raise ValueError(
+            f"{len(missing)} of {len(keys)} questions have no answer and {len(surplus)} answers no question, for "
+            f"example number {example[1]} ({example[0]})"
+        )
+    return [texts[key] for key in keys]
+
+
+def read_answered(
+    question_files: Sequence[str | Path], answer_files: Sequence[str | Path]
+) -> tuple[list[PopeQuestion], list[str]]:
+    """Questions and the answers to them, in the same order.
+
+    Args:
+        question_files: POPE question files, usually one per strategy.
+        answer_files: one answer file per question file, in the same order, or a single one for all questions, whose
+            records then name the strategy.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: the numbers of files do not fit, or questions and answers do not.
+    """
+    asked = [read_questions(path) for path in question_files]
+    answered = [read_answers(path) for path in answer_files]
+    if len(answered) == 1:
+        asked = [[question for questions in asked for question in questions]]
+    if len(asked) != len(answered):
+        raise ValueError(
+            f"there are {len(asked)} question files but {len(answered)} answer files; give one answer file for each "
+            "question file, in the same order, or one for all"
+        )
+    texts = [text for questions, answers in zip(asked, answered) for text in match_answers(questions, answers)]
+    return [question for questions in asked for question in questions], texts

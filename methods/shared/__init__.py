@@ -1,0 +1,1 @@
+"""Machinery that two or more methods use; what only one uses lives in that method's folder."""

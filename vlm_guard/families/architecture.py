@@ -1,0 +1,181 @@
+"""How a model is shaped: its decoder layers, the attention modules that can be edited, and its visual token ids.
+
+This is the only place that looks into model classes. What differs between families stands in their entries
+(`vlm_guard/architectures/`); the generic entry fits every model whose decoder dispatches attention through
+transformers' interface and whose image positions are placeholder ids in `input_ids`.
+"""
+
+import inspect
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from vlm_guard.families.family import ArchitectureEntry, entry_of
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionLayer:
+    """One decoder layer and its attention module.
+
+    Attributes:
+        index: number of the decoder layer.
+        layer: the layer.
+        attention: its attention module.
+        reads_image: whether the module is a cross-attention whose keys are the image, all of them visual.
+    """
+
+    index: int
+    layer: nn.Module
+    attention: nn.Module
+    reads_image: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Architecture:
+    """What the rest of the project needs to know about a model.
+
+    Attributes:
+        entry: what is known of its family.
+        model_type: `config.model_type` of the whole model.
+        generator: the model whose forward passes `generate` runs: the model itself, or for families that hand
+            embeddings to an inner language model, that one.
+        depth: number of decoder layers.
+        layers: the decoder layers whose attention goes through the interface, ascending.
+        visual_token_ids: placeholder ids of images and videos.
+        hidden_size: width of the decoder.
+        heads: query heads of a layer.
+    """
+
+    entry: ArchitectureEntry
+    model_type: str
+    generator: PreTrainedModel
+    depth: int
+    layers: tuple[AttentionLayer, ...]
+    visual_token_ids: tuple[int, ...]
+    hidden_size: int
+    heads: int
+
+    @property
+    def decoder_layers(self) -> tuple[nn.Module, ...]:
+        """All decoder layers by their index, those without attention of this kind too.
+
+        Raises:
+            ValueError: they do not lie in one list.
+        """
+        wanted = {id(entry.layer) for entry in self.layers}
+        lists = (tuple(module) for module in self.generator.modules() if isinstance(module, nn.ModuleList))
+        found = next((layers for layers in lists if wanted <= {id(layer) for layer in layers}), None)
+        if found is None:
+            raise ValueError(f"the decoder layers of {type(self.generator).__name__} do not lie in one list")
+        return found
+
+
+def unwrap(model: nn.Module) -> PreTrainedModel:
+    """The transformers model inside `model`, which may be wrapped by PEFT.
+
+    Raises:
+        TypeError: there is no transformers model inside.
+        ValueError: PEFT prompt learning is active; it shifts every position, so visual tokens cannot be found.
+    """
+    if isinstance(model, PreTrainedModel):
+        return model
+    for config in getattr(model, "peft_config", {}).values():
+        if config.is_prompt_learning:
+            raise ValueError(
+                f"PEFT {config.peft_type} adds virtual tokens in front of the prompt, which moves every visual token; "
+                "merge it, or use LoRA-type adapters"
+            )
+    base = getattr(model, "get_base_model", None)
+    inner = base() if callable(base) else None
+    if not isinstance(inner, PreTrainedModel):
+        raise TypeError(
+            f"wrap needs a transformers model such as AutoModelForImageTextToText.from_pretrained(...) gives, "
+            f"given {type(model).__name__}"
+        )
+    return inner
+
+
+def inference_device(model: nn.Module) -> torch.device:
+    """Where inputs of the model belong: the device on which its input embeddings run, also when they are offloaded."""
+    embeddings = unwrap(model).get_input_embeddings()
+    device = embeddings.weight.device
+    if device.type != "meta":
+        return device
+    # accelerate keeps offloaded weights elsewhere, and brings them to the device of its hook for each call.
+    hook = embeddings._hf_hook
+    devices = [getattr(part, "execution_device", None) for part in getattr(hook, "hooks", (hook,))]
+    return torch.device(next(device for device in devices if device is not None))
+
+
+def describe_architecture(model: PreTrainedModel) -> Architecture:
+    """The shape of a vision-language model.
+
+    Raises:
+        ValueError: the model has no image tokens in its prompt, or its decoder's attention cannot be reached.
+    """
+    model_type = model.config.model_type
+    entry = entry_of(model_type)
+    if entry.refused:
+        raise ValueError(f"{model_type} models cannot be guarded: {entry.refused}; see 'vlm-guard models'")
+    generator = model.get_submodule(entry.generator)
+    if model.config.is_encoder_decoder or generator.config.is_encoder_decoder:
+        raise ValueError(
+            f"{model_type} with this text model is an encoder-decoder: its image is read by an encoder, so there are "
+            "no visual tokens among the decoder's keys to work on"
+        )
+    layers = _attention_layers(model, entry)
+    if not layers:
+        raise ValueError(
+            f"{type(model).__name__} ({model_type}) does not send its decoder attention through transformers' "
+            "attention interface, so it cannot be edited; see 'vlm-guard models' for families that do"
+        )
+    token_ids = _visual_token_ids(model, entry)
+    if not token_ids:
+        raise ValueError(
+            f"{type(model).__name__} ({model_type}) has no image_token_id in its configuration: it is a text model, "
+            "or it feeds images past the prompt; see 'vlm-guard models'"
+        )
+    text = model.config.get_text_config(decoder=True)
+    return Architecture(
+        entry=entry,
+        model_type=model_type,
+        generator=generator,
+        depth=text.num_hidden_layers,
+        layers=layers,
+        visual_token_ids=token_ids,
+        hidden_size=text.hidden_size,
+        heads=text.num_attention_heads,
+    )
+
+
+def _visual_token_ids(model: PreTrainedModel, entry: ArchitectureEntry) -> tuple[int, ...]:
+    found = [getattr(model.config, name, None) for name in entry.token_id_fields]
+    return tuple(dict.fromkeys(value for value in found if isinstance(value, int) and value >= 0))
+
+
+def _attention_layers(model: PreTrainedModel, entry: ArchitectureEntry) -> tuple[AttentionLayer, ...]:
+    decoder = model.get_submodule(entry.decoder) if entry.decoder else model.get_decoder()
+    modules = dict(decoder.named_modules())
+    found = []
+    for name, module in modules.items():
+        if not dispatches_attention(type(module)) or "vision" in name:
+            continue
+        parent_name, _, own_name = name.rpartition(".")
+        parent = modules.get(parent_name)
+        index = getattr(module, "layer_idx", None)
+        if parent is not None:
+            index = len(found) if index is None else index
+            found.append(AttentionLayer(index, parent, module, reads_image=own_name == entry.cross_attention))
+    return tuple(sorted(found, key=lambda layer: layer.index))
+
+
+@cache
+def dispatches_attention(module_class: type[nn.Module]) -> bool:
+    """Whether a module's forward asks transformers' attention interface for its implementation."""
+    try:
+        return "get_interface(" in inspect.getsource(module_class.forward)
+    except (OSError, TypeError):
+        return False

@@ -1,0 +1,122 @@
+"""Model profiles: measured or published facts about a model that some methods need, each with its source.
+
+A profile is a small JSON file. Shipped ones lie in `vlm_guard/profiles/`; `vlm-guard calibrate MODEL` writes one into
+the user's folder (`$VLM_GUARD_PROFILES`, or `~/.config/vlm_guard/profiles`), which is looked at first.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from vlm_guard.whole_files import write_atomically
+
+SHIPPED = Path(__file__).resolve().parents[1] / "profiles"
+Source = Literal["paper", "code", "calibrated", "third party"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fact:
+    """One value of a profile.
+
+    Attributes:
+        value: a number or a list of numbers.
+        source: where it comes from: "paper", "code" (the authors' release), "calibrated" (measured by this project)
+            or "third party".
+        note: how it was obtained.
+    """
+
+    value: Any
+    source: Source
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """Facts about one model family and size.
+
+    Attributes:
+        name: file stem.
+        match: what a configuration must have, e.g. {"model_type": "llava", "text.hidden_size": 4096}; a list of
+            values means any of them.
+        facts: by name: `sink_dimensions` (hidden dimensions of massive activations), `sink_threshold`, ...
+    """
+
+    name: str
+    match: dict[str, Any]
+    facts: dict[str, Fact] = field(default_factory=dict)
+
+    def matches(self, config: Any) -> bool:
+        """Whether this profile is for models with `config`."""
+        return all(_agrees(_lookup(config, path), wanted) for path, wanted in self.match.items())
+
+    def value(self, name: str) -> Any:
+        """A fact's value, or None when the profile does not have it."""
+        fact = self.facts.get(name)
+        return None if fact is None else fact.value
+
+    def save(self, path: Path) -> None:
+        """Write the profile atomically as JSON."""
+        write_atomically(path, json.dumps(asdict(self), indent=2) + "\n")
+
+
+def user_profiles() -> Path:
+    """The folder that `vlm-guard calibrate` writes to."""
+    given = os.environ.get("VLM_GUARD_PROFILES")
+    return Path(given) if given else Path.home() / ".config" / "vlm_guard" / "profiles"
+
+
+def read_profile(path: Path) -> Profile:
+    """A profile from its JSON file.
+
+    Raises:
+        ValueError: the file is not a profile.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        facts = {name: Fact(**fact) for name, fact in data["facts"].items()}
+        return Profile(name=data["name"], match=data["match"], facts=facts)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a model profile ({error}); delete it and run 'vlm-guard calibrate'") from error
+
+
+def all_profiles() -> Iterator[Profile]:
+    """The user's profiles, then the shipped ones."""
+    for folder in (user_profiles(), SHIPPED):
+        for path in sorted(folder.glob("*.json")):
+            yield read_profile(path)
+
+
+def find_profile(config: Any) -> Profile | None:
+    """The facts of every profile that matches a model's configuration; the first to know a fact, the user's, wins."""
+    matching = [profile for profile in all_profiles() if profile.matches(config)]
+    if not matching:
+        return None
+    facts: dict[str, Fact] = {}
+    for profile in reversed(matching):
+        facts |= profile.facts
+    return Profile(name=matching[0].name, match=matching[0].match, facts=facts)
+
+
+def identity_of(config: Any) -> dict[str, Any]:
+    """What a new profile of a model should match: its family and the shape of its decoder."""
+    text = config.get_text_config(decoder=True)
+    return {
+        "model_type": config.model_type,
+        "text.model_type": text.model_type,
+        "text.hidden_size": text.hidden_size,
+        "text.num_hidden_layers": text.num_hidden_layers,
+        "text.vocab_size": text.vocab_size,
+    }
+
+
+def _lookup(config: Any, path: str) -> Any:
+    if path.startswith("text."):
+        return getattr(config.get_text_config(decoder=True), path.removeprefix("text."), None)
+    return getattr(config, path, None)
+
+
+def _agrees(value: Any, wanted: Any) -> bool:
+    return value in wanted if isinstance(wanted, list) else value == wanted

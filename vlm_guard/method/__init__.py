@@ -1,0 +1,55 @@
+"""What an author of a method writes and sees: the base class, its stations, the calls handed to them, the registry.
+
+Methods import from here and from `vlm_guard.kernels`, and from nothing deeper. Names are resolved on first use, so that
+listing methods does not import torch.
+
+May import: kernels, families.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vlm_guard.method.attention_calls import AttentionCall, HiddenCall
+    from vlm_guard.method.base import Method, RowScope, Sign, option
+    from vlm_guard.method.branch_prompt import BranchPrompt, GivenPrompt
+    from vlm_guard.method.contrasting import Branch, ContrastCall, contrast_logits, cut_implausible
+    from vlm_guard.method.forward_call import ForwardCall, InputsCall
+    from vlm_guard.method.registry import register
+    from vlm_guard.method.target import GuardTarget
+
+_HOMES = {
+    "base": ("Method", "RowScope", "Sign", "option"),
+    "registry": ("register",),
+    "attention_calls": ("AttentionCall", "HiddenCall"),
+    "branch_prompt": ("BranchPrompt", "GivenPrompt"),
+    "contrasting": ("Branch", "ContrastCall", "contrast_logits", "cut_implausible"),
+    "forward_call": ("ForwardCall", "InputsCall"),
+    "target": ("GuardTarget",),
+}
+_PUBLIC = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "AttentionCall",
+    "Branch",
+    "BranchPrompt",
+    "ContrastCall",
+    "ForwardCall",
+    "GivenPrompt",
+    "GuardTarget",
+    "HiddenCall",
+    "InputsCall",
+    "Method",
+    "RowScope",
+    "Sign",
+    "contrast_logits",
+    "cut_implausible",
+    "option",
+    "register",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(f"vlm_guard.method.{_PUBLIC[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,120 @@
+"""What a guarded attention module carries, and what methods see of a layer: the calls handed to their functions."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from vlm_guard.kernels.attention_edit import AttentionEdit
+from vlm_guard.kernels.edited_attention import AttentionProblem, EditedAttention, edited_attention
+from vlm_guard.method.base import Method, RowScope, Sign
+from vlm_guard.method.state import GenerationState
+from vlm_guard.method.visual_tokens import RowSelection
+
+if TYPE_CHECKING:
+    from vlm_guard.guard import Guard
+
+SLOT = "_vlm_guard_slot"
+WATCHER = "_vlm_guard_watcher"
+
+
+@dataclass(frozen=True, eq=False)
+class BoundMethod:
+    """A method as one guard uses it: with the model looked at and its layers known."""
+
+    method: Method
+    prepared: Any
+    layers: frozenset[int]
+
+
+@dataclass(eq=False)
+class LayerSlot:
+    """What a guarded attention module carries: its layer index, its guard, and the processors of this layer."""
+
+    layer: int
+    guard: "Guard"
+    processors: tuple[BoundMethod, ...]
+
+    def of_side(self, side: Sign) -> tuple[BoundMethod, ...]:
+        """The processors that edit the rows of this contrast branch."""
+        return self._sides[side]
+
+    @cached_property
+    def _sides(self) -> dict[Sign, tuple[BoundMethod, ...]]:
+        return {
+            side: tuple(bound for bound in self.processors if bound.method.edited_branch == side)
+            for side in ("positive", "negative")
+        }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HiddenCall:
+    """What `Method.observe_hidden` sees.
+
+    Attributes:
+        hidden: [B, Q, hidden size] entering the decoder layer, before its norm.
+        layer: index of the decoder layer.
+        state: the generation.
+        memory: what the method keeps for this layer.
+        prepared: what `Method.prepare` returned.
+    """
+
+    hidden: Tensor
+    layer: int
+    state: GenerationState
+    memory: SimpleNamespace
+    prepared: Any
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AttentionCall:
+    """What an attention processor sees of one attention call.
+
+    Attributes:
+        layer: index of the decoder layer.
+        module: the attention module (its weights may be elsewhere: use the tensors, not the module).
+        query: [B, H, Q, D] all current queries. key: [B, G, K, D]. value: [B, G, K, Dv].
+        rows: the rows the processor is asked for; None when it is every row (one-token decode, scope "all").
+        state: the generation. memory: what the method keeps for this layer. prepared: result of `Method.prepare`.
+        first_key: absolute position of key 0 (above 0 in sliding layers whose cache was cut).
+        output: [B, Q, H, Dv] the attention output of all current rows before row edits; None while it is unknown.
+        problem: the attention operation of the asked rows under an edit.
+        select: the same call for the rows of another scope, or for any rows, to look at their attention; None when
+            there are none.
+    """
+
+    layer: int
+    module: nn.Module
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    rows: RowSelection | None
+    state: GenerationState
+    memory: SimpleNamespace
+    prepared: Any
+    first_key: int
+    output: Tensor | None
+    problem: Callable[[AttentionEdit], AttentionProblem]
+    select: "Callable[[RowScope | RowSelection], AttentionCall | None]"
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether this call only continues a prompt that has been read."""
+        return not self.state.reading
+
+    def attend(self, edit: AttentionEdit, *, return_weights: bool = False) -> EditedAttention:
+        """Attention of the asked rows under `edit`: masses, logsumexp and, when asked, weights [B, H, R, K]."""
+        return edited_attention(replace(self.problem(edit), return_weights=return_weights), self.state_impl)
+
+    @property
+    def guard(self) -> "Guard":
+        """The guard of the model."""
+        return getattr(self.module, SLOT).guard
+
+    @property
+    def state_impl(self) -> str | None:
+        """The attention backend the guard was told to use, or None for the default."""
+        return self.guard.attention_backend

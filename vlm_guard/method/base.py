@@ -1,0 +1,187 @@
+"""What a method is, how it declares itself, and how methods are found by name.
+
+A method is a frozen dataclass in one file of `vlm_guard/methods/` (or of a package that offers the entry-point group
+`vlm_guard.methods`). Its fields are its options: they make the command-line options, the demo's controls, the tables
+and the test matrix. It holds no state: what it learns about one generation lives in `call.memory`.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vlm_guard.guard import Guard
+    from vlm_guard.kernels.attention_edit import AttentionEdit
+    from vlm_guard.method.attention_calls import AttentionCall, HiddenCall
+    from vlm_guard.method.contrasting import Branch, ContrastCall
+    from vlm_guard.method.forward_call import ForwardCall, InputsCall
+    from vlm_guard.method.target import GuardTarget
+
+RowScope = Literal["all", "text", "answer"]
+Sign = Literal["positive", "negative"]
+Station = Literal["inputs", "vision", "hidden", "attention", "logits"]
+STATIONS: tuple[Station, ...] = ("inputs", "vision", "hidden", "attention", "logits")
+
+
+def option(
+    default: Any,
+    *,
+    help: str,
+    range: tuple[float, float] | None = None,
+    choices: Sequence[str] | None = None,
+    neutral: Any = MISSING,
+    tried: Sequence[float] = (),
+    paper: str = "",
+) -> Any:
+    """A method's option: a dataclass field that knows how to present and check itself.
+
+    Args:
+        default: the value used when none is given.
+        help: one sentence for people; shown by the command line and the demo.
+        range: smallest and largest allowed number, both included.
+        choices: the allowed words.
+        neutral: the value that (with the other neutral values) makes the method the identity.
+        tried: values other than the default that a sweep tries beside the method's strength.
+        paper: the paper's symbol and where the default comes from.
+    """
+    details = {"help": help, "range": range, "choices": tuple(choices) if choices else None, "paper": paper}
+    details["tried"] = tuple(tried)
+    if neutral is not MISSING:
+        details["neutral"] = neutral
+    return field(default=default, metadata=MappingProxyType(details))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """Base of all methods. Override the stations you act at; everything else keeps the model's behaviour.
+
+    Class attributes:
+        name: the registered name, the file's stem.
+        title: the method's name as its paper writes it.
+        paper: citation with arXiv id.
+        stations: where it acts, out of `STATIONS`.
+        needs: what must be there: "processor", "second branch", "calibration", "gradients".
+        rows: the query rows its attention edit is for: "text" (text rows after the first visual token and every
+            generated row), "answer" (the last prompt row and every generated row) or "all".
+        steady: whether all decode steps after a prompt use the same edit, which is then asked for once; it must not
+            depend on what the queries, keys and values of a step contain.
+        compiles: whether a decode step with this method can be one compiled graph: what it does in a step is nothing,
+            or a steady edit, or a contrast of logits. Without it the steps run uncompiled.
+        observes_hidden: whether `observe_hidden` wants the hidden states that enter the layers.
+        edited_branch: with a contrast branch, the side whose rows its attention edit and observations are for.
+        cross_attention: why it means nothing for models that read images in cross-attention layers, all of whose keys
+            are visual while self-attention has no visual keys; empty where it does mean something. It counts for
+            methods that act before the logits.
+    """
+
+    name: ClassVar[str] = ""
+    title: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    stations: ClassVar[tuple[Station, ...]] = ()
+    needs: ClassVar[tuple[str, ...]] = ()
+    rows: ClassVar[RowScope] = "text"
+    steady: ClassVar[bool] = False
+    compiles: ClassVar[bool] = False
+    observes_hidden: ClassVar[bool] = False
+    edited_branch: ClassVar[Sign] = "positive"
+    cross_attention: ClassVar[str] = "it tells visual keys from the others of a row, and no row has both kinds there"
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            _check_option(self.name or type(self).__name__, item, getattr(self, item.name))
+
+    # -- stations ---------------------------------------------------------------------------------------------
+
+    def prepare(self, target: "GuardTarget") -> Any:
+        """Look at the model once, when it is wrapped; the result is handed back as `call.prepared`.
+
+        Raises:
+            ValueError: the model lacks what the method needs; the message says what to do.
+        """
+        return None
+
+    def active_layers(self, target: "GuardTarget") -> tuple[int, ...]:
+        """The decoder layers whose attention this method may edit; by default its `layers` option."""
+        from vlm_guard.families.layers import select_layers_of
+
+        return select_layers_of(getattr(self, "layers", "all"), target)
+
+    def observe_hidden(self, call: "HiddenCall") -> None:
+        """See the hidden state entering a layer while the prompt is read; may store findings in `call.memory`."""
+
+    def edit_attention(self, call: "AttentionCall") -> "AttentionEdit | None":
+        """The attention processor of this method: the edit for the rows of this call, or None for no change."""
+        return None
+
+    def attach(self, guard: "Guard", prepared: Any) -> "Iterable[Callable[[], Any]]":
+        """Put hooks of its own on the model (vision tower, sub-layers) when it is wrapped.
+
+        Returns:
+            What undoes them, called in reverse order when the guard is removed.
+        """
+        return ()
+
+    def edit_inputs(self, call: "InputsCall") -> "dict[str, Any] | None":
+        """Other arguments for this `generate` call than the given `call.inputs`, or None to leave them."""
+        return None
+
+    def begin_forward(self, call: "ForwardCall") -> None:
+        """Change `call.inputs` of a forward pass that reads a prompt, before it runs."""
+
+    def contrasts(self) -> bool:
+        """Whether this method, with its options, changes the logits; then one of the two pairs below is used."""
+        return False
+
+    def contrast_branch(self, call: "ContrastCall") -> "Branch | None":
+        """The second branch for this prompt, or None when the method compares layers instead of branches."""
+        return None
+
+    def combine_logits(self, positive: "Tensor", negative: "Tensor", step: int) -> "Tensor":
+        """The logits [B, V] of both branches as one; `step` counts the generated tokens from 0."""
+        return positive
+
+    def early_layers(self, target: "GuardTarget") -> tuple[int, ...]:
+        """The layers whose entering hidden states are read out as logits (index 0: the embeddings)."""
+        return ()
+
+    def combine_layers(self, final: "Tensor", early: "Tensor", layers: tuple[int, ...]) -> "Tensor":
+        """The final logits [B, V] and those of the early `layers` [E, B, V] as one [B, V]."""
+        return final
+
+    # -- description ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def neutral(cls) -> "Method":
+        """The method with every option at its neutral value, which must be the identity."""
+        values = {item.name: item.metadata["neutral"] for item in fields(cls) if "neutral" in item.metadata}
+        return cls(**values)
+
+    @classmethod
+    def edits_attention(cls) -> bool:
+        """Whether this class acts as an attention processor."""
+        return cls.edit_attention is not Method.edit_attention
+
+    @classmethod
+    def overrides(cls, station: str) -> bool:
+        """Whether this class defines the method `station` of the base class anew."""
+        return getattr(cls, station) is not getattr(Method, station)
+
+    def describe(self) -> dict[str, Any]:
+        """Name and option values, as written into results."""
+        return {"method": self.name, "options": {item.name: getattr(self, item.name) for item in fields(self)}}
+
+
+def _check_option(method: str, item: Field, value: Any) -> None:
+    allowed, choices = item.metadata.get("range"), item.metadata.get("choices")
+    if choices is not None and value not in choices:
+        raise ValueError(f"{method}: option {item.name} is {value!r}; allowed: {', '.join(choices)}")
+    if allowed is None or value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{method}: option {item.name} must be a number, given {value!r}")
+    if not math.isfinite(value) or not allowed[0] <= value <= allowed[1]:
+        raise ValueError(f"{method}: option {item.name} is {value!r}; allowed: {allowed[0]} to {allowed[1]}")

@@ -1,0 +1,147 @@
+"""How methods are found by name: built-in files and folders, entry points, classes registered by hand."""
+
+import difflib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field, fields
+from functools import cache
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vlm_guard.method.base import Method
+
+ENTRY_POINT_GROUP = "vlm_guard.methods"
+
+_REGISTERED: dict[str, type[Method]] = {}
+MethodType = TypeVar("MethodType", bound=type[Method])
+
+
+def register(name: str) -> Callable[[MethodType], MethodType]:
+    """Class decorator that makes a method known by `name` (lower case, digits and underscores).
+
+    Raises:
+        ValueError: the name is malformed or taken by another class.
+    """
+
+    def add(cls: MethodType) -> MethodType:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+            raise ValueError(f"method name {name!r} must be lower case letters, digits and underscores")
+        known = _REGISTERED.get(name)
+        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(f"method name {name!r} is already taken by {known.__module__}.{known.__qualname__}")
+        cls.name = name
+        _REGISTERED[name] = cls
+        return cls
+
+    return add
+
+
+@cache
+def method_files() -> dict[str, Path]:
+    """The built-in methods by name, a file or a folder each, without importing them (so without torch)."""
+    found: dict[str, Path] = {}
+    for folder in import_module("vlm_guard.methods").__path__:
+        for path in Path(folder).glob("[!_]*"):
+            if path.suffix == ".py":
+                found[path.stem] = path
+            elif (path / "method.py").is_file():
+                found[path.name] = path / "method.py"
+    return dict(sorted(found.items()))
+
+
+def method_names() -> list[str]:
+    """All names that `wrap` understands: built-in files, entry points and classes registered by hand."""
+    offered = {entry.name for entry in metadata.entry_points(group=ENTRY_POINT_GROUP)}
+    return sorted({*method_files(), *offered, *_REGISTERED})
+
+
+def method_class(name: str) -> type[Method]:
+    """The class of a method.
+
+    Raises:
+        ValueError: unknown name; the message suggests the nearest ones.
+    """
+    if name not in _REGISTERED:
+        if name in method_files():
+            import_module(f"vlm_guard.methods.{name}")
+        else:
+            for entry in metadata.entry_points(group=ENTRY_POINT_GROUP):
+                if entry.name == name:
+                    entry.load()
+    if name not in _REGISTERED:
+        near = difflib.get_close_matches(name, method_names(), n=2, cutoff=0.4)
+        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise ValueError(f"unknown method {name!r}.{hint} Available: {', '.join(method_names())}")
+    return _REGISTERED[name]
+
+
+def make_method(name: str, options: Mapping[str, Any]) -> Method:
+    """A method by name with the given options; text values are converted to the option's type.
+
+    Raises:
+        ValueError: unknown method, unknown option or a value out of range.
+    """
+    cls = method_class(name)
+    known = {item.name: item for item in fields(cls)}
+    for key in options:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{name} has no option {key!r}.{hint} Its options: {', '.join(known) or 'none'}")
+    return cls(**{key: _convert(name, known[key], value) for key, value in options.items()})
+
+
+def _convert(method: str, item: Field, value: Any) -> Any:
+    """Command-line text to the type of the option's default."""
+    if not isinstance(value, str) or isinstance(item.default, str):
+        return value
+    if value.lower() in ("none", "null"):
+        return None
+    if isinstance(item.default, bool):
+        if value.lower() not in ("true", "false", "1", "0", "yes", "no"):
+            raise ValueError(f"{method}: option {item.name} must be true or false, given {value!r}")
+        return value.lower() in ("true", "1", "yes")
+    if item.metadata.get("range") is not None:
+        try:
+            return int(value) if isinstance(item.default, int) else float(value)
+        except ValueError:
+            raise ValueError(f"{method}: option {item.name} must be a number, given {value!r}") from None
+    return value
+
+
+def resolve_methods(
+    method: "str | Method | Sequence[str | Method]", options: Mapping[str, Any] | None = None
+) -> tuple[Method, ...]:
+    """Methods from a name ("var"), a combination ("var+vcd"), an object, or a list of these.
+
+    Options without a prefix belong to the only method; with several methods write `var.move_fraction`.
+
+    Raises:
+        TypeError: not a method. ValueError: unknown names or options, or the same method twice.
+    """
+    given = dict(options or {})
+    items: list[str | Method] = []
+    listed = [method] if isinstance(method, str | Method) else method
+    if not isinstance(listed, Sequence):
+        raise TypeError(f"method must be a name such as 'var', a Method, or a list of these; given {method!r}")
+    for entry in listed:
+        items.extend(part.strip() for part in entry.split("+")) if isinstance(entry, str) else items.append(entry)
+    names = [item if isinstance(item, str) else item.name for item in items if isinstance(item, str | Method)]
+    if len(names) != len(items) or not items:
+        raise TypeError(f"method must be a name such as 'var', a Method, or a list of these; given {method!r}")
+    if len(set(names)) != len(names):
+        raise ValueError(f"the same method is named twice in {'+'.join(names)}")
+    resolved = []
+    for item, name in zip(items, names):
+        own = {key.split(".", 1)[1]: given.pop(key) for key in list(given) if key.startswith(f"{name}.")}
+        if len(items) == 1:
+            own.update((key, given.pop(key)) for key in list(given) if "." not in key)
+        if isinstance(item, Method) and own:
+            raise ValueError(f"options {sorted(own)} were given beside a ready {name} object; set them in the object")
+        resolved.append(item if isinstance(item, Method) else make_method(name, own))
+    if given:
+        key = next(iter(given))
+        example = f"{names[0]}.{key.rpartition('.')[2]}"
+        raise ValueError(f"option {key!r} fits no method of {'+'.join(names)}; write for example {example!r}")
+    return tuple(resolved)

@@ -1,0 +1,42 @@
+"""What a method needs of a model before it is wrapped, and what it is told where the model lacks it."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from vlm_guard.families.architecture import Architecture
+
+if TYPE_CHECKING:
+    from vlm_guard.method.base import Method
+    from vlm_guard.method.target import GuardTarget
+
+_INSIDE = ("edit_attention", "observe_hidden", "begin_forward", "attach", "edit_inputs")
+
+
+def refuse_unmet_needs(methods: "Sequence[Method]", target: "GuardTarget") -> None:
+    """Refuse methods without their processor, and those that mean nothing where images are read by cross-attention.
+
+    Raises:
+        ValueError: with the method and the reason.
+    """
+    for method in methods:
+        if "processor" in method.needs and target.processor is None:
+            raise ValueError(f"{method.name} needs the model's processor: wrap(model, processor, {method.name!r})")
+        inside = any(method.overrides(station) for station in _INSIDE)
+        if target.architecture.entry.cross_attention and inside and method.cross_attention:
+            raise ValueError(
+                f"{method.name} means nothing for {target.architecture.model_type}, which reads its images in "
+                f"cross-attention layers: {method.cross_attention}; vhr and the contrast methods work there"
+            )
+
+
+def refuse_trace(architecture: Architecture) -> None:
+    """Refuse to record attention where its keys are not the tokens of the prompt.
+
+    Raises:
+        ValueError: the family reads images in cross-attention layers.
+    """
+    if architecture.entry.cross_attention:
+        raise ValueError(
+            f"{architecture.model_type} reads its images in cross-attention layers: the keys of these are patches of "
+            "tiles, those of the others no visual tokens, so there is no share of attention on the image to trace"
+        )

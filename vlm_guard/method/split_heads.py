@@ -1,0 +1,59 @@
+"""Attention heads that tensor parallelism spreads over processes: each computes its own, some methods need them all.
+
+Under transformers' tensor parallelism (`DistributedConfig(tp_size=2, tp_plan="auto")`) a process has H / size of the
+query heads, in order of its rank, and hidden states are the same everywhere. What a method decides within a head needs
+nothing. What it decides by comparing or averaging heads goes through `all_heads`, and what it then has for every head
+through `own_heads`. Both return their argument as it is in a model that is not spread.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+if TYPE_CHECKING:
+    from vlm_guard.method.target import GuardTarget
+
+
+def all_heads(values: Tensor, dim: int, target: "GuardTarget") -> Tensor:
+    """The values of every head.
+
+    Args:
+        values: [..., heads of this process, ...]; every process must call this with its own.
+        dim: the dimension of the heads.
+        target: the model.
+
+    Returns:
+        [..., H, ...], the same in every process.
+    """
+    if values.shape[dim] >= target.architecture.heads or not _is_spread(target):
+        return values
+    group = target.model._device_mesh["tp"].get_group()
+    parts = [torch.empty_like(values.contiguous()) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, values.contiguous(), group=group)
+    return torch.cat(parts, dim)
+
+
+def own_heads(values: Tensor, dim: int, count: int, target: "GuardTarget") -> Tensor:
+    """Of values [..., H, ...] those of the `count` heads of this process, [..., count, ...]."""
+    if values.shape[dim] <= count or not _is_spread(target):
+        return values
+    return values.narrow(dim, target.model._device_mesh["tp"].get_local_rank() * count, count)
+
+
+def refuse_split_tower(tower: nn.Module, method: str) -> None:
+    """Refuse a vision tower whose own heads are spread over processes, for a method that adds them up.
+
+    Raises:
+        ValueError: they are (the towers of most families are not).
+    """
+    if any(hasattr(parameter, "device_mesh") for parameter in tower.parameters()):
+        raise ValueError(
+            f"{method} adds up attention heads inside the vision tower, which tensor parallelism spreads over "
+            "processes in this model; load it without tp_plan for this method"
+        )
+
+
+def _is_spread(target: "GuardTarget") -> bool:
+    return (target.model.tp_size or 1) > 1
