@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vlm_guard.contrast.branched_generate import contrast_arguments, only_contrast
+from vlm_guard.contrast.forward_pass import ContrastForward
 from vlm_guard.families.architecture import describe_architecture, unwrap
 from vlm_guard.families.layers import select_layers
 from vlm_guard.families.profiles import Profile, find_profile
@@ -88,6 +89,7 @@ class Guard(AbstractContextManager):
         decoding: compiles decode steps.
         observers: shows methods the hidden states of a prompt.
         placement: sees whether the model's modules are where they were.
+        contrasting: contrasts the logits of passes outside of `generate`, or None.
         switched: the configurations whose attention implementation was switched.
     """
 
@@ -118,6 +120,7 @@ class Guard(AbstractContextManager):
         self.placement = Placement(inner, self.target.architecture)
         self.decoding = CompiledDecode(self)
         self.observers = LayerObservers(self)
+        self.contrasting = None if self.contrast is None else ContrastForward(self)
         self.switched: list[Any] = []
         # What follows the model's calls stays while the guard is suspended; what edits them does not.
         self._following = Undo()

@@ -71,6 +71,7 @@ class Method:
             depend on what the queries, keys and values of a step contain.
         whole_prompt: the rows of a prompt that it must see in one pass ("all", "text"), because it learns from them as
             a whole; a cached beginning with such rows is refused. None for methods that read row by row.
+        counts_steps: whether its contrast of logits depends on how many tokens of the answer come before.
         compiles: whether a decode step with this method can be one compiled graph: what it does in a step is nothing,
             or a steady edit, or a contrast of logits. Without it the steps run uncompiled.
         observes_hidden: whether `observe_hidden` wants the hidden states that enter the layers.
@@ -88,6 +89,7 @@ class Method:
     rows: ClassVar[RowScope] = "text"
     steady: ClassVar[bool] = False
     whole_prompt: ClassVar[RowScope | None] = None
+    counts_steps: ClassVar[bool] = False
     compiles: ClassVar[bool] = False
     observes_hidden: ClassVar[bool] = False
     edited_branch: ClassVar[Sign] = "positive"
