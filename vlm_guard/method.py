@@ -219,11 +219,7 @@ def register(name: str) -> Callable[[MethodType], MethodType]:
 @cache
 def method_files() -> dict[str, Path]:
     """The built-in method files by name, without importing them (so without torch)."""
-    import vlm_guard
-
-    folders = [Path(entry) / "methods" for entry in vlm_guard.__path__]
-    installed = import_module("vlm_guard.methods").__path__
-    folders.extend(Path(entry) for entry in installed)
+    folders = [Path(entry) for entry in import_module("vlm_guard.methods").__path__]
     found = {path.stem: path for folder in folders for path in folder.glob("*.py") if not path.stem.startswith("_")}
     return dict(sorted(found.items()))
 
