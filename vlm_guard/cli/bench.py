@@ -64,8 +64,8 @@ def command(
         for note in result["notes"]:
             report(note)
     else:
-        from vlm_guard.eval.settings import parse_options
         from vlm_guard.generate_benchmark import benchmark_generate
+        from vlm_guard.method_text import parse_options
 
         if len(model or []) > 1 or len(batch or []) > 1:
             raise ValueError("bench generate takes one --model and one --batch")

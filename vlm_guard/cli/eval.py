@@ -70,7 +70,8 @@ def command(
     "accelerate launch -m vlm_guard.eval" (GPUs, machines) or "torchrun --nproc-per-node 2 -m vlm_guard.eval" (CPU).
     """
     from vlm_guard.eval.command import run_command
-    from vlm_guard.eval.settings import parse_options, read_settings
+    from vlm_guard.eval.settings import read_settings
+    from vlm_guard.method_text import parse_options
 
     flags = {
         "model": model,

@@ -34,7 +34,8 @@ def command(
 
     if not image.is_file():
         raise FileNotFoundError(f"there is no picture {image}")
-    from vlm_guard.eval.settings import parse_methods, parse_options
+    from vlm_guard.eval.settings import parse_methods
+    from vlm_guard.method_text import parse_options
 
     specs = parse_methods(method or ["var"], parse_options(options or []))
     from vlm_guard.eval.ask import ask
