@@ -5,7 +5,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = ("torch", "transformers", "accelerate", "triton", "pycocotools", "pillow", "numpy", "gradio", "matplotlib")
+LIBRARIES = (
+    "torch",
+    "torchvision",
+    "transformers",
+    "accelerate",
+    "triton",
+    "pycocotools",
+    "pillow",
+    "numpy",
+    "gradio",
+    "matplotlib",
+)
 
 
 def library_versions() -> dict[str, str]:
@@ -56,6 +67,25 @@ def attention_backends() -> dict[str, str]:
     return report
 
 
+def problems() -> dict[str, str]:
+    """What is wrong with this installation, one sentence each."""
+    from importlib.util import find_spec
+
+    from vlm_guard.processor_needs import pip_lines, why_unusable
+
+    found = {}
+    if version_of("vlm-guard") is not None:
+        found["vlm-guard"] = (
+            "the distribution vlm-guard is an unrelated project whose package is called vlm_guard, too, so one hides "
+            "the other: pip uninstall vlm-guard, then install vlm-guard-hf again"
+        )
+    if find_spec("torchvision") is not None and (reason := why_unusable("torchvision")) is not None:
+        found["torchvision"] = (
+            f"{reason}; no processor can be loaded beside it: {' and '.join(pip_lines(['torchvision']))}"
+        )
+    return found or {"found": "none"}
+
+
 def examine() -> dict[str, dict[str, Any]]:
     """Everything `vlm-guard doctor` prints, by section."""
     from vlm_guard.method import method_names
@@ -70,4 +100,5 @@ def examine() -> dict[str, dict[str, Any]]:
             "profiles": ", ".join(profile.name for profile in all_profiles()) or "none",
             "your profiles go to": str(user_profiles()),
         },
+        "problems": problems(),
     }
