@@ -6,6 +6,7 @@ from importlib import metadata
 from importlib.util import find_spec
 
 import pytest
+from packaging.requirements import Requirement
 
 from vlm_guard import processor_needs as needs
 from vlm_guard.builtin_model import BUILTIN_DIR
@@ -106,8 +107,9 @@ def test_torchvision_is_the_release_of_the_torch_that_is_here(monkeypatch, relea
 def test_the_rule_for_torchvisions_release_agrees_with_its_own_demand():
     if find_spec("torchvision") is None:
         pytest.skip("torchvision is not installed")
-    demanded = next(text for text in metadata.requires("torchvision") if text.startswith("torch="))
-    minor, own = demanded.split(".")[1], metadata.version("torchvision").split(".")[1]
+    demanded = next(item for item in map(Requirement, metadata.requires("torchvision")) if item.name == "torch")
+    (pin,) = demanded.specifier
+    minor, own = pin.version.split(".")[1], metadata.version("torchvision").split(".")[1]
     assert int(own) == int(minor) + 15
 
 
