@@ -9,7 +9,7 @@ import torch
 
 from vlm_guard.architecture import inference_device
 from vlm_guard.builtin_model import BUILTIN_DIR, builtin
-from vlm_guard.processor_needs import advice
+from vlm_guard.processor_needs import advice, refuse_missing_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -97,11 +97,7 @@ def load_model(
         folder = Path(name)
         if folder.is_dir() and not (folder / "config.json").is_file():
             raise FileNotFoundError(f"{folder} is no checkpoint: it has no config.json")
-        if _is_path(name) and not folder.is_dir():
-            raise FileNotFoundError(
-                f"there is no folder {name}; a model is 'builtin', a folder with a checkpoint, or a Hugging Face id "
-                "such as llava-hf/llava-1.5-7b-hf"
-            )
+        refuse_missing_folder(name)
         options = {"revision": revision, "trust_remote_code": trust_remote_code}
         try:
             from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -117,11 +113,6 @@ def load_model(
         model = model.eval() if device_map is not None else model.eval().to(chosen)
     prepare_processor(processor)
     return LoadedModel(model=model, processor=processor, identity=identify(name, model))
-
-
-def _is_path(name: str) -> bool:
-    """Whether a name can only be a path: a Hugging Face id is OWNER/NAME, without further slashes."""
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
 
 
 def prepare_processor(processor: Any) -> None:

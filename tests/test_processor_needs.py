@@ -177,6 +177,14 @@ def test_doctor_names_what_a_model_lacks(tmp_path, capsys):
     assert report[name]["num2words"].startswith("for its processor: ")
 
 
+def test_doctor_says_that_the_built_in_model_lacks_nothing(capsys):
+    from vlm_guard import cli
+
+    with pytest.raises(SystemExit) as finished:
+        cli.main(["doctor", "builtin", "--json"])
+    assert finished.value.code == 0 and json.loads(capsys.readouterr().out)["builtin"]["missing"] == "nothing"
+
+
 def test_doctor_knows_the_other_project_of_this_name(tmp_path, monkeypatch):
     from vlm_guard.environment import problems
 
@@ -192,3 +200,5 @@ def test_doctor_knows_the_other_project_of_this_name(tmp_path, monkeypatch):
 def test_a_missing_folder_is_called_that(name):
     with pytest.raises(FileNotFoundError, match=f"there is no folder {name}; a model is 'builtin'"):
         load_model(name)
+    with pytest.raises(FileNotFoundError, match=f"there is no folder {name}; a model is 'builtin'"):
+        needs.processor_needs(name)

@@ -99,12 +99,27 @@ def processor_needs(name: str, revision: str | None = None) -> ProcessorNeeds:
     return ProcessorNeeds(model_type=model_type, processor=processor, reasons=reasons, notes=tuple(notes))
 
 
+def refuse_missing_folder(name: str) -> None:
+    """Say so when a name can only be a path, as a Hugging Face id is OWNER/NAME, and nothing is there.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
+    if is_path and not Path(name).is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {name}; a model is 'builtin', a folder with a checkpoint, or a Hugging Face id such as "
+            "llava-hf/llava-1.5-7b-hf"
+        )
+
+
 def read_checkpoint(name: str, revision: str | None = None) -> tuple[dict[str, dict[str, Any]], set[str] | None]:
     """The small configuration files by name, and the names of all files (None where only a cache could be read).
 
     Raises:
-        FileNotFoundError: a folder without config.json. ValueError: the hub cannot be read, or it is no JSON.
+        FileNotFoundError: no folder, or one without config.json. ValueError: the hub cannot be read, or it is no JSON.
     """
+    refuse_missing_folder(name)
     folder, files = Path(name), None
     if folder.is_dir():
         files = {path.name for path in folder.iterdir()}

@@ -22,9 +22,11 @@ def command(
 
     report = examine()
     if model is not None:
+        from vlm_guard.builtin_model import BUILTIN_DIR
         from vlm_guard.processor_needs import processor_needs
 
-        report[model] = processor_needs(model, revision).describe()
+        name = str(BUILTIN_DIR) if model == "builtin" else model
+        report[model] = processor_needs(name, revision).describe()
     if as_json:
         print(json.dumps(report, indent=2))
         return

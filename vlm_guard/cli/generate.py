@@ -11,7 +11,8 @@ def command(
     prompt: Annotated[str, typer.Argument(help="What to ask.")] = "Please describe this image in detail.",
     model: Annotated[str, typer.Option(help="builtin, a folder or a Hugging Face id.")] = "builtin",
     method: Annotated[
-        list[str] | None, typer.Option(help="none, var, var+vcd, ...; repeat it to see several answers. [var]")
+        list[str] | None,
+        typer.Option(help="none, var, pai:gain=0.4+var, my_file.py, ...; repeat it to see several answers. [var]"),
     ] = None,
     options: Annotated[
         list[str] | None, typer.Option("--set", help="Option of a method: var.move_fraction=0.5; may be repeated.")
