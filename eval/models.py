@@ -109,6 +109,8 @@ def load_model(
         except (OSError, ValueError, ImportError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
             lacks = advice(name, revision) if isinstance(error, ImportError | ValueError) else ""
+            if lacks:
+                reason = reason.partition(". ")[0].removesuffix(".") + "."
             raise ValueError(f"cannot load {name!r} as a vision-language model: {reason}{lacks}") from error
         model = model.eval() if device_map is not None else model.eval().to(chosen)
     prepare_processor(processor)

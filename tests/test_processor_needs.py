@@ -132,6 +132,19 @@ def test_a_torchvision_that_does_not_fit_is_named(broken_torchvision, tmp_path):
     assert "torchvision::nms" in needs.advice(str(tmp_path / "model"))
 
 
+def test_the_command_line_says_what_lies_behind_a_failed_import(broken_torchvision, capsys, monkeypatch):
+    from vlm_guard import cli
+
+    def failing():
+        raise ImportError("Could not import module 'PreTrainedModel'.")
+
+    monkeypatch.setattr(cli, "build_app", failing)
+    with pytest.raises(SystemExit) as finished:
+        cli.main([])
+    printed = capsys.readouterr().err
+    assert finished.value.code == 2 and "torchvision::nms" in printed and "pip install" in printed
+
+
 # -- the hub --------------------------------------------------------------------------------------------------
 
 

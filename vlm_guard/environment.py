@@ -69,9 +69,7 @@ def attention_backends() -> dict[str, str]:
 
 def problems() -> dict[str, str]:
     """What is wrong with this installation, one sentence each."""
-    from importlib.util import find_spec
-
-    from vlm_guard.processor_needs import pip_lines, why_unusable
+    from vlm_guard.processor_needs import torchvision_problem
 
     found = {}
     if version_of("vlm-guard") is not None:
@@ -79,10 +77,8 @@ def problems() -> dict[str, str]:
             "the distribution vlm-guard is an unrelated project whose package is called vlm_guard, too, so one hides "
             "the other: pip uninstall vlm-guard, then install vlm-guard-hf again"
         )
-    if find_spec("torchvision") is not None and (reason := why_unusable("torchvision")) is not None:
-        found["torchvision"] = (
-            f"{reason}; no processor can be loaded beside it: {' and '.join(pip_lines(['torchvision']))}"
-        )
+    if problem := torchvision_problem():
+        found["torchvision"] = problem
     return found or {"found": "none"}
 
 

@@ -108,8 +108,8 @@ def refuse_missing_folder(name: str) -> None:
     is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
     if is_path and not Path(name).is_dir():
         raise FileNotFoundError(
-            f"there is no folder {name}; a model is 'builtin', a folder with a checkpoint, or a Hugging Face id such as "
-            "llava-hf/llava-1.5-7b-hf"
+            f"there is no folder {name}; a model is 'builtin', a folder with a checkpoint, or a Hugging Face id such "
+            "as llava-hf/llava-1.5-7b-hf"
         )
 
 
@@ -175,11 +175,9 @@ class _Mappings:
 
 
 def _mappings() -> _Mappings:
-    unusable = why_unusable("torchvision") if find_spec("torchvision") is not None else None
-    if unusable is not None:
-        # transformers imports it wherever it is installed, so not even its tables can be read then.
-        lines = " and ".join(f"`{line}`" for line in pip_lines(["torchvision"]))
-        raise ImportError(f"torchvision is {unusable}; no processor can be loaded beside it. Repair it: {lines}")
+    problem = torchvision_problem()
+    if problem:
+        raise ImportError(problem)
     processing = import_module("transformers.models.auto.processing_auto")
     images = import_module("transformers.models.auto.image_processing_auto")
     return _Mappings(
@@ -187,6 +185,19 @@ def _mappings() -> _Mappings:
         images=images.IMAGE_PROCESSOR_MAPPING_NAMES,
         modules=Path(processing.__file__).parents[1],
     )
+
+
+def torchvision_problem() -> str:
+    """What is wrong with an installed torchvision, or an empty text.
+
+    transformers imports it wherever it is installed: when it does not fit torch, hardly anything of transformers can be
+    imported, and the error names something else.
+    """
+    unusable = why_unusable("torchvision") if find_spec("torchvision") is not None else None
+    if unusable is None:
+        return ""
+    line = pip_lines(["torchvision"])[0]
+    return f"torchvision is {unusable}; no model can be loaded beside it. Repair it: `{line}`"
 
 
 def _image_processor(config: Mapping[str, Any]) -> str | None:
