@@ -92,5 +92,6 @@ def test_python_m(checkout, tmp_path, module, place, installed):
 
 def test_the_public_names_come_from_beside_the_checkout(checkout):
     """What a stranger meets first; loads torch, so once."""
-    code = "from vlm_guard import wrap, Guard; from vlm_guard.method.registry import method_names; print(len(method_names()), wrap)"
+    names = "from vlm_guard import wrap, Guard; from vlm_guard.method.registry import method_names"
+    code = f"{names}; print(len(method_names()), wrap)"
     assert int(python(["-c", code], checkout.parent, installed=False).split()[0]) > 10
