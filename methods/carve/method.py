@@ -13,8 +13,8 @@ heads, in layer l, and j a visual token:
 Station: inputs. The answer is then generated from the refined picture alone or from both, with whatever other methods.
 
 Where the values come from: layers 20 to 25 (of 28 to 36; given here as a share of the depth), p 0.2, K 3, lambda 1e-8,
-32 steps, the general instruction and the suffix are the released code's. The code answers from both pictures, the paper
-from the refined one, which is the default. The paper finds p of 0.2 to 0.6 and K of 2 or 3 best. Code defects left out:
+32 steps, the general instruction and the suffix are the released code's. The code answers from both pictures
+(`variant="published"`), the paper from the refined one, which is the default. The paper finds p of 0.2 to 0.6 and K of 2 or 3 best. Code defects left out:
 maps are laid out on the true patch grid (the code guesses squares from token counts), and steps decode with a cache.
 The magnified side is limited to four times the picture's longer side, so that a sliver does not explode.
 
@@ -34,7 +34,7 @@ from torch import Tensor
 from vlm_guard.families.layers import select_layers_of
 from vlm_guard.families.patch_grid import place_images, require_grid
 from vlm_guard.families.pictures import flat_pictures, recover_pictures, seen_part
-from vlm_guard.method import BranchPrompt, GivenPrompt, GuardTarget, InputsCall, Method, option, register
+from vlm_guard.method import BranchPrompt, GivenPrompt, GuardTarget, InputsCall, Method, option, register, variant_option
 from vlm_guard.method.contrasting import padding_id
 from vlm_guard.method.visual_tokens import visual_mask
 from vlm_guard.methods.carve.answer_attention import paired_attention
@@ -68,6 +68,7 @@ class CARVE(Method):
         help="answer from the refined picture alone, or from both",
         choices=("refined", "both"),
         paper="refined in the paper, both in the code",
+        published="both",
     )
     steps: int = option(
         32,
@@ -84,6 +85,7 @@ class CARVE(Method):
         paper="in the code",
     )
     layers: str = option("62%-81%", help="decoder layers whose attention is contrasted", paper="20 to 25 in both")
+    variant: str = variant_option("published answers from both pictures, as the code; default from the refined one")
 
     def prepare(self, target: GuardTarget) -> None:
         """Nothing to keep.

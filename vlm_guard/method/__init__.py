@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vlm_guard.method.attention_calls import AttentionCall, HiddenCall
-    from vlm_guard.method.base import Method, RowScope, Sign, option
+    from vlm_guard.method.base import Method, RowScope, Sign, option, variant_option
     from vlm_guard.method.branch_prompt import BranchPrompt, GivenPrompt
     from vlm_guard.method.contrasting import Branch, ContrastCall, contrast_logits, cut_implausible
     from vlm_guard.method.forward_call import ForwardCall, InputsCall
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vlm_guard.method.target import GuardTarget
 
 _HOMES = {
-    "base": ("Method", "RowScope", "Sign", "option"),
+    "base": ("Method", "RowScope", "Sign", "option", "variant_option"),
     "registry": ("register",),
     "attention_calls": ("AttentionCall", "HiddenCall"),
     "branch_prompt": ("BranchPrompt", "GivenPrompt"),
@@ -46,6 +46,7 @@ __all__ = [
     "cut_implausible",
     "option",
     "register",
+    "variant_option",
 ]
 
 
