@@ -77,7 +77,9 @@ class M3ID(Method):
         paper="none published",
         published=1e6,
     )
-    variant: str = variant_option("published gates, counts from 1 and cuts nothing, as the paper; default does none of it")
+    variant: str = variant_option(
+        "published gates, counts from 1 and cuts nothing, as the paper; default does none of it"
+    )
 
     def contrasts(self) -> bool:
         """A rate of 0 switches the second branch off."""

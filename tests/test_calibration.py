@@ -8,7 +8,7 @@ import torch
 
 from vlm_guard import wrap
 from vlm_guard.calibration.sinks import SinkMeasurement, calibrate_sinks, new_profile
-from vlm_guard.families.profiles import Fact, Profile, Setting, Source, all_profiles, find_profile, read_profile
+from vlm_guard.families.profiles import Fact, Profile, Source, all_profiles, find_profile, read_profile
 from vlm_guard.method.registry import method_class
 from zoo import Prompt, assert_pristine, build
 

@@ -1,4 +1,4 @@
-"""The tables of README.md and docs/results.md are current, and the README's commands are the ones that CI runs."""
+"""The tables of README.md and of pages in docs/ are current, and the README's commands are the ones that CI runs."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from measured_digest import verdict
 from readme_tables import SECTIONS, with_tables
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = ("README.md", "docs/results.md")
+FILES = ("README.md", "docs/results.md", "docs/methods.md")
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -89,7 +89,9 @@ class ACT(Method):
         paper="found by a search on labelled data in the paper; lists exist for text models only",
     )
     layers: str = option("2-30", help="decoder layers to edit", paper="2 to 30 of 32 in the released code")
-    variant: str = variant_option("published counts and edits every row of the prompt; default the text after the image")
+    variant: str = variant_option(
+        "published counts and edits every row of the prompt; default the text after the image"
+    )
 
     @property
     def rows(self) -> RowScope:  # type: ignore[override]

@@ -34,7 +34,16 @@ from torch import Tensor
 from vlm_guard.families.layers import select_layers_of
 from vlm_guard.families.patch_grid import place_images, require_grid
 from vlm_guard.families.pictures import flat_pictures, recover_pictures, seen_part
-from vlm_guard.method import BranchPrompt, GivenPrompt, GuardTarget, InputsCall, Method, option, register, variant_option
+from vlm_guard.method import (
+    BranchPrompt,
+    GivenPrompt,
+    GuardTarget,
+    InputsCall,
+    Method,
+    option,
+    register,
+    variant_option,
+)
 from vlm_guard.method.contrasting import padding_id
 from vlm_guard.method.visual_tokens import visual_mask
 from vlm_guard.methods.carve.answer_attention import paired_attention

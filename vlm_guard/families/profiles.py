@@ -102,7 +102,9 @@ def read_profile(path: Path) -> Profile:
         name = data["name"]
         facts = {key: Fact(**fact) for key, fact in data["facts"].items()}
         settings = {
-            method: {option: Setting(**{**fact, "profile": fact.get("profile") or name}) for option, fact in own.items()}
+            method: {
+                option: Setting(**{**fact, "profile": fact.get("profile") or name}) for option, fact in own.items()
+            }
             for method, own in data.get("settings", {}).items()
         }
         return Profile(name=name, match=data["match"], facts=facts, settings=settings)
