@@ -13,8 +13,8 @@ The released code applies no final norm to early layers (`final_norm=False`), ta
 and so one layer for all rows, and reverses both Kullback-Leibler terms, KL(M || p) and KL(M || q) with
 M = (p + q) / 2. Here each row has its own layer (the release's batches of one are the same), and `divergence` is
 "textbook" (Jensen-Shannon, the default, as in the paper's formula) or "reversed" (the release; `variant="published"`):
-the order of the two arguments of torch's `kl_div` is an accident of the code, which says Jensen-Shannon itself. The release also
-multiplies repeated tokens down by 1.2: pass `repetition_penalty=1.2` to `generate` for that.
+the order of the two arguments of torch's `kl_div` is an accident of the code, which says Jensen-Shannon itself. The
+release also multiplies repeated tokens down by 1.2: pass `repetition_penalty=1.2` to `generate` for that.
 
 Candidates: "even" layers over the whole depth are HALC's setting for vision-language models and the default; "low"
 and "high" are the even layers of the lower and upper half, the paper's two buckets. With tied embeddings layer 0 is

@@ -1,7 +1,7 @@
 """The tables of README.md and of pages in docs/, made from the methods, profiles, model and feature tables and results.
 
-`python docs/tables/readme_tables.py README.md docs/results.md docs/methods.md` rewrites them in place; a test checks that
-they are current.
+`python docs/tables/readme_tables.py README.md docs/results.md docs/methods.md` rewrites them in place; a test checks
+that they are current.
 """
 
 import re

@@ -108,8 +108,8 @@ def question_flags(
         content[row, chosen[torch.tensor(flags, dtype=torch.bool)]] = True
     if open_ended and opening is None:
         warnings.warn(
-            "gift takes everything behind the image for the question, also what makes the model answer (' ASSISTANT:'): "
-            "no chat template says what that is. Pass the model's processor with its chat template to wrap",
+            "gift takes everything behind the image for the question, also what makes the model answer, such as "
+            "' ASSISTANT:': no chat template says what that is. Pass wrap a processor that has one",
             stacklevel=2,
         )
     return question.to(input_ids.device), content.to(input_ids.device)

@@ -22,9 +22,9 @@ prompt is read once more up to the saliency layer first.
 Where the values come from: alpha 5, saliency layer 11 and layers 12 to 22 of 32 are the released code's for
 LLaVA-1.5-7B, given here as shares of the depth; its values for LLaVA-1.5-13B and Qwen2-VL-7B stand in the profiles of
 these models, and `wrap` takes them from there. The question begins behind the line break that follows the image, as in
-the code. The paper's factor beta on r is 1 and left out. Content words: the release tags parts of speech with spaCy; here they are
-the words not on a list of function words (see `question_tokens`), or any function you give. Without any content word
-the release averages nothing (NaN); here every token of the question counts.
+the code. The paper's factor beta on r is 1 and left out. Content words: the release tags parts of speech with spaCy;
+here they are the words not on a list of function words (see `question_tokens`), or any function you give. Without any
+content word the release averages nothing (NaN); here every token of the question counts.
 """
 
 from collections.abc import Callable

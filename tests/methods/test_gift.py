@@ -221,8 +221,8 @@ class Pieces:
         return "".join(self.pieces[token] for token in ids)
 
 
-# As LLaVA's SentencePiece cuts "<image>\nIs there a dog? ASSISTANT:": an empty piece, the line break, the question, five
-# pieces of opening (two here). The release counts from the second piece behind the image to the sixth from the end.
+# As LLaVA's SentencePiece cuts "<image>\nIs there a dog? ASSISTANT:": an empty piece, the line break, the question,
+# five pieces of opening. The release counts from the third piece behind the image to the sixth from the end.
 LLAVA_IDS = [0, 99, 99, 1, 2, 3, 4, 5, 6, 7, 8]
 
 

@@ -123,7 +123,7 @@ class Method:
             _check_option(self.name or type(self).__name__, item, getattr(self, item.name))
 
     def with_settings(self, settings: "Mapping[str, Setting]") -> Self:
-        """This method with a model's published settings, for the options that were not given.
+        """The same method with a model's published settings, for the options that were not given.
 
         Args:
             settings: by option, as `Profile.settings_of` has them.
