@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PretrainedConfig, PreTrainedModel
 
 from vlm_guard.builtin_model import BUILTIN_DIR, builtin
 from vlm_guard.families.architecture import inference_device
@@ -105,6 +105,20 @@ def load_model(
         model = model.eval() if device_map is not None else model.eval().to(chosen)
     prepare_processor(processor)
     return LoadedModel(model=model, processor=processor, identity=identify(name, model))
+
+
+def load_config(name: str, revision: str | None = None, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The configuration of a model, without its weights; see `load_model` for the arguments.
+
+    Raises:
+        ValueError: it can be neither found nor read.
+    """
+    source = BUILTIN_DIR if name == "builtin" else name
+    try:
+        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0][:300]
+        raise ValueError(f"cannot read the configuration of {name!r}: {reason}") from error
 
 
 def prepare_processor(processor: Any) -> None:
