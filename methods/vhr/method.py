@@ -103,7 +103,7 @@ class VHR(Method):
                 return None
             raise ValueError("vhr found no prompt with an image to choose its heads from")
         if call.layer not in scoring.scales:
-            pair = scoring.outputs(call.layer, call.output)
+            pair = scoring.outputs(call)
             if pair is not None:
                 scoring.choose(call.layer, self._scale(call, *pair))
         scale = scoring.scale(call.layer)

@@ -6,6 +6,7 @@ from functools import cached_property
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from vlm_guard.kernels.attention_edit import AttentionEdit
@@ -105,9 +106,21 @@ class AttentionCall:
         """Whether this call only continues a prompt that has been read."""
         return not self.state.reading
 
-    def attend(self, edit: AttentionEdit, *, return_weights: bool = False) -> EditedAttention:
-        """Attention of the asked rows under `edit`: masses, logsumexp and, when asked, weights [B, H, R, K]."""
-        return edited_attention(replace(self.problem(edit), return_weights=return_weights), self.state_impl)
+    def attend(self, edit: AttentionEdit, *, return_weights: bool = False, wide: bool = False) -> EditedAttention:
+        """Attention of the asked rows under `edit`: masses, logsumexp and, when asked, weights [B, H, R, K].
+
+        Args:
+            edit: what to change; `AttentionEdit()` for the attention as it is.
+            return_weights: also return the weights.
+            wide: compute the output in float32 too, from inputs of half precision; for what is decided by it.
+        """
+        problem = replace(self.problem(edit), return_weights=return_weights)
+        if wide:
+            dtype = torch.promote_types(problem.query.dtype, torch.float32)
+            parts = (problem.query, problem.key, problem.value)
+            query, key, value = (part.to(dtype) for part in parts)
+            problem = replace(problem, query=query, key=key, value=value)
+        return edited_attention(problem, self.state_impl)
 
     @property
     def guard(self) -> "Guard":
