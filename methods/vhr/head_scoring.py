@@ -45,7 +45,7 @@ class HeadScoring:
         self.scales: Outputs = {}
         target = guard.target
         ids, token_ids = inputs["input_ids"], target.architecture.visual_token_ids
-        real = guard.state.real[:, : ids.shape[1]]
+        real = guard.reading.current.state.real[:, : ids.shape[1]]
         self.stream = TextStream.of(ids, real, token_ids, target.model, target.processor)
         self._image: Outputs | None = None
         self._text: Outputs = {}
@@ -130,7 +130,8 @@ class HeadScoring:
     @property
     def _in_text_stream(self) -> bool:
         """Whether the running pass is the text stream beside another one."""
-        return self._text_state is not None and self.guard.state is self._text_state
+        running = self.guard.reading.current
+        return self._text_state is not None and running is not None and running.state is self._text_state
 
     def _text_output(self, layer: int, like: Tensor) -> Tensor:
         """[M, H, D] of the text stream; zero in a cross-attention layer, which a prompt without image skips."""
@@ -192,11 +193,8 @@ class HeadScoring:
     @contextmanager
     def _in_state(self, state: GenerationState) -> Iterator[None]:
         """What runs inside is not the generation's own pass, but one of this class."""
-        kept, self.guard.state = self.guard.state, state
-        try:
+        with self.guard.reading.running(state):
             yield
-        finally:
-            self.guard.state = kept
 
 
 def _at(call: AttentionCall, rows: Tensor, places: Tensor) -> Tensor:

@@ -50,6 +50,7 @@ class VHR(Method):
     stations = ("attention",)
     needs = ("second branch",)
     rows = "all"
+    whole_prompt = "all"
     steady = True
     cross_attention = ""
     compiles = True
