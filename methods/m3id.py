@@ -25,20 +25,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlm_guard.method import Branch, ContrastCall, Method, contrast_logits, option, register, variant_option
-from vlm_guard.method.branch_prompt import image_markers
+from vlm_guard.method import Branch, ContrastCall, ContrastMethod, option, plausibility_option, register, variant_option
 
 
 @register("m3id")
 @dataclass(frozen=True, kw_only=True)
-class M3ID(Method):
+class M3ID(ContrastMethod):
     """Move away from the text-only logits, more with every generated token."""
 
     title = "M3ID"
     paper = "Multi-Modal Hallucination Control by Visual Information Grounding, CVPR 2024, arXiv 2403.14003"
-    stations = ("logits",)
-    needs = ("second branch",)
-    compiles = True
 
     forgetting: float = option(
         0.02,
@@ -47,15 +43,7 @@ class M3ID(Method):
         neutral=0.0,
         paper="lambda = 0.02 in the public re-implementations",
     )
-    plausibility: float = option(
-        0.1,
-        help="tokens less than this times as probable as the best are ruled out",
-        range=(0.0, 1.0),
-        neutral=0.0,
-        tried=(0.5, 0.7),
-        paper="0.1 in the public re-implementations, none in the paper",
-        published=0.0,
-    )
+    plausibility: float = plausibility_option("0.1 in the public re-implementations, none in the paper", published=0.0)
     gate: float = option(
         1.0,
         help="contrast only where the most probable token has less than this probability; 1 contrasts always",
@@ -82,17 +70,16 @@ class M3ID(Method):
     )
 
     def contrasts(self) -> bool:
-        """A rate of 0 switches the second branch off."""
+        """A rate of 0 switches the second branch off; the first token may have strength 0 all the same."""
         return self.forgetting > 0
 
     def contrast_branch(self, call: ContrastCall) -> Branch:
         """The prompt without its picture."""
-        prompt = call.prompt.without_images(image_markers(call.model, call.processor))
-        return Branch(prompt=prompt, images="none", active=call.prompt.has_image)
+        return call.text_branch()
 
     def combine_logits(self, positive: Tensor, negative: Tensor, step: int) -> Tensor:
         """The contrast with the strength of generated token `step`, in the rows that pass the gate."""
-        mixed = contrast_logits(positive, negative, self.strength_at(step), self.plausibility)
+        mixed = super().combine_logits(positive, negative, step)
         if self.gate == 1:
             return mixed
         # The largest probability is exp(max - logsumexp): nothing of the vocabulary's size has to be kept for it.
@@ -100,7 +87,7 @@ class M3ID(Method):
         largest = (wide.amax(-1, keepdim=True) - wide.logsumexp(-1, keepdim=True)).exp()
         return torch.where(largest < self.gate, mixed, positive)
 
-    def strength_at(self, step: int) -> float:
+    def contrast_strength(self, step: int) -> float:
         """(1 - g) / g for generated token `step` (counted from 0), at most `max_strength`."""
         exponent = self.forgetting * (step + self.start)
         return self.max_strength if exponent > 30 else min(math.expm1(exponent), self.max_strength)

@@ -150,9 +150,7 @@ class VAR(Method):
     def edit_attention(self, call: AttentionCall) -> AttentionEdit | None:
         """The redistribution between this layer's segments; prompt segments serve all later tokens."""
         edit: AttentionEdit | None = call.memory.edit
-        if edit is None or call.first_key == 0:
-            return edit
-        return AttentionEdit(segments=edit.segments.from_key(call.first_key), policy=edit.policy)
+        return edit
 
 
 def sink_activation(hidden: torch.Tensor, dimensions: tuple[int, ...]) -> torch.Tensor:

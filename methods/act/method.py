@@ -123,9 +123,7 @@ class ACT(Method):
         if not call.is_decode:
             self._find_sinks(call)
         edit: AttentionEdit = call.memory.edit
-        if call.first_key == 0:
-            return edit
-        return AttentionEdit(segments=edit.segments.from_key(call.first_key), policy=edit.policy)
+        return edit
 
     def _find_sinks(self, call: AttentionCall) -> None:
         """Count the prompt rows of this call once, and mark the sinks of every head."""
@@ -141,7 +139,7 @@ class ACT(Method):
             raise ValueError(f"act finds its sinks in {self.sink_rows} rows of the prompt, and this prompt has none")
         position = every.rows.index + state.offset
         fresh = every.rows.valid & (position >= counted) & (position < (length or end))
-        received = torch.nn.functional.pad(received_attention(every, fresh), (call.first_key, 0))[..., :end]
+        received = call.over_all_keys(received_attention(every, fresh))[..., :end]
         seen = torch.zeros(received.shape[0], end, dtype=torch.int64, device=position.device)
         seen.scatter_add_(1, position, fresh.long())
         # Row i sees key j where i >= j: the rows from j on, counted from the end.

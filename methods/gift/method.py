@@ -146,21 +146,15 @@ class GIFT(Method):
         visual = call.state.visual[:, : call.state.offset + content.shape[1]]
         if rows is None:
             return torch.zeros(visual.shape, device=visual.device)
-        weights = call.select(rows).attend(AttentionEdit(), return_weights=True).weights
-        weights = all_heads(weights, 1, call.guard.target)
-        weights = torch.nn.functional.pad(weights, (call.first_key, 0))[..., : visual.shape[1]]
+        weights = all_heads(call.select(rows).weights(), 1, call.guard.target)[..., : visual.shape[1]]
         counts = content.gather(1, rows.index) & rows.valid
         return gaze_saliency(weights, counts.to(weights.device), visual.to(weights.device))
 
     def _enhance(self, call: AttentionCall, saliency: Tensor, question: Tensor) -> AttentionEdit | None:
-        first, described = call.first_key, saliency.shape[1]
-        if first >= described:
-            return None
-        target, own = call.guard.target, call.query.shape[1]
-        weights = call.attend(AttentionEdit(), return_weights=True).weights[..., : described - first]
-        weights = all_heads(weights, 1, target)
+        described, target, own = saliency.shape[1], call.guard.target, call.query.shape[1]
+        weights = all_heads(call.weights(), 1, target)[..., :described]
         visual = call.state.visual[:, :described]
-        saliency, visual, question = (item[:, first:].to(weights.device) for item in (saliency, visual, question))
+        saliency, visual, question = (item.to(weights.device) for item in (saliency, visual, question))
         bias = gaze_bias(weights, saliency, visual, question, self.strength)
         return AttentionEdit(bias=own_heads(bias, 1, own, target))
 

@@ -20,9 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
-from vlm_guard.method import Branch, ContrastCall, Method, contrast_logits, option, register
+from vlm_guard.method import Branch, ContrastCall, ContrastMethod, option, plausibility_option, register
 from vlm_guard.method.branch_prompt import INSERTED, first_visual, image_markers
 from vlm_guard.methods.icd.system_message import system_format, with_system_message
 
@@ -40,7 +38,7 @@ DISTURBANCES = {
 
 @register("icd")
 @dataclass(frozen=True, kw_only=True)
-class ICD(Method):
+class ICD(ContrastMethod):
     """Move away from what the model says under a disturbing instruction."""
 
     title = "ICD"
@@ -48,9 +46,7 @@ class ICD(Method):
         "Mitigating Hallucinations in Large Vision-Language Models with Instruction Contrastive Decoding, "
         "Findings of ACL 2024, arXiv 2403.18715"
     )
-    stations = ("logits",)
     needs = ("processor", "second branch")
-    compiles = True
 
     strength: float = option(
         1.0,
@@ -59,14 +55,7 @@ class ICD(Method):
         neutral=0.0,
         paper="alpha = 1",
     )
-    plausibility: float = option(
-        0.1,
-        help="tokens less than this times as probable as the best are ruled out",
-        range=(0.0, 1.0),
-        neutral=0.0,
-        tried=(0.5, 0.7),
-        paper="beta = 0.1",
-    )
+    plausibility: float = plausibility_option("beta = 0.1")
     disturbance: str = option(
         "confused", help="which disturbing instruction to read", choices=tuple(DISTURBANCES), paper="five in the code"
     )
@@ -77,10 +66,6 @@ class ICD(Method):
         choices=("system", "start", "user", "auto"),
         paper="in place of the system message in the released code",
     )
-
-    def contrasts(self) -> bool:
-        """Strength 0 switches the second branch off."""
-        return self.strength > 0
 
     def contrast_branch(self, call: ContrastCall) -> Branch:
         """The same picture and question behind a disturbing instruction."""
@@ -102,10 +87,6 @@ class ICD(Method):
 
         prompt = call.prompt.edited(disturb)
         return Branch(prompt=prompt, images="same", active=prompt.changed)
-
-    def combine_logits(self, positive: Tensor, negative: Tensor, step: int) -> Tensor:
-        """(1 + strength) positive - strength negative, on plausible tokens."""
-        return contrast_logits(positive, negative, self.strength, self.plausibility)
 
     def _position(
         self, ids: Sequence[int], tokenizer: Any, visual_token_ids: tuple[int, ...], markers: frozenset[int]

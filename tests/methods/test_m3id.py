@@ -14,12 +14,12 @@ from zoo.prompts import BOS, IMAGE, IMAGE_END, IMAGE_START, PAD
 @pytest.mark.parametrize("step", [0, 1, 10, 50, 200])
 def test_strength_is_the_published_weight(step):
     remembered = math.exp(-0.02 * step)
-    assert M3ID().strength_at(step) == pytest.approx((1 - remembered) / remembered)
+    assert M3ID().contrast_strength(step) == pytest.approx((1 - remembered) / remembered)
 
 
 def test_strength_stops_growing():
-    assert M3ID(max_strength=5.0).strength_at(10_000) == 5.0
-    assert M3ID(forgetting=1.0).strength_at(10**6) == 100.0
+    assert M3ID(max_strength=5.0).contrast_strength(10_000) == 5.0
+    assert M3ID(forgetting=1.0).contrast_strength(10**6) == 100.0
 
 
 def test_combination_equals_the_formula_in_log_probabilities():
@@ -65,7 +65,7 @@ def test_a_prompt_of_nothing_but_an_image_is_refused():
 def test_the_papers_variant_gates_counts_from_one_and_cuts_nothing():
     paper = M3ID(variant="published")
     assert (paper.gate, paper.start, paper.plausibility) == (0.3, 1, 0.0)
-    assert paper.strength_at(0) == pytest.approx(math.exp(0.02) - 1)
+    assert paper.contrast_strength(0) == pytest.approx(math.exp(0.02) - 1)
     sure, unsure = torch.tensor([3.0, 0.0, 0.0, 0.0, 0.0, 0.0]), torch.tensor([1.0, 0.9, 0.8, 0.7, 0.6, 0.5])
     positive, negative = torch.stack((sure, unsure)), torch.zeros(2, 6)
     assert sure.softmax(-1).max() > 0.3 > unsure.softmax(-1).max()

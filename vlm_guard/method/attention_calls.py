@@ -80,7 +80,8 @@ class AttentionCall:
         query: [B, H, Q, D] all current queries. key: [B, G, K, D]. value: [B, G, K, Dv].
         rows: the rows the processor is asked for; None when it is every row (one-token decode, scope "all").
         state: the generation. memory: what the method keeps for this layer. prepared: result of `Method.prepare`.
-        first_key: absolute position of key 0 (above 0 in sliding layers whose cache was cut).
+        first_key: absolute position of key 0 (above 0 in sliding layers whose cache was cut). Edits are about all keys
+            of the sequence; the framework cuts them to those a layer holds.
         output: [B, Q, H, Dv] the attention output of all current rows before row edits; None while it is unknown.
         problem: the attention operation of the asked rows under an edit.
         select: the same call for the rows of another scope, or for any rows, to look at their attention; None when
@@ -121,6 +122,14 @@ class AttentionCall:
             query, key, value = (part.to(dtype) for part in parts)
             problem = replace(problem, query=query, key=key, value=value)
         return edited_attention(problem, self.state_impl)
+
+    def weights(self) -> Tensor:
+        """[B, H, R, T] float32 attention of the asked rows as it is, over all keys; 0 on dropped ones."""
+        return self.over_all_keys(self.attend(AttentionEdit(), return_weights=True).weights)
+
+    def over_all_keys(self, values: Tensor) -> Tensor:
+        """[..., K] values of the keys the layer holds as [..., T] of all keys, 0 on the dropped ones."""
+        return torch.nn.functional.pad(values, (self.first_key, 0)) if self.first_key else values
 
     @property
     def guard(self) -> "Guard":
