@@ -37,10 +37,14 @@ from vlm_guard.families.patch_grid import place_images, require_grid
 from vlm_guard.families.pictures import flat_pictures, recover_pictures, seen_part
 from vlm_guard.method import (
     BranchPrompt,
+    Finding,
+    FindingsCall,
     GivenPrompt,
     GuardTarget,
     InputsCall,
     Method,
+    PictureMap,
+    ReplacedPicture,
     option,
     register,
     variant_option,
@@ -153,6 +157,26 @@ class CARVE(Method):
             target.processor,
             keep=self.final_inputs == "both",
         )
+
+    def findings(self, call: FindingsCall) -> list[Finding]:
+        """The contrast map of the first picture, and what was made of it."""
+        images = getattr(call.kept, "images", None)
+        if not images:
+            return []
+        image = images[0]
+        return [
+            PictureMap(
+                title="CARVE: contrast map",
+                text="Bright where the question draws more attention than a general description does.",
+                values=image.contrast,
+            ),
+            ReplacedPicture(
+                title="CARVE: refined picture",
+                text=f"{100 * float(image.kept.mean()):.0f} % of the picture is kept and magnified; the guarded answer "
+                "is about this.",
+                picture=image.refined,
+            ),
+        ]
 
     def _asked(self, target: GuardTarget, prompt: GivenPrompt, instead: str | None) -> BranchPrompt:
         """The prompt of a pass: with the question, or with another request."""

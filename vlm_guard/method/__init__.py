@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from vlm_guard.method.branch_prompt import BranchPrompt, GivenPrompt
     from vlm_guard.method.contrast_method import ContrastMethod, plausibility_option
     from vlm_guard.method.contrasting import Branch, ContrastCall, contrast_logits, cut_implausible
+    from vlm_guard.method.findings import (
+        Finding,
+        FindingsCall,
+        MarkedHeads,
+        MarkedTokens,
+        PictureMap,
+        ReplacedPicture,
+    )
     from vlm_guard.method.forward_call import ForwardCall, InputsCall
     from vlm_guard.method.key_edit_method import KeyEditMethod
     from vlm_guard.method.registry import register
@@ -27,6 +35,7 @@ _HOMES = {
     "branch_prompt": ("BranchPrompt", "GivenPrompt"),
     "contrast_method": ("ContrastMethod", "plausibility_option"),
     "contrasting": ("Branch", "ContrastCall", "contrast_logits", "cut_implausible"),
+    "findings": ("Finding", "FindingsCall", "MarkedHeads", "MarkedTokens", "PictureMap", "ReplacedPicture"),
     "forward_call": ("ForwardCall", "InputsCall"),
     "key_edit_method": ("KeyEditMethod",),
     "target": ("GuardTarget",),
@@ -39,13 +48,19 @@ __all__ = [
     "BranchPrompt",
     "ContrastCall",
     "ContrastMethod",
+    "Finding",
+    "FindingsCall",
     "ForwardCall",
     "GivenPrompt",
     "GuardTarget",
     "HiddenCall",
     "InputsCall",
     "KeyEditMethod",
+    "MarkedHeads",
+    "MarkedTokens",
     "Method",
+    "PictureMap",
+    "ReplacedPicture",
     "RowScope",
     "Sign",
     "contrast_logits",

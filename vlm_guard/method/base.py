@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vlm_guard.kernels.attention_edit import AttentionEdit
     from vlm_guard.method.attention_calls import AttentionCall, HiddenCall
     from vlm_guard.method.contrasting import Branch, ContrastCall
+    from vlm_guard.method.findings import Finding, FindingsCall
     from vlm_guard.method.forward_call import ForwardCall, InputsCall
     from vlm_guard.method.target import GuardTarget
 
@@ -211,6 +212,12 @@ class Method:
     def combine_layers(self, final: "Tensor", early: "Tensor", layers: tuple[int, ...]) -> "Tensor":
         """The final logits [B, V] and those of the early `layers` [E, B, V] as one [B, V]."""
         return final
+
+    # -- what it learned --------------------------------------------------------------------------------------
+
+    def findings(self, call: "FindingsCall") -> "Sequence[Finding]":
+        """What this method found out about the picture of the answer just given, for people to look at."""
+        return ()
 
     # -- description ------------------------------------------------------------------------------------------
 
