@@ -19,7 +19,7 @@ from vlm_guard.method.registry import resolve_methods
 from vlm_guard.method.requirements import refuse_trace, refuse_unmet_needs
 from vlm_guard.method.state import GenerationState, PromptTokens
 from vlm_guard.method.target import GuardTarget
-from vlm_guard.runtime.attention_switch import restore_attention, switch_attention
+from vlm_guard.runtime.attention_switch import follow_attention, restore_attention, switch_attention
 from vlm_guard.runtime.compiled_decode import CompiledDecode, refuse_compiled_parts
 from vlm_guard.runtime.forward_hooks import follow_forwards
 from vlm_guard.runtime.generate_arguments import generate_arguments
@@ -312,6 +312,8 @@ class Guard(AbstractContextManager):
                 # Whoever kept this function after `remove`, or calls it inside `suspended`, gets the model as it is.
                 if reading.is_paused or not self._attached:
                     return original(*args, **kwargs)
+                # Families encode pictures before their first pass.
+                follow_attention()
                 with reading.generating() as call:
                     args, kwargs = generate_arguments(self.target, original, args, kwargs)
                     if any(bound.method.overrides("edit_inputs") for bound in self.methods):

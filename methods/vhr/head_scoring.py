@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from vlm_guard.contrast.branch_inputs import TOKEN_TYPES
 from vlm_guard.kernels.attention_edit import AttentionEdit
 from vlm_guard.method import AttentionCall
 from vlm_guard.method.state import GenerationState
@@ -195,6 +196,25 @@ class HeadScoring:
         """What runs inside is not the generation's own pass, but one of this class."""
         with self.guard.reading.running(state):
             yield
+
+
+def prompt_inputs(inputs: dict[str, Any], end: int, length: int) -> dict[str, Any]:
+    """Inputs of a pass over prompt and answer, cut to the prompt.
+
+    Args:
+        inputs: of a forward pass over the first `end` tokens of a sequence.
+        end: how many there are.
+        length: how many of them are the prompt.
+    """
+    if end == length:
+        return inputs
+    of_tokens = {name: value for name, value in inputs.items() if isinstance(value, Tensor) and _is_of_tokens(name)}
+    return inputs | {name: value[..., :length] for name, value in of_tokens.items()}
+
+
+def _is_of_tokens(name: str) -> bool:
+    """Whether the last dimension of a model input is that of the tokens."""
+    return name in ("input_ids", "attention_mask", "position_ids", "labels", *TOKEN_TYPES)
 
 
 def _at(call: AttentionCall, rows: Tensor, places: Tensor) -> Tensor:

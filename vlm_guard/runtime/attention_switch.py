@@ -51,14 +51,14 @@ def switch_modules(modules: Iterable[nn.Module]) -> list[Any]:
     return list(configs.values())
 
 
-def follow_attention(configs: list[Any]) -> None:
-    """Guard the implementation that somebody has set since the switch, if anybody has.
+def follow_attention() -> None:
+    """Guard the implementation that somebody has set since a switch, if anybody has.
 
     Raises:
         ValueError: that implementation has no mask function, so it cannot be guarded.
     """
-    for config in configs:
-        entry = _switched[id(config)]
+    for entry in tuple(_switched.values()):
+        config = entry.config
         if config._attn_implementation_internal == entry.name:
             continue
         with _lock:

@@ -43,14 +43,8 @@ def refuse_cached_part(methods: "Sequence[BoundMethod]", state: GenerationState)
             )
         if method.whole_prompt is None or state.remembers(method.name):
             continue
-        rows = wanted_rows(
-            method.whole_prompt,
-            state.visual[:, : state.offset],
-            0,
-            state.offset,
-            state.prompt_length,
-            state.real[:, : state.offset],
-        )
+        cached = state.real[:, : state.offset]
+        rows = wanted_rows(method.whole_prompt, state.visual, 0, state.offset, state.prompt_length, cached)
         if bool(rows.any()):
             raise ValueError(
                 f"{method.name} has to see the whole prompt in one pass, but the cache holds a part of it "

@@ -5,11 +5,12 @@ known from the call of `generate`, or from the pass of the whole model around th
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+from transformers import Cache
 
 from vlm_guard.method.forward_call import ForwardCall
 from vlm_guard.method.state import PromptTokens
@@ -52,6 +53,12 @@ def follow_forwards(guard: "Guard", begins: bool) -> list[Undo]:
     return [hook.remove for hook in hooks]
 
 
+def _cache_of(output: Any) -> Cache | None:
+    """The cache among the outputs of a forward pass, if there is one."""
+    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple) else ()
+    return next((value for value in values if isinstance(value, Cache)), None)
+
+
 @dataclass(frozen=True, eq=False)
 class _Hook:
     """A hook that stays out of compiled graphs. Copying or pickling it comes to the guard, which says why not."""
@@ -91,7 +98,7 @@ class _ForwardReading:
     def _read(self, running: RunningPass, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         guard, reading = self.guard, self.guard.reading
         refuse_forward(guard, module, kwargs)
-        follow_attention(guard.switched)
+        follow_attention()
         input_ids = kwargs.get("input_ids", args[0] if args else None)
         cache = kwargs.get("past_key_values")
         if input_ids is None:
@@ -159,6 +166,9 @@ class _ForwardReading:
         if running is None or output is None:
             return
         state = running.state
+        if state is not None and state.cache is None and not running.open_call:
+            # A decoding loop over `model(...)` goes on with the cache that its first pass has made.
+            self.guard.reading.caches.remember(_cache_of(output), state)
         if state is not None and running.groups is None and state.reading and state.active and state.only is None:
             self.guard.check_coverage(state)
 

@@ -51,8 +51,8 @@ class LayerObservers:
     ) -> None:
         running = self.guard.reading.current
         state = None if running is None else running.state
-        # Text in front of a picture is seen too where it stays in a cache: what is found there counts later.
-        if state is None or not state.reading or not (state.active or state.cache is not None):
+        # Text in front of a picture is seen too: it may stay in a cache, and what is found there counts later.
+        if state is None or not state.reading:
             return
         hidden = args[0] if args else kwargs["hidden_states"]
         for bound in observers:

@@ -62,13 +62,20 @@ class RunningPass:
         state: the generation whose tokens it reads; None for a pass that is left as it is.
         groups: the branches whose rows it decodes together, or None.
         findings: of its generation.
-        foreign: whether it runs inside an open call without belonging to it.
+        of_call: whether it runs inside an open call.
+        foreign: whether it does not belong to that call.
     """
 
     state: GenerationState | None = None
     groups: "tuple[RowGroup, ...] | None" = None
     findings: Findings = field(default_factory=dict)
+    of_call: bool = False
     foreign: bool = False
+
+    @property
+    def open_call(self) -> bool:
+        """Whether it belongs to an open call."""
+        return self.of_call and not self.foreign
 
 
 class Reading:
@@ -232,10 +239,11 @@ class Reading:
         """
         running = self._passes[-1]
         call = self._calls[-1] if self._calls else None
+        running.of_call = call is not None
         if offset:
             self._continue(running, call, input_ids, cache, offset)
-        elif call is not None and (call.prompt is None or call.prompt.begins(input_ids)):
-            if call.state is None or cache is not None:
+        elif call is not None and self._begins(call, input_ids, cache):
+            if call.state is None:
                 state = GenerationState(self.target.architecture.visual_token_ids, call.prompt, call.side)
                 state.findings = call.findings
                 call.state = state
@@ -253,11 +261,11 @@ class Reading:
         if known is None or known.cache is None or known.cache() is not cache:
             known = self.caches.state_of(cache)
         state, prompt = known, None if call is None else call.prompt
-        owned = prompt is not None and (known is call.state or self._goes_on(prompt, input_ids, offset))
+        owned = call is not None and (known is call.state or (call.state is None and _goes_on(call, input_ids, offset)))
         length = known.prompt_length
         if offset < known.length and length is not None and offset < length:
             state = known.cropped(offset, kept_methods(self.methods))
-        if owned and state.prompt is not prompt:
+        if owned and prompt is not None and state.prompt is not prompt:
             state.prompt = prompt
         if call is not None and owned:
             call.state, state.findings = state, call.findings
@@ -265,9 +273,11 @@ class Reading:
         running.state, running.findings = state, state.findings
 
     @staticmethod
-    def _goes_on(prompt: PromptTokens, input_ids: Tensor, offset: int) -> bool:
-        """Whether tokens at `offset` can be the rest of a prompt."""
-        return offset < prompt.length and input_ids.shape[0] % prompt.visual.shape[0] == 0
+    def _begins(call: Call, input_ids: Tensor, cache: Any) -> bool:
+        """Whether a pass without earlier tokens begins a call, or goes on with one that keeps no cache."""
+        if call.state is not None and (cache is not None or call.state.cache is not None):
+            return False
+        return call.prompt is None or call.prompt.begins(input_ids)
 
     def take_in(self, running: RunningPass, input_ids: Tensor, attention_mask: Any, offset: int, cache: Any) -> None:
         """The running pass reads these tokens of its generation.
@@ -320,3 +330,11 @@ class Reading:
         """Passes that were left by an exception which hooks do not see (a keyboard interrupt)."""
         while len(self._passes) > depth:
             self.leave()
+
+
+def _goes_on(call: Call, input_ids: Tensor, offset: int) -> bool:
+    """Whether tokens at `offset` of a cache can be the first that a call reads."""
+    prompt = call.prompt
+    if prompt is None:
+        return True
+    return offset < prompt.length and input_ids.shape[0] % prompt.visual.shape[0] == 0
