@@ -1,4 +1,4 @@
-"""The tables of README.md and docs/results.md are current, and the README's commands are the ones that CI runs."""
+"""The tables of README.md and of pages in docs/ are current, and the README's commands are the ones that CI runs."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from readme_tables import SECTIONS, with_tables
 from vlm_guard.builtin_model import BUILTIN_DIR
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = ("README.md", "docs/results.md")
+FILES = ("README.md", "docs/results.md", "docs/methods.md")
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -111,6 +111,9 @@ class Guard(AbstractContextManager):
             architecture=describe_architecture(inner),
             profile=profile or find_profile(inner.config),
         )
+        profile = self.target.profile
+        if profile is not None:
+            methods = [item.with_settings(profile.settings_of(item.name)) for item in methods]
         refuse_unmet_needs(methods, self.target)
         self.methods = tuple(
             BoundMethod(item, item.prepare(self.target), frozenset(item.active_layers(self.target))) for item in methods

@@ -12,7 +12,7 @@ from vlm_guard.families.architecture import inference_device
 from vlm_guard.families.processor_needs import advice, refuse_missing_folder
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _FULL_HASH_LIMIT = 2**31
@@ -115,6 +115,22 @@ def load_model(
         model = model.eval() if device_map is not None else model.eval().to(chosen)
     prepare_processor(processor)
     return LoadedModel(model=model, processor=processor, identity=identify(name, model))
+
+
+def load_config(name: str, revision: str | None = None, trust_remote_code: bool = False) -> "PretrainedConfig":
+    """The configuration of a model, without its weights; see `load_model` for the arguments.
+
+    Raises:
+        ValueError: it can be neither found nor read.
+    """
+    from transformers import AutoConfig
+
+    source = BUILTIN_DIR if name == "builtin" else name
+    try:
+        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0][:300]
+        raise ValueError(f"cannot read the configuration of {name!r}: {reason}") from error
 
 
 def prepare_processor(processor: Any) -> None:

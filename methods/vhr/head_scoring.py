@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 from vlm_guard.contrast.branch_inputs import TOKEN_TYPES
+from vlm_guard.kernels.attention_edit import AttentionEdit
+from vlm_guard.method import AttentionCall
 from vlm_guard.method.state import GenerationState
+from vlm_guard.method.visual_tokens import RowSelection
 from vlm_guard.methods.vhr.layer_by_layer import LayerByLayer
 from vlm_guard.methods.vhr.text_stream import TextStream
 from vlm_guard.runtime.early_exit import StopForward, run_until_stopped
@@ -85,25 +88,27 @@ class HeadScoring:
             # Heads are those of the bare model, so its image stream is read on its own first.
             self._run(image, stop_after=self.last_layer)
 
-    def outputs(self, layer: int, output: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    def outputs(self, call: AttentionCall) -> tuple[Tensor, Tensor] | None:
         """[M, H, D] head outputs at the last position with and without image, once both are known.
 
         Args:
-            layer: index of the layer.
-            output: [rows, Q, H, D] attention output of this pass, or None while it is not computed yet.
+            call: the attention call of a layer; its output is None while it is not computed yet.
         """
+        layer, output = call.layer, call.output
         if self._image is not None and layer in self._image:
             return self._image[layer], self._text_output(layer, self._image[layer])
         if output is None:
             return None
         if self._in_text_stream:
-            return self._waiting, output[:, -1].to(self._waiting.device)
+            every = torch.arange(output.shape[0], device=output.device)
+            text = _at(call, every, torch.full_like(every, output.shape[1] - 1))
+            return self._waiting, text.to(self._waiting.device)
         if self._recording is not None:
-            self._recording[layer] = _at(output, *self._recorded_places)
+            self._recording[layer] = _at(call, *self._recorded_places)
             if layer == self._stop_after:
                 raise StopForward
             return None
-        image = _at(output, *self.stream.ends)
+        image = _at(call, *self.stream.ends)
         if self._beside is not None and self._choose_beside(layer, image):
             return None
         return image, self._text_output(layer, image)
@@ -212,6 +217,16 @@ def _is_of_tokens(name: str) -> bool:
     return name in ("input_ids", "attention_mask", "position_ids", "labels", *TOKEN_TYPES)
 
 
-def _at(output: Tensor, rows: Tensor, places: Tensor) -> Tensor:
-    """[M, H, D] of an attention output [B, Q, H, D] at one place of each of M rows."""
-    return output[rows.to(output.device), places.to(output.device)]
+def _at(call: AttentionCall, rows: Tensor, places: Tensor) -> Tensor:
+    """[M, H, D] head outputs of a call at one place of each of M rows, at least float32.
+
+    Heads are chosen by comparing these numbers, so in half precision they are computed again without rounding.
+    """
+    output = call.output
+    rows, places = rows.to(output.device), places.to(output.device)
+    if output.dtype == torch.promote_types(output.dtype, torch.float32):
+        return output[rows, places]
+    index = torch.zeros(output.shape[0], 1, dtype=torch.long, device=output.device)
+    index[rows, 0] = places
+    chosen = RowSelection(index=index, valid=torch.ones_like(index, dtype=torch.bool), full=True)
+    return call.select(chosen).attend(AttentionEdit(), wide=True).output[rows, 0]

@@ -219,7 +219,8 @@ class _Context:
             if not wider and bound.method.rows != scope:
                 continue
             edit = bound.method.edit_attention(self.call(bound, rows))
-            if edit is not None:
+            edit = None if edit is None else edit.from_key(self.first_key)
+            if edit is not None and not edit.is_empty:
                 merged = edit if merged is None else merged.merge(edit)
         return merged
 
