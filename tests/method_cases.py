@@ -40,10 +40,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "gift": {"content_words": "all"},
 }
+# Methods that look at many rows of a prompt, which layers that share keys and values do not compute.
+WHOLE_PROMPT = {"act", "vhr"}
 ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 # Vision towers whose first token is a class token.
 CLASS_TOKEN_TOWERS = {"clip_vision_model", "blip_2_vision_model", "instructblip_vision_model"}
+
+# Vision towers that are given patches instead of pictures.
+PATCH_TOWERS = {"gemma4_vision", "siglip2_vision_model", "molmo2_vision"}
 
 # Families in which a method's options above cannot be met, for a reason that no fact of the family tells.
 REFUSED_FAMILIES: dict[str, set[str]] = {
@@ -86,6 +91,9 @@ def options(name: str, family: str = "llava") -> dict[str, Any]:
         depth = config_of(family).get_text_config(decoder=True).num_hidden_layers
         rates = ",".join(["0.9", "0.2", "0.5", "0.7"][:depth])
         return {"attention_rates": rates, "mlp_rates": rates, "attention_strength": 1.0}
+    shared = getattr(config_of(family).get_text_config(decoder=True), "num_kv_shared_layers", 0)
+    if name in WHOLE_PROMPT and shared:
+        return OPTIONS[name] | {"layers": f"0-{attention_layers(family)[-1] - shared}"}
     if name == "gift":
         first = attention_layers(family)[0]
         return OPTIONS[name] | {"saliency_layer": str(first), "layers": f"{first + 1}-"}
@@ -98,5 +106,5 @@ def supports(name: str, family: str) -> bool:
     if name == "paint":
         return tower_type(family) in CLASS_TOKEN_TOWERS and not entry.no_grid
     if name == "uncertainty":
-        return not entry.no_tower and tower_type(family) not in entry.packed_towers
+        return not entry.no_tower and tower_type(family) not in {*entry.packed_towers, *PATCH_TOWERS}
     return family not in REFUSED_FAMILIES.get(name, set())

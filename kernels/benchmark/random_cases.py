@@ -15,7 +15,9 @@ BOTH_OUTPUT_EDITS = ("everything", "outside policy")
 AT_SMALLEST = 0.35
 
 
-def random_cases(count: int, seed: int = 0, *, largest_rows: int = 24, largest_keys: int = 40) -> list[tuple[Case, str]]:
+def random_cases(
+    count: int, seed: int = 0, *, largest_rows: int = 24, largest_keys: int = 40
+) -> list[tuple[Case, str]]:
     """`count` cases of different names with the dtype of each.
 
     Edits are taken in turn instead of drawn, so that every edit comes equally often, and so are masks and dtypes.

@@ -66,9 +66,7 @@ def qwen3_5_moe() -> Qwen3_5MoeConfig:
         rope_parameters=rope(mrope_interleaved=True, mrope_section=[2, 1, 1], partial_rotary_factor=0.5),
     )
     del text["intermediate_size"]
-    return Qwen3_5MoeConfig(
-        text_config=text | EXPERTS, vision_config=vision(num_position_embeddings=64), **TOKEN_IDS
-    )
+    return Qwen3_5MoeConfig(text_config=text | EXPERTS, vision_config=vision(num_position_embeddings=64), **TOKEN_IDS)
 
 
 def qwen2_5_omni() -> Qwen2_5OmniThinkerConfig:
