@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vlm_guard.contrast.branched_generate import contrast_arguments, only_contrast
 from vlm_guard.contrast.forward_pass import ContrastForward
-from vlm_guard.families.architecture import describe_architecture, unwrap
+from vlm_guard.families.architecture import Architecture, describe_architecture, unwrap
 from vlm_guard.families.layers import select_layers
 from vlm_guard.families.profiles import Profile, find_profile
 from vlm_guard.method.attention_calls import SLOT, BoundMethod, LayerSlot
@@ -30,6 +30,7 @@ from vlm_guard.runtime.placement import Placement
 from vlm_guard.runtime.reading import Call, Reading
 from vlm_guard.runtime.refused_calls import refuse_class_generate, refuse_continuous_batching
 from vlm_guard.runtime.trace import AttentionTrace
+from vlm_guard.self_check import check_unknown_family
 
 GUARD_ATTRIBUTE = "_vlm_guard"
 _READING_STATIONS = ("attach", "edit_inputs", "begin_forward")
@@ -71,6 +72,7 @@ def wrap(
             f"or combine methods in one call, for example '{active}+vcd'"
         )
     methods = resolve_methods(method, options)
+    check_unknown_family(inner, methods, Guard)
     guard = Guard(model, processor, methods, profile=profile, attention_backend=attention_backend)
     guard.attach()
     return guard
@@ -101,6 +103,7 @@ class Guard(AbstractContextManager):
         *,
         profile: Profile | None = None,
         attention_backend: str | None = None,
+        architecture: Architecture | None = None,
     ) -> None:
         inner = unwrap(model)
         self.model = model
@@ -108,7 +111,7 @@ class Guard(AbstractContextManager):
         self.target = GuardTarget(
             model=inner,
             processor=processor,
-            architecture=describe_architecture(inner),
+            architecture=architecture or describe_architecture(inner),
             profile=profile or find_profile(inner.config),
         )
         profile = self.target.profile

@@ -173,6 +173,13 @@ class Method:
 
         return select_layers_of(getattr(self, "layers", "all"), target)
 
+    def prompt_layers(self, target: "GuardTarget") -> tuple[int, ...]:
+        """The decoder layers of which it must see more rows of a prompt than the last; none by default.
+
+        A method with `whole_prompt` must see those of all its layers, unless it says which.
+        """
+        return self.active_layers(target) if self.whole_prompt is not None else ()
+
     def observe_hidden(self, call: "HiddenCall") -> None:
         """See the hidden state entering a layer while the prompt is read; may store findings in `call.memory`."""
 
