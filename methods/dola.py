@@ -28,9 +28,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlm_guard.families.layers import select_layers
-from vlm_guard.families.tied_embeddings import has_tied_embeddings
-from vlm_guard.method import GuardTarget, Method, cut_implausible, option, register, variant_option
+from vlm_guard.method import (
+    GuardTarget,
+    Method,
+    cut_implausible,
+    has_tied_embeddings,
+    option,
+    register,
+    select_layers,
+    variant_option,
+)
 
 
 @register("dola")

@@ -227,6 +227,7 @@ class _Context:
     def call(self, bound: BoundMethod, rows: RowSelection | None) -> AttentionCall:
         """What the processor of `bound` sees when it is asked for these rows."""
         return AttentionCall(
+            method=bound.method.name,
             layer=self.slot.layer,
             module=self.module,
             query=self.query,
