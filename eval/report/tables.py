@@ -115,7 +115,8 @@ def legend_of(results: RunResults) -> str:
 
 def _decoding(decoding: dict[str, Any]) -> str:
     if decoding["do_sample"]:
-        return f"sampled (temperature {decoding['temperature']}, top-p {decoding['top_p']}, seed {decoding['seed']})"
+        temperature, top_p, seed = (decoding.get(name, "not said") for name in ("temperature", "top_p", "seed"))
+        return f"sampled (temperature {temperature}, top-p {top_p}, seed {seed})"
     return f"{decoding['num_beams']} beams" if decoding["num_beams"] > 1 else "greedy"
 
 
