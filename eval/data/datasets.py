@@ -147,7 +147,10 @@ def open_dataset(
     else:
         folder = Path(rest)
     read = read_coco(folder, mode, split)
-    images, selection = _choose(read.images, read.objects, folder, listed, count)
+    try:
+        images, selection = _choose(read.images, read.objects, folder, listed, count)
+    except ValueError as error:
+        raise ValueError(f"{image_list}: {error}") from error
     shown = name if kind == "scenes" else f"coco:{folder.name}" + (f" {split}" if split else "")
     return EvaluationData(
         name=shown,

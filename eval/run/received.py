@@ -157,6 +157,9 @@ def check_results(content: Mapping[str, Any], path: Path) -> None:
         raise ValueError(f"{path} is no results file: {first_problem(error)}") from error
     if len(set(read.image_ids)) < len(read.image_ids):
         raise ValueError(f"{path} is no results file: 'image_ids' lists an image twice")
+    labels = [method.label for method in read.methods]
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"{path} is no results file: two of its methods have the same label")
     for method in read.methods:
         where = f"{path}: method {shown(method.label)}"
         name = relative_name(method.directory, where)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vlm_guard.eval.run.received import check_results, first_problem
 from vlm_guard.untrusted.json_files import read_json
-from vlm_guard.untrusted.printed_text import shown
+from vlm_guard.untrusted.printed_text import SHOWN_CHARACTERS, one_line, shown
 from vlm_guard.whole_files import write_atomically
 
 SCHEMA_VERSION = "1.0"
@@ -134,12 +134,10 @@ def read_results(folder: Path) -> RunResults:
     content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} is no results file: it holds {shown(content)}")
-    version = str(content.get("schema_version", ""))
+    version = one_line(str(content.get("schema_version", "")), SHOWN_CHARACTERS)
     readable = SCHEMA_VERSION.partition(".")[0]
     if version.partition(".")[0] != readable:
-        raise ValueError(
-            f"{path} has schema version {shown(version) if version else 'none'}, this program reads {readable}.x"
-        )
+        raise ValueError(f"{path} has schema version {version or 'none'}, this program reads {readable}.x")
     check_results(content, path)
     try:
         return RunResults(**content)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_guard.untrusted.json_files import read_records, text_field, whole_number
+from vlm_guard.untrusted.paths import relative_name
 from vlm_guard.untrusted.printed_text import shown
 
 # AMBER's annotation types and the dimension and part its script counts them under.
@@ -87,7 +88,7 @@ def read_amber(queries: str | Path, annotations: str | Path) -> list[AmberQuesti
         questions.append(
             AmberQuestion(
                 question_id=question_id,
-                image=text_field(record, "image", where),
+                image=relative_name(text_field(record, "image", where), where),
                 text=text_field(record, "query", where),
                 label=truth["truth"],
                 dimension=dimension,

@@ -35,7 +35,9 @@ def command(
     if not image.is_file():
         raise FileNotFoundError(f"there is no picture {image}")
     from vlm_guard.eval.run.settings import parse_methods, parse_options
+    from vlm_guard.untrusted.picture_reader import read_picture
 
+    picture = read_picture(image)
     specs = parse_methods(method or ["var"], parse_options(options or []))
     from vlm_guard.eval.run.ask import ask
     from vlm_guard.eval.run.generation import Decoding
@@ -44,7 +46,7 @@ def command(
     loaded = load_model(model, dtype=dtype, device=device, device_map=device_map, trust_remote_code=trust_remote_code)
     answers = ask(
         loaded,
-        image,
+        picture,
         prompt,
         specs,
         decoding=Decoding(do_sample=sample),

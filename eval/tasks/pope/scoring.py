@@ -305,5 +305,10 @@ def read_answered(
             f"there are {len(asked)} question files but {len(answered)} answer files; give one answer file for each "
             "question file, in the same order, or one for all"
         )
-    texts = [text for questions, answers in zip(asked, answered) for text in match_answers(questions, answers)]
+    texts: list[str] = []
+    for questions, answers, path in zip(asked, answered, answer_files):
+        try:
+            texts += match_answers(questions, answers)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
     return [question for questions in asked for question in questions], texts
