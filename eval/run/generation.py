@@ -21,7 +21,7 @@ from vlm_guard.untrusted.picture_reader import read_picture
 class Decoding(BaseModel):
     """How tokens are chosen. Greedy by default; everything else of the checkpoint's generation settings stays."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     do_sample: bool = False
     temperature: float = Field(1.0, gt=0)

@@ -4,6 +4,7 @@ A terminal obeys escape sequences, a spreadsheet computes cells, Markdown and HT
 written by this program goes through one of these functions on its way there.
 """
 
+import json
 import re
 import reprlib
 import unicodedata
@@ -39,6 +40,20 @@ def printable(text: str) -> str:
         return text
     without = _HALF_PAIR.sub("\ufffd", _ESCAPES.sub("", text))
     return "".join(filter(_harmless, without))
+
+
+def printable_json(text: str) -> str:
+    """JSON that `json.dumps(..., ensure_ascii=False)` made, with the signs a terminal obeys as escapes: equal JSON.
+
+    JSON itself escapes only the oldest control characters.
+    """
+    if text.isascii():
+        return text
+    return "".join(sign if _harmless(sign) else json.dumps(sign)[1:-1] for sign in _HALF_PAIR.sub(_escaped, text))
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return f"\\u{ord(match[0]):04x}"
 
 
 def one_line(text: str, limit: int = MESSAGE_CHARACTERS) -> str:

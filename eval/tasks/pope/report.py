@@ -9,10 +9,13 @@ from vlm_guard.eval.data.coco import read_coco, read_object_sets
 from vlm_guard.eval.tasks.pope.leading_queries import LeadingSummary, lead, suggestion
 from vlm_guard.eval.tasks.pope.questions import Strategy
 from vlm_guard.eval.tasks.pope.scoring import PopeScore, PopeSummary, build_questions, sample_images, write_questions
+from vlm_guard.untrusted.printed_text import one_line
 
 
 def _row(name: str, accuracy: float, precision: float, recall: float, f1: float, yes_ratio: float) -> str:
-    return f"{name:<14}" + "".join(f"{100 * rate:10.2f}" for rate in (accuracy, precision, recall, f1, yes_ratio))
+    return f"{one_line(name, 40):<14}" + "".join(
+        f"{100 * rate:10.2f}" for rate in (accuracy, precision, recall, f1, yes_ratio)
+    )
 
 
 def _score_row(name: str, score: PopeScore) -> str:
