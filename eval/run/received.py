@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from vlm_guard.untrusted.paths import relative_name
 from vlm_guard.untrusted.printed_text import one_line, shown
@@ -16,6 +16,17 @@ from vlm_guard.untrusted.printed_text import one_line, shown
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Amount = Annotated[float, Field(ge=0, le=1e15)]
 Whole = Annotated[int, Field(ge=-(10**18), le=10**18)]
+
+
+def _is_name(text: str) -> str:
+    if not text.isprintable() or len(text) > _LONGEST_NAME:
+        raise ValueError(f"a name has at most {_LONGEST_NAME} signs, all of which can be shown")
+    return text
+
+
+_LONGEST_NAME = 100
+Name = Annotated[str, AfterValidator(_is_name)]
+"""Text that becomes part of a metric's name."""
 
 
 class _Part(BaseModel):
@@ -43,7 +54,7 @@ class _PopeScore(_Part):
     answer: Literal["yes", "no", "unparsed"]
     label: Literal["yes", "no"]
     object: str
-    strategies: Annotated[list[str], Field(min_length=1)]
+    strategies: Annotated[list[Name], Field(min_length=1)]
 
 
 class _Record(_Part):

@@ -96,11 +96,14 @@ def build_question_files(
         known = {number: folder.objects[number] for number in folder.images}
     else:
         known = read_object_sets(objects)
-    if images:
-        known = sample_images(known, images, max(1, per_image // 2), seed)
-    questions = build_questions(
-        known, strategies or get_args(Strategy), per_image, seed, template, image_names=image_names
-    )
+    try:
+        if images:
+            known = sample_images(known, images, max(1, per_image // 2), seed)
+        questions = build_questions(
+            known, strategies or get_args(Strategy), per_image, seed, template, image_names=image_names
+        )
+    except ValueError as error:
+        raise ValueError(f"{error} (the objects are those of {coco or objects})") from error
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     for strategy in dict.fromkeys(question.strategy for question in questions):
