@@ -33,6 +33,7 @@ class M3ID(Method):
     paper = "Multi-Modal Hallucination Control by Visual Information Grounding, CVPR 2024, arXiv 2403.14003"
     stations = ("logits",)
     needs = ("second branch",)
+    counts_steps = True
     compiles = True
 
     forgetting: float = option(

@@ -99,7 +99,7 @@ class PAINT(Method):
         layers = {"local": 0, "summary": max(0, prepared.depth - 2)}
 
         def see(layer: int, weights: Tensor) -> None:
-            if guard.probing:
+            if guard.reading.is_probing:
                 return
             marked = weights.sum(1)[:, int(prepared.has_class_token) :].cpu()
             for name in (name for name, index in layers.items() if index == layer):
@@ -114,12 +114,26 @@ class PAINT(Method):
             return None
         shared = call.state.memory(self.name, -1)
         if not call.is_decode and getattr(shared, "visual", None) is not call.state.visual:
-            shared.visual, shared.gain = call.state.visual, self._gain(call)
+            shared.gain = self._gain(call, getattr(shared, "gain", None))
+            shared.visual = call.state.visual
         gain = shared.gain[..., call.first_key :].to(call.query.device)
         return AttentionEdit(gain=gain) if gain.shape[-1] else None
 
-    def _gain(self, call: AttentionCall) -> Tensor:
-        """[B, 1, 1, T] float32, zero but on marked visual tokens."""
+    def _gain(self, call: AttentionCall, earlier: Tensor | None) -> Tensor:
+        """[B, 1, 1, T] float32, zero but on marked visual tokens; those in the cache are as `earlier` has them."""
+        state = call.state
+        given = state.visual if state.prompt is None else state.prompt.visual
+        cached = 0 if earlier is None else min(state.offset, earlier.shape[-1])
+        given = given.clone()
+        given[:, :cached] = False
+        gain = given.new_zeros(given.shape, dtype=torch.float32) if not bool(given.any()) else self._marked(call, given)
+        gain = gain.repeat_interleave(state.visual.shape[0] // gain.shape[0], 0)[:, None, None]
+        if cached:
+            gain[..., :cached] = earlier[..., :cached]
+        return gain
+
+    def _marked(self, call: AttentionCall, visual: Tensor) -> Tensor:
+        """[B, T] float32 gains of the visual tokens [B, T] whose pictures have just passed the vision tower."""
         seen = vars(call.guard.findings(self.name))
         if not seen:
             raise ValueError("paint saw no image pass the vision tower; pass pixel_values, not ready image features")
@@ -127,10 +141,7 @@ class PAINT(Method):
         for first, late in zip(seen["local"], seen["summary"]):
             local, summary = marked_tokens(first, late, self.local_share)
             gains.append(local * self.local_gain + summary * self.summary_gain)
-        state = call.state
-        given = state.visual if state.prompt is None else state.prompt.visual
-        gain = spread_over_visual_tokens(gains, given, self.name)
-        return gain.repeat_interleave(state.visual.shape[0] // gain.shape[0], 0)[:, None, None]
+        return spread_over_visual_tokens(gains, visual, self.name)
 
 
 def marked_tokens(first: Tensor, late: Tensor, share: float) -> tuple[Tensor, Tensor]:

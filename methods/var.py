@@ -128,7 +128,7 @@ class VAR(Method):
         if state.prompt_length is not None:
             sinks = sinks[:, : max(0, state.prompt_length - first)]
         if first:
-            earlier = call.memory.sinks[:, :first]
+            earlier = call.memory.sinks[:, :first].to(sinks.device)
             # An earlier answer in the cache, whose tokens never became sinks, lies between both.
             earlier = torch.nn.functional.pad(earlier, (0, first - earlier.shape[1]))
             sinks = torch.cat((earlier, sinks), 1)

@@ -92,6 +92,11 @@ class ACT(Method):
         """The rows to edit, as asked for."""
         return self.prompt_rows
 
+    @property
+    def whole_prompt(self) -> RowScope:  # type: ignore[override]
+        """The rows whose attention tells the sinks."""
+        return self.sink_rows
+
     def prepare(self, target: GuardTarget) -> dict[int, Tensor] | None:
         """The chosen heads by layer, or None for all of them.
 

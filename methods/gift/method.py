@@ -58,6 +58,7 @@ class GIFT(Method):
     stations = ("attention",)
     needs = ("processor",)
     rows = "answer"
+    whole_prompt = "text"
 
     strength: float = option(
         5.0,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from vlm_guard.contrast.branch_inputs import TOKEN_TYPES
 from vlm_guard.method.state import GenerationState
 from vlm_guard.methods.vhr.layer_by_layer import LayerByLayer
 from vlm_guard.methods.vhr.text_stream import TextStream
@@ -42,7 +43,7 @@ class HeadScoring:
         self.scales: Outputs = {}
         target = guard.target
         ids, token_ids = inputs["input_ids"], target.architecture.visual_token_ids
-        real = guard.state.real[:, : ids.shape[1]]
+        real = guard.reading.current.state.real[:, : ids.shape[1]]
         self.stream = TextStream.of(ids, real, token_ids, target.model, target.processor)
         self._image: Outputs | None = None
         self._text: Outputs = {}
@@ -125,7 +126,8 @@ class HeadScoring:
     @property
     def _in_text_stream(self) -> bool:
         """Whether the running pass is the text stream beside another one."""
-        return self._text_state is not None and self.guard.state is self._text_state
+        running = self.guard.reading.current
+        return self._text_state is not None and running is not None and running.state is self._text_state
 
     def _text_output(self, layer: int, like: Tensor) -> Tensor:
         """[M, H, D] of the text stream; zero in a cross-attention layer, which a prompt without image skips."""
@@ -187,11 +189,27 @@ class HeadScoring:
     @contextmanager
     def _in_state(self, state: GenerationState) -> Iterator[None]:
         """What runs inside is not the generation's own pass, but one of this class."""
-        kept, self.guard.state = self.guard.state, state
-        try:
+        with self.guard.reading.running(state):
             yield
-        finally:
-            self.guard.state = kept
+
+
+def prompt_inputs(inputs: dict[str, Any], end: int, length: int) -> dict[str, Any]:
+    """Inputs of a pass over prompt and answer, cut to the prompt.
+
+    Args:
+        inputs: of a forward pass over the first `end` tokens of a sequence.
+        end: how many there are.
+        length: how many of them are the prompt.
+    """
+    if end == length:
+        return inputs
+    of_tokens = {name: value for name, value in inputs.items() if isinstance(value, Tensor) and _is_of_tokens(name)}
+    return inputs | {name: value[..., :length] for name, value in of_tokens.items()}
+
+
+def _is_of_tokens(name: str) -> bool:
+    """Whether the last dimension of a model input is that of the tokens."""
+    return name in ("input_ids", "attention_mask", "position_ids", "labels", *TOKEN_TYPES)
 
 
 def _at(output: Tensor, rows: Tensor, places: Tensor) -> Tensor:

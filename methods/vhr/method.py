@@ -37,7 +37,7 @@ from torch import Tensor
 from vlm_guard.kernels.attention_edit import AttentionEdit
 from vlm_guard.method import AttentionCall, ForwardCall, GuardTarget, Method, option, register
 from vlm_guard.method.split_heads import all_heads, own_heads
-from vlm_guard.methods.vhr.head_scoring import HeadScoring
+from vlm_guard.methods.vhr.head_scoring import HeadScoring, prompt_inputs
 
 
 @register("vhr")
@@ -50,6 +50,7 @@ class VHR(Method):
     stations = ("attention",)
     needs = ("second branch",)
     rows = "all"
+    whole_prompt = "all"
     steady = True
     cross_attention = ""
     compiles = True
@@ -92,8 +93,9 @@ class VHR(Method):
         if length is not None and end < length:
             raise ValueError("vhr needs the whole prompt in one pass; do not set prefill_chunk_size with it")
         layers = frozenset(self.active_layers(call.guard.target))
-        shared.scoring = HeadScoring(self.name, call.guard, call.inputs, layers)
-        shared.scoring.begin(call.inputs, self.approximation)
+        inputs = call.inputs if length is None else prompt_inputs(call.inputs, end, length)
+        shared.scoring = HeadScoring(self.name, call.guard, inputs, layers)
+        shared.scoring.begin(inputs, self.approximation)
 
     def edit_attention(self, call: AttentionCall) -> AttentionEdit | None:
         """Score the heads of this layer when its output is known; afterwards the scale that was chosen."""

@@ -72,6 +72,9 @@ class Method:
             generated row), "answer" (the last prompt row and every generated row) or "all".
         steady: whether all decode steps after a prompt use the same edit, which is then asked for once; it must not
             depend on what the queries, keys and values of a step contain.
+        whole_prompt: the rows of a prompt that it must see in one pass ("all", "text"), because it learns from them as
+            a whole; a cached beginning with such rows is refused. None for methods that read row by row.
+        counts_steps: whether its contrast of logits depends on how many tokens of the answer come before.
         compiles: whether a decode step with this method can be one compiled graph: what it does in a step is nothing,
             or a steady edit, or a contrast of logits. Without it the steps run uncompiled.
         observes_hidden: whether `observe_hidden` wants the hidden states that enter the layers.
@@ -88,6 +91,8 @@ class Method:
     needs: ClassVar[tuple[str, ...]] = ()
     rows: ClassVar[RowScope] = "text"
     steady: ClassVar[bool] = False
+    whole_prompt: ClassVar[RowScope | None] = None
+    counts_steps: ClassVar[bool] = False
     compiles: ClassVar[bool] = False
     observes_hidden: ClassVar[bool] = False
     edited_branch: ClassVar[Sign] = "positive"
