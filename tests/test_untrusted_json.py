@@ -88,8 +88,28 @@ def test_an_archive_cannot_unpack_without_bound(tmp_path, monkeypatch):
     monkeypatch.setattr(json_files, "MAX_TEXT_BYTES", 1000)
     path = tmp_path / "a.json.gz"
     path.write_bytes(gzip.compress(b" " * 1001))
-    with pytest.raises(ValueError, match="larger than"):
+    with pytest.raises(ValueError, match="holds more than"):
         read_json(path)
+
+
+def test_a_small_archive_cannot_fill_the_memory(tmp_path):
+    path = tmp_path / "a.json.gz"
+    path.write_bytes(gzip.compress(b" " * 2**27))
+    assert path.stat().st_size < 2**18
+    with pytest.raises(ValueError, match="holds more than 64 MiB"):
+        read_json(path)
+
+
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
+def test_nesting_that_could_not_be_written_again_is_refused(tmp_path, opening, closing):
+    inner = "0"
+    assert parse_json(opening * 99 + inner + closing * 99, "a") is not None
+    with pytest.raises(ValueError, match="nested too deeply"):
+        parse_json(opening * 101 + inner + closing * 101, "a")
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"b": 1}\n{"a": ' + opening * 101 + inner + closing * 101 + "}\n")
+    with pytest.raises(ValueError, match=r"line 2 .*nested too deeply"):
+        list(read_records(path))
 
 
 def test_a_record_that_breaks_off_is_named_by_its_line(tmp_path):

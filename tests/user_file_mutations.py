@@ -1,7 +1,7 @@
 """Small valid files of every kind that users bring, and seeded ways to damage them.
 
 `run_damaged` drives the command line on a copy with one damaged file. What may come back is the right exit code with
-at most one line of error; anything else is a fault of the program. By hand: `python tests/user_file_mutations.py 5000`.
+at most one line of error; anything else is a fault of the program. By hand: `python tests/user_file_mutations.py COUNT [FIRST_SEED]`.
 """
 
 import copy
@@ -55,6 +55,8 @@ VALUES: tuple[Any, ...] = (
     [[1]],
     {"id": 1},
     ["dog", 3],
+    json.loads("[" * 90 + "]" * 90),
+    json.loads('{"a":' * 700 + "1" + "}" * 700),
     [None],
 )
 TEXTS = ("NaN", "-Infinity", "1e999", "9" * 5000, "[" * 100_000, '{"a":' * 20_000, "\ufeff", "\r\n", "\x00", "}{", ",,")
@@ -288,7 +290,9 @@ def _fault(code: int, message: str, folder: Path, kind: Kind) -> str:
     return ""
 
 
-def run_many(folder: Path, count: int, report: Callable[[str], None] = print) -> tuple[Counter, list[str]]:
+def run_many(
+    folder: Path, count: int, report: Callable[[str], None] = print, first_seed: int = 0
+) -> tuple[Counter, list[str]]:
     """`count` damaged files, the kinds in turn; what came of them, and the faults."""
     whole = make_folder(folder / "whole")
     copied = folder / "copy"
@@ -297,10 +301,11 @@ def run_many(folder: Path, count: int, report: Callable[[str], None] = print) ->
     faults = []
     for number in range(count):
         kind = KINDS[number % len(KINDS)]
-        fault = run_damaged(whole, copied, kind, number // len(KINDS))
+        seed = first_seed + number // len(KINDS)
+        fault = run_damaged(whole, copied, kind, seed)
         tried[kind.name, "fault" if fault else "right"] += 1
         if fault:
-            faults.append(f"{kind.name}, seed {number // len(KINDS)}: {fault}")
+            faults.append(f"{kind.name}, seed {seed}: {fault}")
             report(faults[-1])
     return tried, faults
 
@@ -309,7 +314,9 @@ if __name__ == "__main__":
     import tempfile
 
     with tempfile.TemporaryDirectory() as place:
-        counted, found = run_many(Path(place), int(sys.argv[1]))
+        counted, found = run_many(
+            Path(place), int(sys.argv[1]), first_seed=int(sys.argv[2]) if len(sys.argv) > 2 else 0
+        )
     for (name, end), number in sorted(counted.items()):
         print(f"{name:<28}{end:<8}{number}")
     print(f"{sum(counted.values())} damaged files, {len(found)} faults")

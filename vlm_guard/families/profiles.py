@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from vlm_guard.untrusted.json_files import read_json, text_field
+from vlm_guard.untrusted.printed_text import shown
 from vlm_guard.whole_files import write_atomically
 
 SHIPPED = Path(__file__).resolve().parents[1] / "profiles"
@@ -75,9 +77,14 @@ def read_profile(path: Path) -> Profile:
         ValueError: the file is not a profile.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
+        if not isinstance(data, dict) or not isinstance(data.get("facts"), dict) or not isinstance(data["match"], dict):
+            raise ValueError("it needs 'name', 'match' and 'facts'")
+        for name, fact in data["facts"].items():
+            if not isinstance(fact, dict):
+                raise ValueError(f"the fact {shown(name)} is {shown(fact)}")
         facts = {name: Fact(**fact) for name, fact in data["facts"].items()}
-        return Profile(name=data["name"], match=data["match"], facts=facts)
+        return Profile(name=text_field(data, "name", "it"), match=data["match"], facts=facts)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a model profile ({error}); delete it and run 'vlm-guard calibrate'") from error
 

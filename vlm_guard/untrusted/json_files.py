@@ -18,7 +18,13 @@ from typing import Any
 from vlm_guard.untrusted.printed_text import shown
 
 MAX_TEXT_BYTES = 4 * 2**30
-"""Largest file, after unpacking. MSCOCO's largest has half a gigabyte; a small archive can unpack to any size."""
+"""Largest file. MSCOCO's largest annotation file has half a gigabyte."""
+
+MAX_RATIO, FREE_RATIO_BYTES = 200, 2**26
+"""An archive may unpack to `MAX_RATIO` times its size, a small one to `FREE_RATIO_BYTES`; JSON packs to a tenth or so."""
+
+MAX_DEPTH = 100
+"""Deepest nesting. What writes JSON later has a limit too, and breaks at it."""
 
 _WHOLE = re.compile(r"([+-]?\d{1,18})(?:\.0*)?", re.ASCII)
 _LARGEST = 10**18
@@ -30,16 +36,21 @@ def read_text(path: str | Path) -> str:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no text in UTF-8, a damaged archive, or larger than `MAX_TEXT_BYTES`.
+        ValueError: it is no text in UTF-8, a damaged archive, or too large.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
+        most = MAX_TEXT_BYTES
+        if path.suffix == ".gz":
+            most = min(most, max(FREE_RATIO_BYTES, MAX_RATIO * path.stat().st_size))
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            data = file.read(MAX_TEXT_BYTES + 1)
-        if len(data) > MAX_TEXT_BYTES:
-            raise ValueError(f"{path} is larger than {MAX_TEXT_BYTES // 2**30} GiB; split it into several files")
+            data = file.read(most + 1)
+        if len(data) > most:
+            raise ValueError(
+                f"{path} holds more than {most / 2**20:.0f} MiB of text; unpack it, or split it into files"
+            )
         return data.decode("utf-8-sig")  # some tools put a mark in front
     except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         kind = "gzipped UTF-8" if path.suffix == ".gz" else "UTF-8"
@@ -72,7 +83,10 @@ def parse_json(text: str, where: str, drop: Sequence[str] = ()) -> Any:
     if not text or text.isspace():
         raise ValueError(f"{where} is no valid JSON: it is empty")
     try:
-        return _decoder(tuple(drop)).decode(text)
+        value = _decoder(tuple(drop)).decode(text)
+        if not drop and _may_be_deep(text):
+            _check_depth(value)
+        return value
     except (ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"{where} is no valid JSON: {_reason(error)}") from error
 
@@ -100,13 +114,15 @@ def read_records(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _values(text: str, path: Path) -> Iterator[tuple[int, Any]]:
     """The values of a text that stand one after the other, each with the line it begins in."""
-    decoder = _decoder()
+    decoder, deep = _decoder(), _may_be_deep(text)
     # Only line feeds end a line: captions may hold the other line separators of Unicode as they are.
     line, counted, place = 1, 0, _SPACE.match(text, 0).end()  # type: ignore[union-attr]
     while place < len(text):
         line, counted = line + text.count("\n", counted, place), place
         try:
             value, place = decoder.raw_decode(text, place)
+            if deep:
+                _check_depth(value)
         except (ValueError, RecursionError, MemoryError) as error:
             raise ValueError(f"{path}: line {line} is no valid JSON: {_reason(error)}") from error
         yield line, value
@@ -128,6 +144,20 @@ def _decoder(drop: tuple[str, ...] = ()) -> json.JSONDecoder:
     # A file whose bulk is dropped has millions of fractions that nobody uses; what is used of it are whole numbers.
     float_reader = None if drop else _finite
     return json.JSONDecoder(object_pairs_hook=make_object, parse_constant=_no_number, parse_float=float_reader)
+
+
+def _may_be_deep(text: str) -> bool:
+    return text.count("[") + text.count("{") > MAX_DEPTH
+
+
+def _check_depth(value: Any) -> None:
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(MAX_DEPTH):
+        inside = (holder.values() if isinstance(holder, dict) else holder for holder in level)
+        level = [item for items in inside for item in items if isinstance(item, dict | list)]
+        if not level:
+            return
+    raise RecursionError
 
 
 def _no_number(name: str) -> Any:

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from vlm_guard.eval.data.coco import image_id
 from vlm_guard.eval.tasks.chair.text import object_vocabulary
-from vlm_guard.untrusted.json_files import read_records, text_field, whole_number
+from vlm_guard.untrusted.json_files import as_whole_number, read_records, text_field, whole_number
 from vlm_guard.untrusted.printed_text import shown
 from vlm_guard.whole_files import write_atomically
 
@@ -279,7 +279,8 @@ def _read_question(record: dict[str, Any], where: str, strategy: str | None, usu
     text_key = "query" if "query" in record and "text" not in record else "text"
     if missing := [key for key in ("question_id", "image", text_key, "label") if key not in record]:
         raise ValueError(f"{where} has no {', '.join(missing)}; is it a POPE question file?")
-    image = str(record["image"]) if isinstance(record["image"], int) else text_field(record, "image", where)
+    number = None if isinstance(record["image"], str) else as_whole_number(record["image"])
+    image = text_field(record, "image", where) if number is None else str(number)
     try:
         pictured = image_id(record["image"])
     except ValueError:
