@@ -21,7 +21,7 @@ MAX_TEXT_BYTES = 4 * 2**30
 """Largest file. MSCOCO's largest annotation file has half a gigabyte."""
 
 MAX_RATIO, FREE_RATIO_BYTES = 200, 2**26
-"""An archive may unpack to `MAX_RATIO` times its size, a small one to `FREE_RATIO_BYTES`; JSON packs to a tenth or so."""
+"""An archive may unpack to `MAX_RATIO` times its size, a small one to `FREE_RATIO_BYTES`; JSON packs to a tenth."""
 
 MAX_DEPTH = 100
 """Deepest nesting. What writes JSON later has a limit too, and breaks at it."""
