@@ -39,8 +39,9 @@ def _attend(problem: AttentionProblem, rows: slice) -> EditedAttention:
     # The heads of one key-value group share its keys, so their rows are stacked instead of repeating the keys. Plain
     # batched products of three-dimensional views: a decode step is short enough to feel each extra dispatch.
     stacked = query.reshape(batch * groups, per_group * count, head_dim)
-    scores = torch.bmm(stacked, key.flatten(0, 1).transpose(1, 2)).view(batch, heads, count, keys)
-    scores = scores.to(wide) * problem.scaling
+    decides = edit.policy is not None or problem.return_weights or problem.return_statistics
+    scores = _products(stacked, key.flatten(0, 1).transpose(1, 2), wide, decides).view(batch, heads, count, keys)
+    scores = scores * problem.scaling
     if problem.softcap is not None:
         scores = torch.tanh(scores / problem.softcap) * problem.softcap
     if problem.position_bias is not None:
@@ -56,12 +57,15 @@ def _attend(problem: AttentionProblem, rows: slice) -> EditedAttention:
         scores = _add_described(scores, _rows(edit.bias, rows, 2).to(wide))
     scores = _apply_mask(scores, problem, rows)
 
-    logsumexp = None
-    if problem.sink_logits is None and problem.mask is None and problem.row_positions is None:
+    if problem.sink_logits is not None:
+        weights, logsumexp = _softmax_with_sinks(scores, problem.sink_logits)
+    else:
         logsumexp = scores.logsumexp(-1) if problem.return_statistics else None
         weights = scores.softmax(-1)
-    else:
-        weights, logsumexp = _softmax_with_sinks(scores, problem.sink_logits)
+        if problem.mask is not None or problem.row_positions is not None or edit.bias is not None:
+            # A row that may attend to nothing has weights of zero, not NaN.
+            unseen = scores.amax(-1, keepdim=True) == float("-inf")
+            weights = weights.masked_fill(unseen, 0)
 
     masses = None
     if edit.segments is not None:
@@ -79,6 +83,19 @@ def _attend(problem: AttentionProblem, rows: slice) -> EditedAttention:
         weights=weights if problem.return_weights else None,
         logsumexp=logsumexp,
     )
+
+
+def _products(query: Tensor, key: Tensor, wide: torch.dtype, decides: bool) -> Tensor:
+    """[N, R, K] products of queries [N, R, D] and keys [N, D, K] in `wide`, at least float32.
+
+    Rounded to half precision they would move masses across the thresholds by which heads and tokens are chosen, so they
+    are not where something is decided by them. A GPU keeps its float32 sums for nothing; a CPU has to widen the keys.
+    """
+    if query.dtype == wide:
+        return torch.bmm(query, key)
+    if query.is_cuda:
+        return torch.bmm(query, key, out_dtype=wide)
+    return torch.bmm(query.to(wide), key.to(wide)) if decides else torch.bmm(query, key).to(wide)
 
 
 def _redistribute(weights: Tensor, segments: Segments, policy: LinearPolicy) -> Tensor:
@@ -143,13 +160,9 @@ def _apply_mask(scores: Tensor, problem: AttentionProblem, rows: slice) -> Tenso
     return scores.masked_fill(~_rows(allowed, rows, 2), float("-inf"))
 
 
-def _softmax_with_sinks(scores: Tensor, sink_logits: Tensor | None) -> tuple[Tensor, Tensor]:
-    logsumexp = scores.logsumexp(-1)
-    if sink_logits is not None:
-        logsumexp = torch.logaddexp(logsumexp, sink_logits.to(scores.dtype).reshape(1, -1, 1))
-    # A fully masked row has logsumexp -inf: subtracting 0 instead gives weights of zero, not NaN.
-    safe = torch.where(logsumexp == float("-inf"), torch.zeros_like(logsumexp), logsumexp)
-    return (scores - safe[..., None]).exp(), logsumexp
+def _softmax_with_sinks(scores: Tensor, sink_logits: Tensor) -> tuple[Tensor, Tensor]:
+    logsumexp = torch.logaddexp(scores.logsumexp(-1), sink_logits.to(scores.dtype).reshape(1, -1, 1))
+    return (scores - logsumexp[..., None]).exp(), logsumexp
 
 
 def _edit_output(output: Tensor, problem: AttentionProblem, rows: slice, per_group: int) -> Tensor:

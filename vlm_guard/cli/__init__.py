@@ -44,6 +44,16 @@ def build_app():  # noqa: ANN201 - the type would need typer at import
     return app
 
 
+def _cause(error: Exception) -> str:
+    """What lies behind an import that failed, where it is known and the error does not say it."""
+    if not isinstance(error, ImportError):
+        return ""
+    from vlm_guard.families.processor_needs import torchvision_problem
+
+    problem = torchvision_problem()
+    return f" {problem}" if problem and problem not in str(error) else ""
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 fine, 1 the run failed, 2 wrong use."""
     import typer
@@ -70,6 +80,6 @@ def main(arguments: list[str] | None = None) -> None:
     except USER_ERRORS as error:
         if os.environ.get("VLM_GUARD_TRACEBACK"):
             raise
-        print(f"error: {one_line(str(error)) or type(error).__name__}", file=sys.stderr)
+        print(f"error: {one_line(str(error) + _cause(error)) or type(error).__name__}", file=sys.stderr)
         sys.exit(WRONG_USE)
     sys.exit(code if isinstance(code, int) else OK)
