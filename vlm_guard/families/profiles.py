@@ -101,9 +101,12 @@ def read_profile(path: Path) -> Profile:
     """
     try:
         data = read_json(path)
-        name, match = text_field(data, "name", "it"), data["match"]
-        if not isinstance(match, dict):
-            raise ValueError(f"'match' is {shown(match)}; it must be a JSON object")
+        if not isinstance(data, dict) or not isinstance(data.get("facts"), dict) or not isinstance(data["match"], dict):
+            raise ValueError("it needs 'name', 'match' and 'facts'")
+        for fact_name, fact in data["facts"].items():
+            if not isinstance(fact, dict):
+                raise ValueError(f"the fact {shown(fact_name)} is {shown(fact)}")
+        name = text_field(data, "name", "it")
         facts = {key: Fact(**fact) for key, fact in data["facts"].items()}
         settings = {
             method: {
@@ -111,7 +114,7 @@ def read_profile(path: Path) -> Profile:
             }
             for method, own in data.get("settings", {}).items()
         }
-        return Profile(name=name, match=match, facts=facts, settings=settings)
+        return Profile(name=name, match=data["match"], facts=facts, settings=settings)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a model profile ({error}); delete it and run 'vlm-guard calibrate'") from error
 
