@@ -80,6 +80,6 @@ def main(arguments: list[str] | None = None) -> None:
     except USER_ERRORS as error:
         if os.environ.get("VLM_GUARD_TRACEBACK"):
             raise
-        print(f"error: {one_line(str(error)) or type(error).__name__}{_cause(error)}", file=sys.stderr)
+        print(f"error: {one_line(str(error) + _cause(error)) or type(error).__name__}", file=sys.stderr)
         sys.exit(WRONG_USE)
     sys.exit(code if isinstance(code, int) else OK)
