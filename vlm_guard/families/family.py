@@ -31,7 +31,9 @@ class ArchitectureEntry:
         zoo: names of the test models.
         note: what is special about it, for the model table.
         refused: why such models cannot be guarded; then nothing else counts.
-        token_id_fields: fields of the configuration that hold the placeholder ids of images and videos.
+        unbuilt: why the tests can build no model of it ("its ...").
+        token_id_fields: fields of the configuration that hold the placeholder ids of images and videos; those of a
+            part of it after a dot ("vision_config.image_token_id").
         decoder: dotted path of the module with the decoder layers, where `model.get_decoder()` is not it.
         generator: dotted path of the inner language model, for families whose own `generate` hands embeddings to it.
         cross_attention: name of the attention module in layers that read images by cross-attention; their keys are
@@ -49,6 +51,7 @@ class ArchitectureEntry:
     zoo: tuple[str, ...] = ()
     note: str = ""
     refused: str = ""
+    unbuilt: str = ""
     token_id_fields: tuple[str, ...] = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
     decoder: str = ""
     generator: str = ""

@@ -53,6 +53,10 @@ class BranchPart:
         positions = kwargs.get("position_ids")
         if isinstance(positions, Tensor) and positions.dim() == 2 and positions.shape[0] == query.shape[0]:
             kwargs = {**kwargs, "position_ids": positions[rows]}
+        bias = kwargs.get("position_bias")
+        if isinstance(bias, Tensor):
+            own = bias if bias.shape[0] == 1 else bias[rows]
+            kwargs = {**kwargs, "position_bias": own[..., dropped : key.shape[2]]}
         return query[rows], key[rows, :, dropped:], value[rows, :, dropped:], mask, kwargs
 
 
