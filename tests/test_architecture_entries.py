@@ -12,7 +12,7 @@ from vlm_guard.families import family as entries
 from vlm_guard.families.architecture import describe_architecture
 from vlm_guard.families.family import GENERIC, ArchitectureEntry, entry_of, register_architecture
 from vlm_guard.families.patch_grid import place_images
-from vlm_guard.runtime.vision_tower import describe_vision_tower
+from vlm_guard.families.vision_tower import describe_vision_tower
 from zoo import FAMILIES, Prompt, assert_pristine, build, families
 
 torch.set_num_threads(1)

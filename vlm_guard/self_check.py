@@ -138,7 +138,9 @@ def _check_edits(model: PreTrainedModel, make_guard: MakeGuard) -> str:
         return f"attention that is computed anew fails ({_words(error)})"
     distance = _distance(edited, plain)
     if distance > _tolerance(model):
-        return f"attention that is computed anew and edited by nothing gives other logits ({distance:.1e} of their spread)"
+        return (
+            f"attention that is computed anew and edited by nothing gives other logits ({distance:.1e} of their spread)"
+        )
     return ""
 
 

@@ -246,7 +246,7 @@ def summarise_run(run: Evaluation, methods: Sequence[MethodRun]) -> RunResults:
         MethodResult(
             label=method.spec.label,
             directory=method.spec.directory,
-            methods=[item.describe() for item in method.spec.methods],
+            methods=[bound.method.describe() for bound in method.guard.methods],
             samples=records.sample_counts(),
             **records.summaries(tasks),
             estimates=records.estimates(resamples),

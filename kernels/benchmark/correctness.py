@@ -144,8 +144,9 @@ def check_case(case: Case, dtype: torch.dtype, device: torch.device, backend: st
     if exact.masses is not None:
         tolerance = max(_largest(masses, exact.masses) for masses in (eager.masses, given.masses))
     tied = tied_rows(problem, exact.masses, tolerance)
-    # Next to a model's lowest number the logarithm of the number of keys is lost, so such a row, which attends evenly to
-    # what is masked everywhere, has no logsumexp that anything could be told from: the weights of the fused kernels too.
+    # Next to a model's lowest number the logarithm of the number of keys is lost, so such a row, which attends evenly
+    # to what is masked everywhere, has no logsumexp that anything could be told from: the weights of the fused kernels
+    # too.
     unseen = exact.logsumexp.isfinite() & (exact.logsumexp < LOWEST_SCORE)
     errors, budgets = {}, {}
     for name in ("output", "masses", "weights", "logsumexp"):

@@ -2,19 +2,24 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vlm_guard.contrast.branch_inputs import TOKEN_TYPES
-from vlm_guard.method.state import GenerationState
+from vlm_guard.kernels.attention_edit import AttentionEdit
+from vlm_guard.method import (
+    TOKEN_TYPES,
+    AttentionCall,
+    ForwardCall,
+    GenerationState,
+    RowSelection,
+    StopForward,
+    acts_in_model,
+    run_until_stopped,
+)
 from vlm_guard.methods.vhr.layer_by_layer import LayerByLayer
 from vlm_guard.methods.vhr.text_stream import TextStream
-from vlm_guard.runtime.early_exit import StopForward, run_until_stopped
-
-if TYPE_CHECKING:
-    from vlm_guard.guard import Guard
 
 Outputs = dict[int, Tensor]
 
@@ -28,22 +33,22 @@ class HeadScoring:
 
     Args:
         method: the name of the method, whose attention processor is called in passes of this class.
-        guard: the guard.
-        inputs: of the forward pass that reads the prompt.
+        call: the forward pass that reads the prompt.
+        inputs: its inputs, up to the end of the prompt.
         layers: the layers to score.
 
     Attributes:
         scales: by layer [B, H] float32.
     """
 
-    def __init__(self, method: str, guard: "Guard", inputs: dict[str, Any], layers: frozenset[int]) -> None:
+    def __init__(self, method: str, call: ForwardCall, inputs: dict[str, Any], layers: frozenset[int]) -> None:
         self.method = method
-        self.guard = guard
+        self.guard = call.guard
         self.last_layer = max(layers)
         self.scales: Outputs = {}
-        target = guard.target
+        target = call.guard.target
         ids, token_ids = inputs["input_ids"], target.architecture.visual_token_ids
-        real = guard.reading.current.state.real[:, : ids.shape[1]]
+        real = call.state.real[:, : ids.shape[1]]
         self.stream = TextStream.of(ids, real, token_ids, target.model, target.processor)
         self._image: Outputs | None = None
         self._text: Outputs = {}
@@ -85,25 +90,27 @@ class HeadScoring:
             # Heads are those of the bare model, so its image stream is read on its own first.
             self._run(image, stop_after=self.last_layer)
 
-    def outputs(self, layer: int, output: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    def outputs(self, call: AttentionCall) -> tuple[Tensor, Tensor] | None:
         """[M, H, D] head outputs at the last position with and without image, once both are known.
 
         Args:
-            layer: index of the layer.
-            output: [rows, Q, H, D] attention output of this pass, or None while it is not computed yet.
+            call: the attention call of a layer; its output is None while it is not computed yet.
         """
+        layer, output = call.layer, call.output
         if self._image is not None and layer in self._image:
             return self._image[layer], self._text_output(layer, self._image[layer])
         if output is None:
             return None
         if self._in_text_stream:
-            return self._waiting, output[:, -1].to(self._waiting.device)
+            every = torch.arange(output.shape[0], device=output.device)
+            text = _at(call, every, torch.full_like(every, output.shape[1] - 1))
+            return self._waiting, text.to(self._waiting.device)
         if self._recording is not None:
-            self._recording[layer] = _at(output, *self._recorded_places)
+            self._recording[layer] = _at(call, *self._recorded_places)
             if layer == self._stop_after:
                 raise StopForward
             return None
-        image = _at(output, *self.stream.ends)
+        image = _at(call, *self.stream.ends)
         if self._beside is not None and self._choose_beside(layer, image):
             return None
         return image, self._text_output(layer, image)
@@ -139,8 +146,7 @@ class HeadScoring:
     def _alone(self) -> bool:
         """Whether no other method acts inside the decoder, so that the prompt is read as by the bare model."""
         others = [bound.method for bound in self.guard.methods if bound.method.name != self.method]
-        stations = ("attach", "begin_forward", "edit_attention", "observe_hidden")
-        return not any(other.overrides(station) for other in others for station in stations)
+        return not any(acts_in_model(other) for other in others)
 
     def _choose_beside(self, layer: int, image: Tensor) -> bool:
         """Run the text stream through `layer`, where it chooses the heads; whether it goes through that layer at all.
@@ -212,6 +218,16 @@ def _is_of_tokens(name: str) -> bool:
     return name in ("input_ids", "attention_mask", "position_ids", "labels", *TOKEN_TYPES)
 
 
-def _at(output: Tensor, rows: Tensor, places: Tensor) -> Tensor:
-    """[M, H, D] of an attention output [B, Q, H, D] at one place of each of M rows."""
-    return output[rows.to(output.device), places.to(output.device)]
+def _at(call: AttentionCall, rows: Tensor, places: Tensor) -> Tensor:
+    """[M, H, D] head outputs of a call at one place of each of M rows, at least float32.
+
+    Heads are chosen by comparing these numbers, so in half precision they are computed again without rounding.
+    """
+    output = call.output
+    rows, places = rows.to(output.device), places.to(output.device)
+    if output.dtype == torch.promote_types(output.dtype, torch.float32):
+        return output[rows, places]
+    index = torch.zeros(output.shape[0], 1, dtype=torch.long, device=output.device)
+    index[rows, 0] = places
+    chosen = RowSelection(index=index, valid=torch.ones_like(index, dtype=torch.bool), full=True)
+    return call.select(chosen).attend(AttentionEdit(), wide=True).output[rows, 0]

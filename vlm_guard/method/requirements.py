@@ -5,12 +5,11 @@ from typing import TYPE_CHECKING
 
 from vlm_guard.families.architecture import Architecture
 from vlm_guard.families.layers import layer_ranges
+from vlm_guard.method.hooks import acts_before_logits
 
 if TYPE_CHECKING:
     from vlm_guard.method.base import Method
     from vlm_guard.method.target import GuardTarget
-
-_INSIDE = ("edit_attention", "observe_hidden", "begin_forward", "attach", "edit_inputs")
 
 
 def refuse_unmet_needs(methods: "Sequence[Method]", target: "GuardTarget") -> None:
@@ -22,8 +21,7 @@ def refuse_unmet_needs(methods: "Sequence[Method]", target: "GuardTarget") -> No
     for method in methods:
         if "processor" in method.needs and target.processor is None:
             raise ValueError(f"{method.name} needs the model's processor: wrap(model, processor, {method.name!r})")
-        inside = any(method.overrides(station) for station in _INSIDE)
-        if target.architecture.entry.cross_attention and inside and method.cross_attention:
+        if target.architecture.entry.cross_attention and acts_before_logits(method) and method.cross_attention:
             raise ValueError(
                 f"{method.name} means nothing for {target.architecture.model_type}, which reads its images in "
                 f"cross-attention layers: {method.cross_attention}; vhr and the contrast methods work there"

@@ -225,13 +225,15 @@ class _Context:
             if not wider and bound.method.rows != scope:
                 continue
             edit = bound.method.edit_attention(self.call(bound, rows))
-            if edit is not None:
+            edit = None if edit is None else edit.from_key(self.first_key)
+            if edit is not None and not edit.is_empty:
                 merged = edit if merged is None else merged.merge(edit)
         return merged
 
     def call(self, bound: BoundMethod, rows: RowSelection | None) -> AttentionCall:
         """What the processor of `bound` sees when it is asked for these rows."""
         return AttentionCall(
+            method=bound.method.name,
             layer=self.slot.layer,
             module=self.module,
             query=self.query,

@@ -27,10 +27,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlm_guard.families.head_list import select_heads
 from vlm_guard.kernels.attention_edit import AttentionEdit, BiasFactors
-from vlm_guard.method import AttentionCall, GuardTarget, Method, option, register
-from vlm_guard.method.split_heads import own_heads
+from vlm_guard.method import (
+    AttentionCall,
+    Fact,
+    GuardTarget,
+    KeyEditMethod,
+    MeasureCall,
+    option,
+    own_heads,
+    register,
+    select_heads,
+)
+from vlm_guard.methods.zerotuning.output_entropy import calibrate_zerotuning
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +52,7 @@ class FirstTokenBias:
 
 @register("zerotuning")
 @dataclass(frozen=True, kw_only=True)
-class ZeroTuning(Method):
+class ZeroTuning(KeyEditMethod):
     """Scale the attention that every row pays to the first token."""
 
     title = "ZeroTuning"
@@ -51,12 +60,10 @@ class ZeroTuning(Method):
         "ZeroTuning: Unlocking the Initial Token's Power to Enhance Large Language Models Without Training, "
         "ICLR 2026, arXiv 2505.11739"
     )
-    stations = ("attention",)
+    measurement = ("zerotuning", "strength of ZeroTuning")
     needs = ("calibration",)
     rows = "all"
-    steady = True
     cross_attention = "what it takes from the first token would go to text, as self-attention has no visual keys"
-    compiles = True
 
     factor: float | None = option(
         None,
@@ -71,6 +78,11 @@ class ZeroTuning(Method):
         paper="the paper selects heads of the dominant type on labelled data",
     )
     layers: str = option("all", help="decoder layers to edit", paper="all; layers 1-21 of 32 gain most")
+
+    @classmethod
+    def measure(cls, call: MeasureCall) -> dict[str, Fact]:
+        """The factor that makes the first answer token most certain."""
+        return calibrate_zerotuning(call.model, call.questions, call.guarded, progress=call.progress)
 
     def prepare(self, target: GuardTarget) -> FirstTokenBias:
         """The bias ln g from the option, or from the model's profile.
@@ -95,19 +107,9 @@ class ZeroTuning(Method):
         chosen = select_heads(self.heads, target.architecture.depth, target.architecture.heads)
         return layers if chosen is None else tuple(layer for layer in layers if layer in chosen)
 
-    def edit_attention(self, call: AttentionCall) -> AttentionEdit | None:
-        """The bias ln g on the first token's key; one tensor for all rows and all later tokens."""
-        if call.prepared.value == 0:
-            return None
-        if not call.is_decode:
-            call.memory.factors = self._factors(call)
-        factors: BiasFactors = call.memory.factors
-        if call.first_key == 0:
-            return AttentionEdit.constant_bias(factors)
-        over_keys = factors.over_keys[:, call.first_key :]
-        if over_keys.shape[1] == 0:
-            return None
-        return AttentionEdit.constant_bias(BiasFactors(over_keys=over_keys, head_gate=factors.head_gate))
+    def edit_keys(self, call: AttentionCall) -> AttentionEdit | None:
+        """The bias ln g on the first token's key."""
+        return None if call.prepared.value == 0 else AttentionEdit.constant_bias(self._factors(call))
 
     def _factors(self, call: AttentionCall) -> BiasFactors:
         """Zero but for the first real token of each row that has an image."""
