@@ -101,6 +101,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "glm_ocr": {"rope_parameters": MROPE},
     "glmga": {"rope_parameters": MROPE},
     "hunyuan_vl": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}, "head_dim": 16},
+    "inkling2": {"swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 16},
     "kimi_k25": ALL_HEADS,
     "mistral4": ALL_HEADS | {"head_dim": 32},
     "mistral_large4": ALL_HEADS | {"kv_source_layers": [0, 1, 2, 3]},
@@ -112,7 +113,8 @@ CHANGES: dict[str, dict[str, Any]] = {
         "indexer_head_dim": 16,
         "indexer_budget": 8,
         "indexer_compress_ratio": 2,
-        "rope_parameters": MROPE | {"mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5, "mrope_interleaved": True},
+        "rope_parameters": MROPE
+        | {"mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5, "mrope_interleaved": True},
     },
     "step3p7": {"sliding_window": 16, "num_sliding_attention_heads": 4},
 }

@@ -262,6 +262,8 @@ def _words(error: Exception) -> str:
 def _quietly(model: PreTrainedModel) -> Iterator[None]:
     """In evaluation mode, without gradients or warnings; afterwards the model is as it was."""
     training = [module for module in model.modules() if module.training]
+    # Models with positions in three parts remember an offset of their last prompt.
+    offsets = [(module, module.rope_deltas) for module in model.modules() if hasattr(module, "rope_deltas")]
     model.eval()
     try:
         with torch.no_grad(), warnings.catch_warnings():
@@ -270,6 +272,5 @@ def _quietly(model: PreTrainedModel) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-        for module in model.modules():
-            if hasattr(module, "rope_deltas"):
-                module.rope_deltas = None
+        for module, offset in offsets:
+            module.rope_deltas = offset

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module, metadata
 from pathlib import Path
+from runpy import run_path
 
 from vlm_guard.families.image_grids import PatchGrid, grid_of_inputs
 
+KNOWN = Path(__file__).parent / "known"
 ENTRY_POINT_GROUP = "vlm_guard.families.known"
 
 _REGISTERED: dict[str, "ArchitectureEntry"] = {}
@@ -95,22 +97,33 @@ def entry_of(model_type: str) -> ArchitectureEntry:
     return (_shipped() | _REGISTERED).get(model_type, GENERIC)
 
 
-@cache
-def _shipped() -> dict[str, ArchitectureEntry]:
-    """By model type, the entries of this package's files, then those of entry points.
+def entries_in(folder: Path) -> dict[str, ArchitectureEntry]:
+    """The entries of the files of a folder, by model type.
 
     Raises:
-        ValueError: two files claim the same model type.
+        ValueError: two of them claim the same model type.
     """
-    names = sorted(path.stem for path in (Path(__file__).parent / "known").glob("[!_]*.py"))
-    modules = [import_module(f"vlm_guard.families.known.{name}") for name in names]
     found: dict[str, ArchitectureEntry] = {}
-    for module in modules:
-        for entry in (value for value in vars(module).values() if isinstance(value, ArchitectureEntry)):
+    for path in sorted(folder.glob("[!_]*.py")):
+        for entry in (value for value in _names_of(path).values() if isinstance(value, ArchitectureEntry)):
             for model_type in entry.model_types:
                 if model_type in found:
-                    raise ValueError(f"{module.__name__} has a second entry for the model type {model_type!r}")
+                    raise ValueError(f"{path.name} has a second entry for the model type {model_type!r}")
                 found[model_type] = entry
+    return found
+
+
+def _names_of(path: Path) -> dict[str, object]:
+    """What a file defines; a file of this package is imported under its own name."""
+    if path.parent == KNOWN:
+        return vars(import_module(f"vlm_guard.families.known.{path.stem}"))
+    return run_path(str(path))
+
+
+@cache
+def _shipped() -> dict[str, ArchitectureEntry]:
+    """By model type, the entries of this package's files, then those of entry points."""
+    found = entries_in(KNOWN)
     for point in metadata.entry_points(group=ENTRY_POINT_GROUP):
         entry = point.load()
         found.update(dict.fromkeys(entry.model_types, entry))
