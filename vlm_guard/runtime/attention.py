@@ -21,6 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from vlm_guard.families.chosen_keys import BLOCKS, KEYS, mask_of_chosen_keys
 from vlm_guard.kernels.attention_edit import AttentionEdit
 from vlm_guard.kernels.edited_attention import edited_attention
 from vlm_guard.kernels.low_rank_bias import low_rank_bias
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
     from vlm_guard.runtime.decode_step import DecodeStep
 
 PREFIX = "vlm_guard_"
-# Calls with these arguments carry sparse or paged attention of their own, which an edit cannot reach.
-_FOREIGN_ARGUMENTS = ("indices", "block_indices", "cache")
+# Implementations that know of no chosen keys but those of the mask.
+_MASKED = ("eager", "sdpa")
 _OUTSIDE = (
     "a part of a guarded model was called by itself, outside of model(...) and model.generate(...): the guard does not "
     "know what it reads, and leaves its attention as it is"
@@ -80,8 +81,13 @@ def guarded_attention(
     watch: Callable[..., None] | None = carried.get(WATCHER)
     if watch is not None:
         watch(query, key, kwargs.get("scaling"))
+    chosen = kwargs.get(KEYS) is not None or kwargs.get(BLOCKS) is not None
+    if chosen and previous in _MASKED:
+        attention_mask, kwargs = mask_of_chosen_keys(module, query, key, attention_mask, kwargs)
+        chosen = False
     slot: LayerSlot | None = carried.get(SLOT)
-    if slot is None or any(kwargs.get(name) is not None for name in _FOREIGN_ARGUMENTS):
+    # A paged cache, or keys that a special kernel chooses, are attention of another kind, which no edit can reach.
+    if slot is None or chosen or kwargs.get("cache") is not None:
         return call_previous(previous, module, query, key, value, attention_mask, **kwargs)
     reading = slot.guard.reading
     given = AttentionInput(previous, module, query, key, value, attention_mask, kwargs)

@@ -57,6 +57,10 @@ class AttentionInput:
         positions = kwargs.get("position_ids")
         if isinstance(positions, Tensor) and positions.dim() == 2 and positions.shape[0] == self.query.shape[0]:
             kwargs = {**kwargs, "position_ids": positions[rows]}
+        bias = kwargs.get("position_bias")
+        if isinstance(bias, Tensor):
+            own = bias if bias.shape[0] == 1 else bias[rows]
+            kwargs = {**kwargs, "position_bias": own[..., dropped : self.key.shape[2]]}
         query, key, value = self.query[rows], self.key[rows, :, dropped:], self.value[rows, :, dropped:]
         return AttentionInput(self.previous, self.module, query, key, value, mask, kwargs)
 
@@ -149,6 +153,12 @@ class AttentionContext:
             bias = bias[..., :keys] if rows is None else rows.take_mask(bias[..., :keys])
         scaling = kwargs.get("scaling")
         sinks = kwargs.get("s_aux")
+        sinks = kwargs.get("sinks") if sinks is None else sinks
+        if sinks is not None and sinks.numel() != query.shape[1]:
+            raise ValueError(
+                f"{type(self.given.module).__name__} has a sink logit for every row ({list(sinks.shape)}) instead of "
+                "one a head, so its attention weights cannot be computed anew"
+            )
         return AttentionProblem(
             query=query if rows is None else rows.take(query),
             key=key,
@@ -158,7 +168,7 @@ class AttentionContext:
             mask=mask,
             row_positions=positions,
             softcap=kwargs.get("softcap"),
-            sink_logits=kwargs.get("sinks") if sinks is None else sinks,
+            sink_logits=sinks,
             position_bias=bias,
             own_value=own_value,
             return_statistics=False,
