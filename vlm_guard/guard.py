@@ -24,14 +24,13 @@ from vlm_guard.runtime.attention_switch import follow_attention, restore_attenti
 from vlm_guard.runtime.compiled_decode import CompiledDecode, refuse_compiled_parts
 from vlm_guard.runtime.forward_hooks import follow_forwards
 from vlm_guard.runtime.generate_arguments import generate_arguments
-from vlm_guard.runtime.installation import Undo, put_on
+from vlm_guard.runtime.installation import GUARD_ATTRIBUTE, Undo, put_on
 from vlm_guard.runtime.layer_observers import LayerObservers
 from vlm_guard.runtime.placement import Placement
 from vlm_guard.runtime.reading import Call, Reading
 from vlm_guard.runtime.refused_calls import refuse_class_generate, refuse_continuous_batching
 from vlm_guard.runtime.trace import AttentionTrace
 
-GUARD_ATTRIBUTE = "_vlm_guard"
 _READING_STATIONS = ("attach", "edit_inputs", "begin_forward")
 
 
