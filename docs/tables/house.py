@@ -94,7 +94,7 @@ def _is_type_check(test: ast.expr) -> bool:
 
 
 def _home(source: str, name: str) -> tuple[str, str]:
-    """Where a name comes from: `from vlm_guard import kernels` gives a module, `import wrap` something of the guard's."""
+    """The module a name comes from, and the name: `wrap` comes from the guard, a room imported by name from itself."""
     if f"{source}.{name}" in modules():
         return f"{source}.{name}", ""
     if source == PACKAGE and name:
