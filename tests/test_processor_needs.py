@@ -125,7 +125,7 @@ def broken_torchvision(tmp_path, monkeypatch):
 
 
 def test_a_torchvision_that_does_not_fit_is_named(broken_torchvision, tmp_path):
-    from vlm_guard.environment import problems
+    from vlm_guard.cli.doctor import problems
 
     with pytest.raises(ImportError, match=r"operator torchvision::nms .* Repair it: `pip install "):
         needs.processor_needs(checkpoint(tmp_path / "model", "qwen2_vl"))
@@ -200,7 +200,7 @@ def test_doctor_says_that_the_built_in_model_lacks_nothing(capsys):
 
 
 def test_doctor_knows_the_other_project_of_this_name(tmp_path, monkeypatch):
-    from vlm_guard.environment import problems
+    from vlm_guard.cli.doctor import problems
 
     assert "vlm-guard" not in problems(), "the other project is not installed where the tests run"
     information = tmp_path / "vlm_guard-0.2.0.dist-info"

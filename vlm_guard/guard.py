@@ -28,7 +28,7 @@ from vlm_guard.runtime.compiled_decode import CompiledDecode, refuse_compiled_pa
 from vlm_guard.runtime.forward_hooks import follow_forwards
 from vlm_guard.runtime.generate_arguments import generate_arguments
 from vlm_guard.runtime.hidden_edits import install_hidden_edits
-from vlm_guard.runtime.installation import Undo, put_on
+from vlm_guard.runtime.installation import GUARD_ATTRIBUTE, Undo, put_on
 from vlm_guard.runtime.layer_observers import LayerObservers
 from vlm_guard.runtime.placement import Placement
 from vlm_guard.runtime.reading import Call, Reading
@@ -36,8 +36,6 @@ from vlm_guard.runtime.refused_calls import refuse_class_generate, refuse_contin
 from vlm_guard.runtime.trace import AttentionTrace
 from vlm_guard.runtime.vision_hooks import install_vision
 from vlm_guard.self_check import check_unknown_family
-
-GUARD_ATTRIBUTE = "_vlm_guard"
 
 
 def wrap(

@@ -3,6 +3,8 @@
 A command file defines `command(...)` with Typer annotations; its name is the file's (underscores become dashes). Heavy
 imports belong inside the function, so that `--help` answers without importing torch. User errors are ValueError,
 TypeError, FileNotFoundError or ImportError with a helpful message: they are printed in one line, exit code 2.
+
+May import: everything.
 """
 
 import os
