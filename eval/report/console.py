@@ -126,7 +126,7 @@ def _metric_table(results: RunResults, columns: Sequence[tuple[str, str]]) -> Ta
         table.add_column(label, justify="right", overflow="fold")
     for method in results.methods:
         cells = [_value_cell(name, method.estimates.get(name)) for name, _ in columns]
-        table.add_row(Text(method.label, style="bold"), *cells)
+        table.add_row(Text(method.shown_label, style="bold"), *cells)
         if method.difference_to_baseline:
             cells = [_difference_cell(name, method.difference_to_baseline.get(name)) for name, _ in columns]
             table.add_row(Text(f"  − {results.baseline}", style="dim"), *cells)
@@ -155,7 +155,7 @@ def _cost_table(methods: Sequence[MethodResult]) -> Table:
     for method in methods:
         counts = method.samples.values()
         table.add_row(
-            Text(method.label, style="bold"),
+            Text(method.shown_label, style="bold"),
             f"{method.cost.seconds:.1f}",
             f"{method.cost.tokens}",
             f"{method.cost.tokens_per_second:.0f}",

@@ -25,6 +25,7 @@ def long_rows(results: RunResults) -> list[dict[str, Any]]:
                 "low": estimate.low,
                 "high": estimate.high,
                 "images": estimate.images,
+                "complete": method.complete,
                 "baseline": results.baseline if difference is not None else None,
             }
             for field in ("value", "low", "high", "verdict"):
@@ -113,6 +114,12 @@ def legend_of(results: RunResults) -> str:
     )
 
 
+def _sentences(results: RunResults) -> list[str]:
+    """What stands below a table: what is missing, what the numbers are, how to read them."""
+    missing = [f"{sentence[0].upper()}{sentence[1:]}." for sentence in results.shortfalls()]
+    return [*missing, caption_of(results), legend_of(results)]
+
+
 def _decoding(decoding: dict[str, Any]) -> str:
     if decoding["do_sample"]:
         return f"sampled (temperature {decoding['temperature']}, top-p {decoding['top_p']}, seed {decoding['seed']})"
@@ -127,9 +134,9 @@ def _markdown(results: RunResults) -> str:
     header = _header(results)
     lines = [f"| {' | '.join(header)} |", f"|{'---|' + '---:|' * (len(header) - 1)}"]
     for method in results.methods:
-        label = method.label.replace("|", "\\|")
+        label = method.shown_label.replace("|", "\\|")
         lines.append(f"| {' | '.join([label, *_cells(results, method), *_costs(method)])} |")
-    return "\n".join(lines) + f"\n\n{caption_of(results)} {legend_of(results)}\n"
+    return "\n".join(lines) + f"\n\n{' '.join(_sentences(results))}\n"
 
 
 def _html(results: RunResults) -> str:
@@ -137,6 +144,6 @@ def _html(results: RunResults) -> str:
     body = ""
     for method in results.methods:
         cells = "".join(f"<td>{html.escape(text)}</td>" for text in [*_cells(results, method), *_costs(method)])
-        body += f"<tr><th>{html.escape(method.label)}</th>{cells}</tr>\n"
-    caption = html.escape(f"{caption_of(results)} {legend_of(results)}")
+        body += f"<tr><th>{html.escape(method.shown_label)}</th>{cells}</tr>\n"
+    caption = html.escape(" ".join(_sentences(results)))
     return f"<table>\n<caption>{caption}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>\n"

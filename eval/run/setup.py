@@ -63,6 +63,13 @@ class Evaluation:
             "versions": decisive_versions(),
         }
 
+    def plan(self) -> dict[str, int]:
+        """How many samples of every task each method is asked."""
+        planned = dict.fromkeys(self.tasks, 0)
+        for batch in self.batches:
+            planned[batch.task.name] += len(batch.samples)
+        return planned
+
     def decoding(self) -> dict[str, Any]:
         """How tokens are chosen: ours, and what the checkpoint's own generation settings add."""
         own = self.loaded.model.generation_config.to_diff_dict()

@@ -63,7 +63,7 @@ def command(
         bool, typer.Option("--dry-run", help="Show one prompt and the predicted time; keep nothing.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
-) -> None:
+) -> int:
     """Score methods on a data set: CHAIR and POPE with paired intervals, speed and memory.
 
     Run it again with the same --out to go on with a run that was stopped. To share the work, start the same options by
@@ -107,4 +107,4 @@ def command(
         "resume": resume,
         "resamples": resamples,
     }
-    run_command(read_settings(config, flags), out, dry_run=dry_run, as_json=as_json)
+    return run_command(read_settings(config, flags), out, dry_run=dry_run, as_json=as_json)
