@@ -25,6 +25,7 @@ class EarlierMethod:
         records: its records by sample key.
         sessions: when they were worked on.
         damaged: a sentence for every damaged line, which is left out.
+        baseline: whether it is the one the others were compared with.
     """
 
     label: str
@@ -33,11 +34,7 @@ class EarlierMethod:
     records: dict[str, Record]
     sessions: list[dict[str, Any]]
     damaged: list[str] = field(default_factory=list)
-
-    @property
-    def baseline(self) -> bool:
-        """Whether the run that began with this method compared the others with it."""
-        return bool(self.sessions) and self.sessions[0].get("order_of_methods", [])[:1] == [self.label]
+    baseline: bool = False
 
 
 def earlier_methods(out: Path, fingerprint: Mapping[str, Any], asked: Collection[str]) -> list[EarlierMethod]:
@@ -52,7 +49,7 @@ def earlier_methods(out: Path, fingerprint: Mapping[str, Any], asked: Collection
         ValueError: one of them was made with other data, tasks or decoding, so that its numbers cannot stand beside the
             new ones; the message names the differing field.
     """
-    labels = _labels(out)
+    labels, baseline = _listed(out)
     found = []
     places = [path.parent for path in out.glob(f"*/{RUN_FILE}") if path.parent.name not in asked]
     order = {name: place for place, name in enumerate(labels)}
@@ -65,6 +62,8 @@ def earlier_methods(out: Path, fingerprint: Mapping[str, Any], asked: Collection
                 f"{out} holds results of {method.label} with other settings: {name} was {before!r} and is now {now!r}. "
                 f"Numbers of both would stand in one table; give another --out, or remove {place} first"
             )
+        first = baseline or (method.sessions[0]["order_of_methods"][0] if method.sessions else None)
+        method.baseline = method.label == first
         found.append(method)
     return found
 
@@ -73,13 +72,13 @@ def _shared(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fingerprint.items() if name not in _OWN}
 
 
-def _labels(out: Path) -> dict[str, str]:
-    """From directory to label, as the results of the earlier run list them."""
+def _listed(out: Path) -> tuple[dict[str, str], str | None]:
+    """From directory to label, and the baseline, as the results of the earlier run list them."""
     try:
-        methods = json.loads((out / RESULTS_FILE).read_text(encoding="utf-8"))["methods"]
-        return {method["directory"]: method["label"] for method in methods}
+        content = json.loads((out / RESULTS_FILE).read_text(encoding="utf-8"))
+        return {method["directory"]: method["label"] for method in content["methods"]}, content["baseline"]
     except (OSError, ValueError, KeyError, TypeError):
-        return {}  # it never ended; the folders say themselves which method they are
+        return {}, None  # it never ended; the folders say themselves which method they are
 
 
 def _read(place: Path, label: str) -> EarlierMethod:
