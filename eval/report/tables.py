@@ -6,8 +6,10 @@ import io
 import json
 from typing import Any
 
-from vlm_guard.eval.report.console import COLUMNS, difference_text, shown
+from vlm_guard.eval.report.console import columns_of, difference_text, shown
 from vlm_guard.eval.run.results import MethodResult, RunResults
+from vlm_guard.eval.tasks.shared.metric import Column
+from vlm_guard.eval.tasks.shared.registry import task_class
 
 FORMATS = ("markdown", "csv", "json", "html")
 
@@ -63,21 +65,21 @@ def _csv(rows: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _columns(results: RunResults) -> list[tuple[str, str]]:
-    return [(name, label) for name, label in COLUMNS if any(name in method.estimates for method in results.methods)]
+def _columns(results: RunResults) -> list[Column]:
+    return [column for columns in columns_of(results).values() for column in columns]
 
 
 def _cells(results: RunResults, method: MethodResult) -> list[str]:
     cells = []
-    for name, _ in _columns(results):
-        estimate = method.estimates.get(name)
+    for column in _columns(results):
+        estimate = method.estimates.get(column.metric)
         if estimate is None:
             cells.append("-")
             continue
-        cell = shown(name, estimate.value)
-        difference = method.difference_to_baseline.get(name)
+        cell = shown(column.kind, estimate.value)
+        difference = method.difference_to_baseline.get(column.metric)
         if difference is not None:
-            value, interval = difference_text(name, difference)
+            value, interval = difference_text(column.kind, difference)
             cell += f" ({value}, {interval})"
         cells.append(cell)
     return cells
@@ -90,17 +92,9 @@ def _costs(method: MethodResult) -> list[str]:
 
 def caption_of(results: RunResults) -> str:
     """One sentence that says what the numbers are."""
-    data, tasks = results.data, results.tasks
+    data = results.data
     parts = [f"{results.model['name']} ({results.model['dtype']}) on {data['name']}, {data['images']} images"]
-    if "chair" in tasks:
-        chair = tasks["chair"]
-        parts.append(
-            f'CHAIR in {chair["text_mode"]} mode, prompt "{chair["prompt"]}", at most {chair["max_new_tokens"]} tokens'
-        )
-    if "pope" in tasks:
-        suffix = tasks["pope"]["suffix"].strip()
-        asked = f'with "{suffix}"' if suffix else "without suffix"
-        parts.append(f"POPE {asked}, read by the {tasks['pope']['parser']} parser")
+    parts += [task_class(name).caption(described) for name, described in results.tasks.items()]
     parts.append(_decoding(results.decoding))
     return "; ".join(parts) + "."
 
@@ -127,7 +121,7 @@ def _decoding(decoding: dict[str, Any]) -> str:
 
 
 def _header(results: RunResults) -> list[str]:
-    return ["method", *(label for _, label in _columns(results)), "seconds", "tokens/s", "peak MiB"]
+    return ["method", *(column.label for column in _columns(results)), "seconds", "tokens/s", "peak MiB"]
 
 
 def _markdown(results: RunResults) -> str:

@@ -62,7 +62,9 @@ def earlier_methods(out: Path, fingerprint: Mapping[str, Any], asked: Collection
                 f"{out} holds results of {method.label} with other settings: {name} was {before!r} and is now {now!r}. "
                 f"Numbers of both would stand in one table; give another --out, or remove {place} first"
             )
-        first = baseline or (method.sessions[0]["order_of_methods"][0] if method.sessions else None)
+        first = baseline or next(
+            (name for item in method.sessions[:1] for name in item.get("order_of_methods", [])), None
+        )
         method.baseline = method.label == first
         found.append(method)
     return found

@@ -14,11 +14,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
+from vlm_guard.eval.tasks.base import Record
 from vlm_guard.whole_files import write_atomically
 
-Record = dict[str, Any]
 KEY = "sample"
 CHECKSUM = "crc32"
 _CHECKED = re.compile(rb', "crc32": "([0-9a-f]{8})"\}$')

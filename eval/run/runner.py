@@ -204,7 +204,7 @@ def share(batches: Sequence[Batch], rank: int, size: int) -> list[Batch]:
 
 
 def _prepare(run: Evaluation, batch: Batch) -> PreparedBatch:
-    return prepare_batch(batch.samples, run.data.images, run.template, run.reading_processor)
+    return prepare_batch(batch.samples, batch.task, run.template, run.reading_processor)
 
 
 def _answer(
