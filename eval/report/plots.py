@@ -20,20 +20,21 @@ def save_plots(comparison: Comparison, folder: Path, style: str = "png") -> list
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: unknown format.
+        ValueError: unknown format, or none of the tasks has a plot.
     """
     if style not in ("png", "svg", "pdf"):
         raise ValueError(f"the plot format is {style!r}; it must be png, svg or pdf")
     results = comparison.results
     drawn = Drawn(results=results, records=comparison.records)
     answered = {task for method in results.methods for task, counts in method.samples.items() if counts.answered}
+    plots = {name: draw for task in sorted(answered) for name, draw in task_class(task).plots().items()}
+    if not plots:
+        names = ", ".join(sorted(answered)) or "a run without answers"
+        raise ValueError(f"there is nothing to draw: {names} has no plot")
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for task in dict.fromkeys([*results.tasks, *sorted(answered)]):
-        if task not in answered:
-            continue
-        for name, draw in task_class(task).plots().items():
-            path = folder / f"{name}.{style}"
-            draw(drawn).savefig(path, dpi=150)
-            written.append(path)
+    for name, draw in plots.items():
+        path = folder / f"{name}.{style}"
+        draw(drawn).savefig(path, dpi=150)
+        written.append(path)
     return written

@@ -27,12 +27,12 @@ def long_rows(results: RunResults) -> list[dict[str, Any]]:
                 "low": estimate.low,
                 "high": estimate.high,
                 "images": estimate.images,
-                "complete": method.complete,
                 "baseline": results.baseline if difference is not None else None,
             }
             for field in ("value", "low", "high", "verdict"):
                 key = f"difference_{field}" if field != "verdict" else field
                 row[key] = None if difference is None else getattr(difference, field)
+            row["complete"] = method.complete
             rows.append(row)
     return rows
 

@@ -67,6 +67,8 @@ class MethodResult(_Part):
     methods: list[dict[str, Any]]
     samples: dict[str, SampleCounts]
     planned: dict[str, int] = {}
+    # Every task's summary stands under the task's name, as a further field. These two are written down because files of
+    # schema 1 always have them, with null where the task was not asked.
     chair: dict[str, Any] | None = None
     pope: dict[str, Any] | None = None
     estimates: dict[str, Estimate]

@@ -167,8 +167,21 @@ def read_settings(path: Path | None, flags: Mapping[str, Any]) -> RunSettings:
             problems.append(
                 f"{place}: {item['msg']}" + ("" if item["type"] == "missing" else f" (given {item['input']!r})")
             )
-        allowed = f"; allowed settings: {', '.join(RunSettings.model_fields)}" if "Extra inputs" in str(error) else ""
-        raise ValueError("; ".join(problems) + allowed) from None
+        raise ValueError("; ".join(problems) + _allowed(error)) from None
+
+
+def _allowed(error: ValidationError) -> str:
+    """What may be set where something unknown was: in the run, or in a task."""
+    unknown = [item["loc"] for item in error.errors() if item["type"] == "extra_forbidden"]
+    texts = []
+    for place in dict.fromkeys(str(loc[0]) if len(loc) > 1 else "" for loc in unknown):
+        if place in task_names():
+            texts.append(f"; settings of {place}: {', '.join(task_class(place).Settings.model_fields)}")
+        else:
+            tasks = ", ".join(task_names())
+            names = ", ".join(name for name in RunSettings.model_fields if name != "task_settings")
+            texts.append(f"; allowed settings: {names}, and under their names those of the tasks {tasks}")
+    return "".join(texts)
 
 
 def _move_task_options(content: dict[str, Any]) -> None:
@@ -179,6 +192,8 @@ def _move_task_options(content: dict[str, Any]) -> None:
     tasks = {name for name in options if isinstance(name, str) and name.partition(".")[0] in task_names()}
     for name in tasks:
         task, _, setting = name.partition(".")
+        if not setting:
+            raise ValueError(f"--set {name}=...: say which setting of the task, for example {task}.max_new_tokens")
         if not isinstance(content.setdefault(task, {}), dict):
             raise ValueError(f"{task} must hold settings such as '{{max_new_tokens: 8}}', given {content[task]!r}")
         content[task] = {**content[task], setting: options[name]}

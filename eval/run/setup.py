@@ -135,7 +135,7 @@ def open_data(settings: RunSettings) -> EvaluationData:
     kind, _, place = settings.data.partition(":")
     opened_by_tasks = {} if kind in KINDS else data_kinds()
     if kind not in KINDS and kind not in opened_by_tasks:
-        others = "".join(f", {task.data_help} (task {task.name})" for task in opened_by_tasks.values())
+        others = "".join(f", {task.data_help.split(',')[0]} (task {task.name})" for task in opened_by_tasks.values())
         raise ValueError(f"unknown data {settings.data!r}; give scenes:SPLIT[:SEED], coco:FOLDER{others}")
     for name in settings.tasks:
         task = task_class(name)

@@ -8,7 +8,7 @@ from vlm_guard.eval.run.records import Record
 from vlm_guard.eval.run.results import Cost, Difference, Estimate, SampleCounts
 from vlm_guard.eval.run.statistics import ImageCounts, differences, intervals, verdict
 from vlm_guard.eval.tasks.shared.metric import Metric
-from vlm_guard.eval.tasks.shared.registry import task_class
+from vlm_guard.eval.tasks.shared.registry import listing_order, task_class
 
 # Every interval of a run is computed with this seed, so that two readings of the same records agree to the digit.
 BOOTSTRAP_SEED = 20240229
@@ -33,9 +33,14 @@ class MethodRecords:
             else:
                 self.answered.setdefault(task, []).append(record)
 
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks that have answers, in the order tasks are listed in, whichever was asked first."""
+        return sorted(self.answered, key=listing_order)
+
     def metrics(self) -> dict[str, tuple[Metric, ...]]:
         """The metrics of every task that has answers."""
-        return {task: task_class(task).metrics(records) for task, records in self.answered.items()}
+        return {task: task_class(task).metrics(self.answered[task]) for task in self.tasks}
 
     def image_counts(self, task: str) -> ImageCounts:
         """Counts per image of one task."""
@@ -74,7 +79,7 @@ class MethodRecords:
 
     def summaries(self, described: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """The tasks' own summaries, by task; `described` is what the tasks' `describe` gave."""
-        return {task: task_class(task).summarise(records, described[task]) for task, records in self.answered.items()}
+        return {task: task_class(task).summarise(self.answered[task], described[task]) for task in self.tasks}
 
     def estimates(self, resamples: int) -> dict[str, Estimate]:
         """Every metric of every task with its interval."""

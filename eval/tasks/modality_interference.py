@@ -3,7 +3,7 @@
 A multiple-choice question that one modality suffices for is asked as it is and with an irrelevant other one. The
 loss of accuracy is the interference.
 
-`--data mc:FILE` gives the questions (`vlm_guard.eval.data.multiple_choice` says how); a record with the field
+`--data mc:FILE` gives the questions (`vlm_guard.eval.tasks.shared.multiple_choice` says how); a record with the field
 "decided_by": "text" is one that its text decides and whose picture is beside the point. Every question needs a picture.
 """
 
@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from vlm_guard.eval.data.multiple_choice import read_choices
 from vlm_guard.eval.data.word_lists import read_word_list
 from vlm_guard.eval.tasks.base import Record, Sample, Task
 from vlm_guard.eval.tasks.shared.metric import Better, Column, Counts, Metric, share
+from vlm_guard.eval.tasks.shared.multiple_choice import read_choices
 from vlm_guard.eval.tasks.shared.own_data import question_data
 from vlm_guard.eval.tasks.shared.registry import register_task
 from vlm_guard.eval.tasks.shared.settings import TaskSettings, setting

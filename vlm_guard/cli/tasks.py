@@ -36,9 +36,10 @@ def command(
     console.print(Text.assemble((item["name"], "bold"), f"  {item['help']}\n{item['source']}\n"))
     console.print(Text(f"--data {item['data']}\n"))
     console.print(Text(f"in tables: {', '.join(item['columns']) or '-'}\n"))
-    for column in ("setting", "option", "default", "what it is"):
-        table.add_column(column)
+    table.add_column("setting", no_wrap=True)
+    table.add_column("default")
+    table.add_column("what it is")
     for entry in item["settings"]:
-        cells = (entry["name"], entry["option"], shown_default(entry["default"]), entry["help"])
+        cells = (entry["option"], shown_default(entry["default"]), entry["help"])
         table.add_row(*(Text(cell) for cell in cells))
     console.print(table)

@@ -55,8 +55,12 @@ def task_files() -> dict[str, Path]:
 def task_names() -> list[str]:
     """All names that `--task` understands, those asked by default first."""
     offered = {entry.name for entry in metadata.entry_points(group=ENTRY_POINT_GROUP)}
-    others = {*task_files(), *offered, *_REGISTERED} - {*DEFAULT_TASKS}
-    return [*DEFAULT_TASKS, *sorted(others)]
+    return sorted({*task_files(), *offered, *_REGISTERED}, key=listing_order)
+
+
+def listing_order(name: str) -> tuple[int, str]:
+    """Where a task stands among others: those asked by default first, the rest by name."""
+    return (DEFAULT_TASKS.index(name) if name in DEFAULT_TASKS else len(DEFAULT_TASKS), name)
 
 
 def task_class(name: str) -> type[Task]:

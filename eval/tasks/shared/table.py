@@ -5,7 +5,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from vlm_guard.eval.tasks.base import Task
-from vlm_guard.eval.tasks.shared.registry import DEFAULT_TASKS, task_class, task_names
+from vlm_guard.eval.tasks.shared.registry import DEFAULT_TASKS, task_class, task_files, task_names
 from vlm_guard.eval.tasks.shared.settings import flag_of
 
 
@@ -49,8 +49,8 @@ def shown_default(value: Any) -> str:
 
 
 def tasks_markdown() -> str:
-    """The table of docs/tasks.md, and each task's settings."""
-    tasks = described_tasks()
+    """The table of docs/tasks.md, and each task's settings; of the tasks that come with this package."""
+    tasks = [describe_task(name) for name in task_names() if name in task_files()]
     lines = ["| task | what is measured | data | source |", "|---|---|---|---|"]
     lines += [f"| `{task['name']}` | {task['help']} | {_cell(task['data'])} | {task['source']} |" for task in tasks]
     for task in tasks:
