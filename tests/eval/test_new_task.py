@@ -68,10 +68,9 @@ def test_the_guides_task_runs_beside_the_others(package, tmp_path):
     table = run(package, "table", out)
     assert "| hedges ↓ |" in table and "CHAIR_i" in table and "How often captions hedge;" in table
     plain, guarded = read_results(out).methods
-    records = [
-        record for record in read_records(out / "none" / "samples.jsonl")[0].values() if record["task"] == "hedging"
-    ]
-    expected = sum(record["text"].lower().split().count(word) for record in records for word in ("a", "on")) / 3
+    records = read_records(out / "none" / "samples.jsonl")[0].values()
+    texts = [record["text"].lower().split() for record in records if record["task"] == "hedging"]
+    expected = sum(words.count(word) for words in texts for word in ("a", "on")) / 3
     assert expected > 0 and plain.estimates["hedging.rate"].value == pytest.approx(expected)
     assert {"low", "high", "verdict"} <= set(guarded.difference_to_baseline["hedging.rate"].model_dump())
     assert read_results(out).tasks["hedging"] == {"words": ["a", "on"], "max_new_tokens": 12}

@@ -17,7 +17,6 @@ from vlm_guard.eval.run.results import read_results
 from vlm_guard.eval.run.settings import RunSettings, read_settings
 from vlm_guard.eval.run.setup import open_data
 from vlm_guard.eval.tasks import Task, register_task
-from vlm_guard.eval.tasks.shared import registry
 from vlm_guard.eval.tasks.shared.multiple_choice import read_choices
 from vlm_guard.eval.tasks.shared.registry import task_class, task_files, task_names
 from vlm_guard.eval.tasks.shared.settings import settings_with_flags
@@ -336,12 +335,12 @@ def test_task_settings_may_be_given_in_every_way(tmp_path):
 
 
 def test_names_are_checked():
+    chair = task_class("chair")
     with pytest.raises(ValueError, match="must be lower case"):
-        register_task("My Task")
-    with pytest.raises(ValueError, match="already taken by vlm_guard.eval.tasks.chair.task.ChairTask"):
-        task_class("chair")
-        register_task("chair")(type("Other", (), {}))
-    assert "chair" in registry._REGISTERED
+        register_task("My Task")(chair)
+    with pytest.raises(ValueError, match=r"already taken by vlm_guard\.eval\.tasks\.chair\.task\.ChairTask"):
+        register_task("chair")(type("Other", (Task,), {}))
+    assert task_class("chair") is chair and chair.name == "chair"
 
 
 def test_records_of_different_tasks_do_not_disturb_each_other(sources, tmp_path, capsys):
