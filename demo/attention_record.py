@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vlm_guard.demo.method_findings import Findings, findings_of
 from vlm_guard.demo.patches import PictureView
 from vlm_guard.guard import Guard
+from vlm_guard.method import Finding, FindingsCall, ReplacedPicture
 from vlm_guard.runtime.trace import AttentionTrace
 
 LARGEST_RECORD_BYTES = 96 * 2**20
@@ -39,9 +39,15 @@ class AttentionRecord:
     layers: tuple[int, ...]
     edited_layers: tuple[int, ...]
     image_share: np.ndarray
-    findings: Findings
+    findings: tuple[Finding, ...]
     view: PictureView | None = None
     no_view: str = ""
+
+    @property
+    def replaced_picture(self) -> Image.Image | None:
+        """The picture that the model saw instead of, or beside, the visitor's."""
+        pictures = [item.picture for item in self.findings if isinstance(item, ReplacedPicture)]
+        return pictures[-1] if pictures else None
 
     @property
     def heads(self) -> int:
@@ -101,6 +107,15 @@ def read_record(trace: AttentionTrace, guard: Guard, steps: int) -> AttentionRec
     )
 
 
+def findings_of(guard: Guard) -> tuple[Finding, ...]:
+    """What the methods of a guard found out in its last generation (first row of the batch)."""
+    found: list[Finding] = []
+    for bound in guard.methods if guard.state is not None else ():
+        kept, layers = guard.findings(bound.method.name), tuple(sorted(bound.layers))
+        found += bound.method.findings(FindingsCall(state=guard.state, kept=kept, layers=layers))
+    return tuple(found)
+
+
 def _visual_part(weights: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """[H, visual tokens] of one step's weights [H, K]; K has the prompt and the answer so far."""
     return weights[:, : mask.shape[0]][:, mask[: weights.shape[-1]]]
@@ -116,7 +131,7 @@ def with_view(record: AttentionRecord, find: Callable[[Image.Image | None], Pict
         find: the view of a refined picture, or of the visitor's own for None; ValueError where there is none.
     """
     try:
-        view = find(record.findings.refined)
+        view = find(record.replaced_picture)
     except ValueError as error:
         return replace(record, no_view=str(error))
     tokens = record.weights.shape[-1]

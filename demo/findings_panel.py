@@ -1,29 +1,25 @@
 """What the methods found out about a picture, drawn below the heat-maps."""
 
+from collections.abc import Mapping, Sequence
+from html import escape
+
 import numpy as np
-from PIL import Image
 
 from vlm_guard.demo.heat_maps import ColourScale, as_grid, data_uri, enlarge, outline_cells, overlay
-from vlm_guard.demo.method_findings import Findings
 from vlm_guard.demo.patches import PictureView
+from vlm_guard.method import Finding, MarkedHeads, MarkedTokens, PictureMap, ReplacedPicture
 
 CELL = 16
 
 
-def findings_html(view: PictureView | None, findings: Findings) -> str:
-    """VAR's sink tokens, VHR's heads, CARVE's map and picture; empty for methods that keep nothing of the kind.
+def findings_html(view: PictureView | None, findings: Sequence[Finding]) -> str:
+    """Words, marked tokens, marked heads, maps and pictures; empty where there is nothing to show.
 
     Args:
-        view: the picture as the plain model sees it; maps need it, head tables do not.
-        findings: what the guarded model's methods kept.
+        view: the picture as the plain model sees it; tokens and maps need it, the others do not.
+        findings: what the guarded model's methods found out.
     """
-    parts = []
-    if findings.visual_sinks and view is not None:
-        parts.append(_sinks_html(view, findings.visual_sinks, findings.text_sinks))
-    if findings.contrast is not None and findings.refined is not None and view is not None:
-        parts.append(_refined_html(view, findings.contrast, findings.refined, findings.kept_share))
-    if findings.chosen_heads:
-        parts.append(_heads_html(findings.chosen_heads, findings.head_factor))
+    parts = [shown for finding in findings if (shown := _one(view, finding))]
     if not parts:
         return ""
     return (
@@ -32,39 +28,33 @@ def findings_html(view: PictureView | None, findings: Findings) -> str:
     )
 
 
-def _refined_html(view: PictureView, contrast: np.ndarray, refined: Image.Image, kept: float) -> str:
-    cells = as_grid(contrast.astype(np.float32), contrast.shape)
-    drawn = overlay(view.image, cells, ColourScale.of([cells]))
+def _one(view: PictureView | None, finding: Finding) -> str:
+    if isinstance(finding, MarkedHeads):
+        return _heads_html(finding)
+    if isinstance(finding, ReplacedPicture):
+        return _figure(finding, f'<img src="{data_uri(enlarge(finding.picture))}" alt="{escape(finding.title)}">')
+    if isinstance(finding, MarkedTokens | PictureMap):
+        if view is None:
+            return ""
+        if isinstance(finding, PictureMap):
+            cells = as_grid(finding.values.astype(np.float32), finding.values.shape)
+            drawn, seen = overlay(view.image, cells, ColourScale.of([cells])), f"Heat-map. {finding.text}"
+        else:
+            drawn = outline_cells(view.image, as_grid(finding.marked, view.grid))
+            seen = f"The picture with {int(finding.marked.sum())} crossed-out patches, {finding.name}"
+        return _figure(finding, f'<img src="{data_uri(drawn)}" alt="{escape(seen)}">')
+    return f'<div class="vg-finding"><strong>{escape(finding.title)}.</strong> {escape(finding.text)}</div>'
+
+
+def _figure(finding: Finding, drawn: str, kind: str = "vg-map") -> str:
     return (
-        f'<figure class="vg-map"><figcaption>CARVE: contrast map</figcaption><img src="{data_uri(drawn)}" '
-        'alt="Heat-map of where the model looks for the question more than for a general description">'
-        "<p>Bright where the question draws more attention than a general description does.</p></figure>"
-        '<figure class="vg-map"><figcaption>CARVE: refined picture</figcaption>'
-        f'<img src="{data_uri(enlarge(refined))}" alt="The regions that stand out, cut out and magnified">'
-        f"<p>{100 * kept:.0f} % of the picture is kept and magnified; the guarded answer is about this.</p></figure>"
+        f'<figure class="{kind}"><figcaption>{escape(finding.title)}</figcaption>{drawn}'
+        f"<p>{escape(finding.text)}</p></figure>"
     )
 
 
-def _sinks_html(view: PictureView, visual: dict[int, np.ndarray], text: dict[int, int]) -> str:
-    counts = ", ".join(
-        f"layer {layer}: {int(sinks.sum())} visual, {text[layer]} other" for layer, sinks in visual.items()
-    )
-    union = np.logical_or.reduce(list(visual.values()))
-    if not union.any():
-        return (
-            '<div class="vg-finding"><strong>VAR: attention sinks.</strong> No token of the picture is a sink, and VAR '
-            f"edits a head only if there is one, so it changed nothing. Sinks by layer: {counts}.</div>"
-        )
-    picture = outline_cells(view.image, as_grid(union, view.grid))
-    count = int(union.sum())
-    return (
-        '<figure class="vg-map"><figcaption>VAR: visual sink tokens</figcaption>'
-        f'<img src="{data_uri(picture)}" alt="The picture with {count} crossed-out patches, the visual sink tokens">'
-        f"<p>Crossed-out patches draw attention without carrying content; part of it is moved. {counts}.</p></figure>"
-    )
-
-
-def _heads_html(chosen: dict[int, np.ndarray], factor: float) -> str:
+def _heads_html(finding: MarkedHeads) -> str:
+    chosen: Mapping[int, np.ndarray] = finding.marked
     layers = sorted(chosen)
     heads = len(chosen[layers[0]])
     left, top = 34, 22
@@ -85,10 +75,8 @@ def _heads_html(chosen: dict[int, np.ndarray], factor: float) -> str:
                 parts.append(f'<circle cx="{x + CELL / 2}" cy="{y + CELL / 2}" r="2.5"/>')
     width, height = left + heads * CELL + 4, top + len(layers) * CELL + 4
     total = sum(int(row.sum()) for row in chosen.values())
-    return (
-        '<figure class="vg-map vg-heads"><figcaption>VHR: heads it strengthened</figcaption>'
+    drawn = (
         f'<svg viewBox="0 0 {width} {height}" style="max-width:{width * 1.4:.0f}px" role="img" '
         f'aria-label="Layer by head map: {total} of {heads * len(layers)} heads chosen">{"".join(parts)}</svg>'
-        f"<p>Rows are layers, columns heads. Dots: {total} heads whose output changes most without the picture, "
-        f"multiplied by {factor:g}.</p></figure>"
     )
+    return _figure(finding, drawn, "vg-map vg-heads")

@@ -108,7 +108,7 @@ def _maps_html(
         return message_html("note", f"No heat-map: {unseen.no_view}.")
     views = {side: record.view for side, record in records.items()}
     both = len(records) > 1
-    alike = both and records["guarded"].findings.refined is None
+    alike = both and records["guarded"].replaced_picture is None
 
     def word_maps(word: Word) -> dict[str, np.ndarray]:
         maps = {

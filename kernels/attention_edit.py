@@ -170,6 +170,30 @@ class AttentionEdit:
         others = (self.gain, self.policy, self.self_mix)
         return self.bias_factors is not None and all(item is None for item in others)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it changes nothing."""
+        return not self.changes_weights and self.head_scale is None and self.self_mix is None
+
+    def from_key(self, first_key: int) -> "AttentionEdit":
+        """The edit as a layer sees it whose cache has dropped the keys in front of absolute position `first_key`."""
+        if first_key <= 0:
+            return self
+        factors, bias = self.bias_factors, _from_key(self.bias, first_key)
+        if factors is not None and bias is not None:
+            over_keys = factors.over_keys[:, first_key:]
+            factors = BiasFactors(over_keys=over_keys, head_gate=factors.head_gate)
+        return AttentionEdit(
+            bias=bias,
+            gain=_from_key(self.gain, first_key),
+            segments=None if self.segments is None else self.segments.from_key(first_key),
+            policy=self.policy,
+            policy_rows=self.policy_rows,
+            head_scale=self.head_scale,
+            self_mix=self.self_mix,
+            bias_factors=None if bias is None else factors,
+        )
+
     def with_fixed_shapes(self, keys: int, dtype: torch.dtype) -> "AttentionEdit":
         """The same edit for a cache of `keys` = K keys: no tensor depends on the prompt's length, none is made later.
 
@@ -209,6 +233,11 @@ class AttentionEdit:
             self_mix=self.self_mix if self.self_mix is not None else later.self_mix,
             bias_factors=_only(self, later),
         )
+
+
+def _from_key(described: Tensor | None, first_key: int) -> Tensor | None:
+    """[..., P] without its first keys; None where nothing is left, as keys that are not described are not changed."""
+    return None if described is None or described.shape[-1] <= first_key else described[..., first_key:]
 
 
 def _fixed_length(described: Tensor | None, keys: int) -> Tensor | None:

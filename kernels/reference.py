@@ -12,14 +12,14 @@ from vlm_guard.kernels.edited_attention import AttentionProblem, EditedAttention
 
 
 def reference_attention(problem: AttentionProblem) -> EditedAttention:
-    """Edited attention by the definition in `attention_edit`, in the dtype of the inputs (softmax at least float32)."""
+    """Edited attention by the definition in `attention_edit`; all but the output and its products at least float32."""
     query, edit = problem.query, problem.edit
     heads_per_group = query.shape[1] // problem.key.shape[1]
     key = problem.key.repeat_interleave(heads_per_group, 1)
     value = problem.value.repeat_interleave(heads_per_group, 1)
     wide = torch.promote_types(query.dtype, torch.float32)
 
-    scores = (query @ key.transpose(-1, -2)).to(wide) * problem.scaling
+    scores = query.to(wide) @ key.to(wide).transpose(-1, -2) * problem.scaling
     if problem.softcap is not None:
         scores = torch.tanh(scores / problem.softcap) * problem.softcap
     if problem.position_bias is not None:

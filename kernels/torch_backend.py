@@ -39,8 +39,9 @@ def _attend(problem: AttentionProblem, rows: slice) -> EditedAttention:
     # The heads of one key-value group share its keys, so their rows are stacked instead of repeating the keys. Plain
     # batched products of three-dimensional views: a decode step is short enough to feel each extra dispatch.
     stacked = query.reshape(batch * groups, per_group * count, head_dim)
-    scores = torch.bmm(stacked, key.flatten(0, 1).transpose(1, 2)).view(batch, heads, count, keys)
-    scores = scores.to(wide) * problem.scaling
+    decides = edit.policy is not None or problem.return_weights or problem.return_statistics
+    scores = _products(stacked, key.flatten(0, 1).transpose(1, 2), wide, decides).view(batch, heads, count, keys)
+    scores = scores * problem.scaling
     if problem.softcap is not None:
         scores = torch.tanh(scores / problem.softcap) * problem.softcap
     if problem.position_bias is not None:
@@ -79,6 +80,19 @@ def _attend(problem: AttentionProblem, rows: slice) -> EditedAttention:
         weights=weights if problem.return_weights else None,
         logsumexp=logsumexp,
     )
+
+
+def _products(query: Tensor, key: Tensor, wide: torch.dtype, decides: bool) -> Tensor:
+    """[N, R, K] products of queries [N, R, D] and keys [N, D, K] in `wide`, at least float32.
+
+    Rounded to half precision they would move masses across the thresholds by which heads and tokens are chosen, so they
+    are not where something is decided by them. A GPU keeps its float32 sums for nothing; a CPU has to widen the keys.
+    """
+    if query.dtype == wide:
+        return torch.bmm(query, key)
+    if query.is_cuda:
+        return torch.bmm(query, key, out_dtype=wide)
+    return torch.bmm(query.to(wide), key.to(wide)) if decides else torch.bmm(query, key).to(wide)
 
 
 def _redistribute(weights: Tensor, segments: Segments, policy: LinearPolicy) -> Tensor:

@@ -38,7 +38,10 @@ def triton_attention(problem: AttentionProblem) -> EditedAttention:
     """
     reason = unsupported_reason(problem)
     if reason is not None:
-        raise ValueError(f"the triton attention backend cannot take this call: {reason}; use impl='torch'")
+        raise ValueError(
+            f"the triton attention backend cannot take this call: {reason}; use attention_backend='torch' "
+            "(impl='torch' where edited_attention is called by itself)"
+        )
     edit = problem.edit
     policy_code, constants, policy_heads = _encode_policy(edit.policy)
     run = torch.ops.vlm_guard.segment_attention if torch.compiler.is_compiling() else launch_attention

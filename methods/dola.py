@@ -12,8 +12,9 @@ the hidden state that enters layer e at the last position,
 The released code applies no final norm to early layers (`final_norm=False`), takes the mean divergence over the batch
 and so one layer for all rows, and reverses both Kullback-Leibler terms, KL(M || p) and KL(M || q) with
 M = (p + q) / 2. Here each row has its own layer (the release's batches of one are the same), and `divergence` is
-"textbook" (Jensen-Shannon, the default as in the paper's formula) or "reversed" (the release). The release also
-multiplies repeated tokens down by 1.2: pass `repetition_penalty=1.2` to `generate` for that.
+"textbook" (Jensen-Shannon, the default, as in the paper's formula) or "reversed" (the release; `variant="published"`):
+the order of the two arguments of torch's `kl_div` is an accident of the code, which says Jensen-Shannon itself. The
+release also multiplies repeated tokens down by 1.2: pass `repetition_penalty=1.2` to `generate` for that.
 
 Candidates: "even" layers over the whole depth are HALC's setting for vision-language models and the default; "low"
 and "high" are the even layers of the lower and upper half, the paper's two buckets. With tied embeddings layer 0 is
@@ -28,7 +29,7 @@ import torch
 from torch import Tensor
 
 from vlm_guard.families.layers import select_layers
-from vlm_guard.method import GuardTarget, Method, cut_implausible, option, register
+from vlm_guard.method import GuardTarget, Method, cut_implausible, option, register, variant_option
 
 
 @register("dola")
@@ -66,8 +67,11 @@ class DoLa(Method):
         "textbook",
         help="Jensen-Shannon divergence, or the released code's reversed terms",
         choices=("textbook", "reversed"),
+        paper="Jensen-Shannon in the paper, reversed in the release",
+        published="reversed",
     )
     final_norm: bool = option(False, help="apply the decoder's final norm to early layers", paper="not in the release")
+    variant: str = variant_option("published has the released code's divergence; default the paper's formula")
 
     def contrasts(self) -> bool:
         """Strength 0 switches it off."""

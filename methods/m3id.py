@@ -3,14 +3,18 @@
 The longer an answer gets, the more the language prior takes over from the picture. M3ID moves away from the logits of
 the prompt without its picture, the more so the more tokens have been generated.
 
-Station: logits. At generated token t = 0, 1, ...
+Station: logits. At generated token t = start, start + 1, ...
 
   l' = l + ((1 - g_t) / g_t) (l - l_text),   g_t = exp(-forgetting * t),   kept where l >= max l + ln(plausibility)
 
 with log-probabilities l, which is the common contrast formula with strength (1 - g_t) / g_t = exp(forgetting * t) - 1.
-The formula and its constants (forgetting 0.02, plausibility 0.1) are those of the public re-implementations in AvisC
-and ONLY; the authors released no code. The weight grows without bound (1.7 at token 50, 53 at token 200), hence
-`max_strength`, which the re-implementations do not have and the default leaves out of reach of short answers.
+
+The authors released no code. The paper counts t from 1, cuts nothing, and contrasts only where the model is unsure:
+where its largest probability is below 0.3 (`gate`). The public re-implementations in AvisC and ONLY count from 0 (so
+that the first token is not contrasted), contrast always, and cut at 0.1. The default is the re-implementations',
+because every figure that other papers print for M3ID comes from one of them; `variant="published"` is the paper's. The
+rate 0.02 is theirs too, and none is known from the paper. The weight grows without bound (1.7 at token 50, 53 at token
+200), hence `max_strength`, which neither has and the default leaves out of reach of short answers.
 
 The text-only prompt is the given one without image tokens and their markers; it is read apart and costs little.
 """
@@ -18,22 +22,20 @@ The text-only prompt is the given one without image tokens and their markers; it
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from vlm_guard.method import Branch, ContrastCall, Method, contrast_logits, option, register
-from vlm_guard.method.branch_prompt import image_markers
+from vlm_guard.method import Branch, ContrastCall, ContrastMethod, option, plausibility_option, register, variant_option
 
 
 @register("m3id")
 @dataclass(frozen=True, kw_only=True)
-class M3ID(Method):
+class M3ID(ContrastMethod):
     """Move away from the text-only logits, more with every generated token."""
 
     title = "M3ID"
     paper = "Multi-Modal Hallucination Control by Visual Information Grounding, CVPR 2024, arXiv 2403.14003"
-    stations = ("logits",)
-    needs = ("second branch",)
-    compiles = True
+    counts_steps = True
 
     forgetting: float = option(
         0.02,
@@ -42,32 +44,51 @@ class M3ID(Method):
         neutral=0.0,
         paper="lambda = 0.02 in the public re-implementations",
     )
-    plausibility: float = option(
-        0.1,
-        help="tokens less than this times as probable as the best are ruled out",
+    plausibility: float = plausibility_option("0.1 in the public re-implementations, none in the paper", published=0.0)
+    gate: float = option(
+        1.0,
+        help="contrast only where the most probable token has less than this probability; 1 contrasts always",
         range=(0.0, 1.0),
-        neutral=0.0,
-        tried=(0.5, 0.7),
-        paper="0.1 in the public re-implementations",
+        paper="alpha = 0.3 in the paper, none in the public re-implementations",
+        published=0.3,
+    )
+    start: int = option(
+        0,
+        help="t of the first generated token; with 0 it is not contrasted",
+        range=(0, 1),
+        paper="1 in the paper, 0 in the public re-implementations",
+        published=1,
     )
     max_strength: float = option(
-        100.0, help="largest strength that a long answer can reach", range=(0.0, 1e6), paper="none published"
+        100.0,
+        help="largest strength that a long answer can reach",
+        range=(0.0, 1e6),
+        paper="none published",
+        published=1e6,
+    )
+    variant: str = variant_option(
+        "published gates, counts from 1 and cuts nothing, as the paper; default does none of it"
     )
 
     def contrasts(self) -> bool:
-        """A rate of 0 switches the second branch off."""
+        """A rate of 0 switches the second branch off; the first token may have strength 0 all the same."""
         return self.forgetting > 0
 
     def contrast_branch(self, call: ContrastCall) -> Branch:
         """The prompt without its picture."""
-        prompt = call.prompt.without_images(image_markers(call.model, call.processor))
-        return Branch(prompt=prompt, images="none", active=call.prompt.has_image)
+        return call.text_branch()
 
     def combine_logits(self, positive: Tensor, negative: Tensor, step: int) -> Tensor:
-        """The contrast with the strength of generated token `step`."""
-        return contrast_logits(positive, negative, self.strength_at(step), self.plausibility)
+        """The contrast with the strength of generated token `step`, in the rows that pass the gate."""
+        mixed = super().combine_logits(positive, negative, step)
+        if self.gate == 1:
+            return mixed
+        # The largest probability is exp(max - logsumexp): nothing of the vocabulary's size has to be kept for it.
+        wide = positive.float()
+        largest = (wide.amax(-1, keepdim=True) - wide.logsumexp(-1, keepdim=True)).exp()
+        return torch.where(largest < self.gate, mixed, positive)
 
-    def strength_at(self, step: int) -> float:
-        """(1 - g) / g for generated token `step`, at most `max_strength`."""
-        exponent = self.forgetting * step
+    def contrast_strength(self, step: int) -> float:
+        """(1 - g) / g for generated token `step` (counted from 0), at most `max_strength`."""
+        exponent = self.forgetting * (step + self.start)
         return self.max_strength if exponent > 30 else min(math.expm1(exponent), self.max_strength)

@@ -22,25 +22,29 @@ move its second cache with the beams; none of that is kept.
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from vlm_guard.kernels.attention_edit import AttentionEdit
-from vlm_guard.method import AttentionCall, Branch, ContrastCall, Method, contrast_logits, option, register
-from vlm_guard.method.branch_prompt import image_markers
+from vlm_guard.method import (
+    AttentionCall,
+    Branch,
+    ContrastCall,
+    ContrastMethod,
+    KeyEditMethod,
+    option,
+    plausibility_option,
+    register,
+)
 
 
 @register("pai")
 @dataclass(frozen=True, kw_only=True)
-class PAI(Method):
+class PAI(ContrastMethod, KeyEditMethod):
     """Raise the scores of visual tokens and move away from the text-only logits."""
 
     title = "PAI"
     paper = "Paying More Attention to Image: A Training-Free Method for Alleviating Hallucination in LVLMs, ECCV 2024, arXiv 2407.21771"  # noqa: E501
     stations = ("attention", "logits")
-    needs = ("second branch",)
     rows = "answer"
-    steady = True
-    compiles = True
 
     gain: float = option(
         0.2,
@@ -56,41 +60,24 @@ class PAI(Method):
         neutral=1.0,
         paper="gamma = 1.1 in the README, 2 in the argument parser",
     )
-    plausibility: float = option(
-        0.1,
-        help="tokens less than this times as probable as the best are ruled out (logits part)",
-        range=(0.0, 1.0),
-        neutral=0.0,
-        tried=(0.5, 0.7),
-        paper="0.1, fixed in the released code",
-    )
+    plausibility: float = plausibility_option("0.1, fixed in the released code")
     layers: str = option("2-", help="decoder layers whose attention is edited", paper="2 to 31 of 32")
 
-    def edit_attention(self, call: AttentionCall) -> AttentionEdit | None:
-        """The gain on visual keys, built once per layer and prompt."""
+    def edit_keys(self, call: AttentionCall) -> AttentionEdit | None:
+        """The gain on visual keys."""
         if self.gain == 0:
             return None
-        visual = call.state.visual
-        known = getattr(call.memory, "gain", None)
-        if known is None or known[0] is not visual:
-            gain = visual.to(call.query.device, torch.float32)[:, None, None] * self.gain
-            call.memory.gain = known = (visual, gain)
-        return AttentionEdit(gain=known[1][..., call.first_key :])
+        return AttentionEdit(gain=call.state.visual.to(call.query.device, torch.float32)[:, None, None] * self.gain)
 
     @property
     def cross_attention(self) -> str:  # type: ignore[override]
         """The gain alone is refused: it would sharpen attention among visual keys, but could not move any to them."""
         return "" if self.gain == 0 else "more attention on visual keys is impossible where all keys are; set gain=0"
 
-    def contrasts(self) -> bool:
+    def contrast_strength(self, step: int) -> float:
         """Guidance 1 switches the second branch off."""
-        return self.guidance > 1
+        return self.guidance - 1
 
     def contrast_branch(self, call: ContrastCall) -> Branch:
         """The prompt without its picture."""
-        prompt = call.prompt.without_images(image_markers(call.model, call.processor))
-        return Branch(prompt=prompt, images="none", active=call.prompt.has_image)
-
-    def combine_logits(self, positive: Tensor, negative: Tensor, step: int) -> Tensor:
-        """The contrast with strength guidance - 1, on plausible tokens."""
-        return contrast_logits(positive, negative, self.guidance - 1, self.plausibility)
+        return call.text_branch()

@@ -14,7 +14,7 @@ Stations: one softmax row of two layers of the vision tower; attention scores of
 Where the values come from: alpha 0.7, r 0.25, layers 2 to 31 and the two vision layers are the released code's
 defaults; beta is 0.3 there and 0.4 in the paper's chosen setting (secondary source), which is the default here. The
 published gains also contain PAI's text-only contrast with gamma 1.1; it is a method of its own here: "paint+pai" with
-`pai.alpha=0`. Measured on the authors' published captions, the headline setting repeats itself (38 % repeated
+`pai.gain=0`. Measured on the authors' published captions, the headline setting repeats itself (38 % repeated
 4-grams): read repetition and recall beside CHAIR.
 
 A tower without a class token (SigLIP) has no such row. `reference="mean patch"` uses the row of the mean query of all
@@ -32,7 +32,7 @@ from torch import Tensor
 
 from vlm_guard.guard import Guard
 from vlm_guard.kernels.attention_edit import AttentionEdit
-from vlm_guard.method import AttentionCall, GuardTarget, Method, option, register
+from vlm_guard.method import AttentionCall, GuardTarget, KeyEditMethod, option, register
 from vlm_guard.method.split_heads import refuse_split_tower
 from vlm_guard.method.visual_tokens import spread_over_visual_tokens
 from vlm_guard.runtime.vision_tower import VisionTower, describe_vision_tower, watch_rows
@@ -40,15 +40,13 @@ from vlm_guard.runtime.vision_tower import VisionTower, describe_vision_tower, w
 
 @register("paint")
 @dataclass(frozen=True, kw_only=True)
-class PAINT(Method):
+class PAINT(KeyEditMethod):
     """Raise the scores of the visual tokens that the vision tower's class token attends to."""
 
     title = "PAINT"
     paper = "PAINT: Paying Attention to INformed Tokens, arXiv 2501.12206"
     stations = ("vision", "attention")
     rows = "answer"
-    steady = True
-    compiles = True
 
     local_gain: float = option(
         0.7,
@@ -99,7 +97,7 @@ class PAINT(Method):
         layers = {"local": 0, "summary": max(0, prepared.depth - 2)}
 
         def see(layer: int, weights: Tensor) -> None:
-            if guard.probing:
+            if guard.reading.is_probing:
                 return
             marked = weights.sum(1)[:, int(prepared.has_class_token) :].cpu()
             for name in (name for name, index in layers.items() if index == layer):
@@ -108,18 +106,31 @@ class PAINT(Method):
         wanted = tuple(sorted(set(layers.values())))
         return watch_rows(prepared, wanted, self.reference == "mean patch", see)
 
-    def edit_attention(self, call: AttentionCall) -> AttentionEdit | None:
-        """The gains of the marked tokens; those of the prompt's images serve all later tokens."""
+    def edit_keys(self, call: AttentionCall) -> AttentionEdit | None:
+        """The gains of the marked tokens, found once for all layers."""
         if not (self.local_gain or self.summary_gain):
             return None
         shared = call.state.memory(self.name, -1)
-        if not call.is_decode and getattr(shared, "visual", None) is not call.state.visual:
-            shared.visual, shared.gain = call.state.visual, self._gain(call)
-        gain = shared.gain[..., call.first_key :].to(call.query.device)
-        return AttentionEdit(gain=gain) if gain.shape[-1] else None
+        if getattr(shared, "visual", None) is not call.state.visual:
+            shared.gain = self._gain(call, getattr(shared, "gain", None))
+            shared.visual = call.state.visual
+        return AttentionEdit(gain=shared.gain.to(call.query.device))
 
-    def _gain(self, call: AttentionCall) -> Tensor:
-        """[B, 1, 1, T] float32, zero but on marked visual tokens."""
+    def _gain(self, call: AttentionCall, earlier: Tensor | None) -> Tensor:
+        """[B, 1, 1, T] float32, zero but on marked visual tokens; those in the cache are as `earlier` has them."""
+        state = call.state
+        given = state.visual if state.prompt is None else state.prompt.visual
+        cached = 0 if earlier is None else min(state.offset, earlier.shape[-1])
+        given = given.clone()
+        given[:, :cached] = False
+        gain = given.new_zeros(given.shape, dtype=torch.float32) if not bool(given.any()) else self._marked(call, given)
+        gain = gain.repeat_interleave(state.visual.shape[0] // gain.shape[0], 0)[:, None, None]
+        if cached:
+            gain[..., :cached] = earlier[..., :cached]
+        return gain
+
+    def _marked(self, call: AttentionCall, visual: Tensor) -> Tensor:
+        """[B, T] float32 gains of the visual tokens [B, T] whose pictures have just passed the vision tower."""
         seen = vars(call.guard.findings(self.name))
         if not seen:
             raise ValueError("paint saw no image pass the vision tower; pass pixel_values, not ready image features")
@@ -127,10 +138,7 @@ class PAINT(Method):
         for first, late in zip(seen["local"], seen["summary"]):
             local, summary = marked_tokens(first, late, self.local_share)
             gains.append(local * self.local_gain + summary * self.summary_gain)
-        state = call.state
-        given = state.visual if state.prompt is None else state.prompt.visual
-        gain = spread_over_visual_tokens(gains, given, self.name)
-        return gain.repeat_interleave(state.visual.shape[0] // gain.shape[0], 0)[:, None, None]
+        return spread_over_visual_tokens(gains, visual, self.name)
 
 
 def marked_tokens(first: Tensor, late: Tensor, share: float) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlm_guard.families.head_list import head_list, select_heads
 from vlm_guard.families.layers import select_layers_of
 from vlm_guard.guard import wrap
 from vlm_guard.kernels.attention_edit import AttentionEdit
@@ -31,11 +32,12 @@ from vlm_guard.method import (
     AttentionCall,
     Branch,
     ContrastCall,
+    ContrastMethod,
     GuardTarget,
-    Method,
+    KeyEditMethod,
     RowScope,
-    contrast_logits,
     option,
+    plausibility_option,
     register,
 )
 from vlm_guard.method.split_heads import own_heads
@@ -46,7 +48,7 @@ REMOVED = -1e4
 
 @register("softpag")
 @dataclass(frozen=True, kw_only=True)
-class SoftPAG(Method):
+class SoftPAG(ContrastMethod, KeyEditMethod):
     """Move away from the logits of a branch whose attention is perturbed in chosen heads."""
 
     title = "SoftPAG"
@@ -55,10 +57,7 @@ class SoftPAG(Method):
         "Fine-Grained Perturbation Guidance via Attention Head Selection, arXiv 2506.10978"
     )
     stations = ("attention", "logits")
-    needs = ("second branch",)
     edited_branch = "negative"
-    steady = True
-    compiles = True
 
     strength: float = option(
         1.0,
@@ -67,14 +66,7 @@ class SoftPAG(Method):
         neutral=0.0,
         paper="w, no published value for language models",
     )
-    plausibility: float = option(
-        0.1,
-        help="tokens less than this times as probable as the best are ruled out",
-        range=(0.0, 1.0),
-        neutral=0.0,
-        tried=(0.5, 0.7),
-        paper="0.1 as in VCD",
-    )
+    plausibility: float = plausibility_option("0.1 as in VCD")
     degree: float = option(
         1.0,
         help="how far the attention of the chosen heads is perturbed",
@@ -93,7 +85,7 @@ class SoftPAG(Method):
         choices=("text", "answer"),
     )
     layers: str = option("30%-65%", help="layers whose heads are perturbed, when `heads` is 'all'")
-    heads: str = option("all", help="heads to perturb: 'all' of `layers`, or layer.head pairs such as '12.3,14.5'")
+    heads: str = option("all", help="heads to perturb: 'all' of `layers`, or 'layer:head' items such as '12:3,14:5-7'")
 
     @property
     def rows(self) -> RowScope:  # type: ignore[override]
@@ -104,7 +96,7 @@ class SoftPAG(Method):
         """[H] bool of each layer with a perturbed head.
 
         Raises:
-            ValueError: a head that the model does not have, or pairs that cannot be read.
+            ValueError: a head that the model does not have, or text that cannot be read.
         """
         return chosen_heads(self.heads, self.layers, target)
 
@@ -112,21 +104,17 @@ class SoftPAG(Method):
         """The layers with a perturbed head."""
         return tuple(sorted(chosen_heads(self.heads, self.layers, target)))
 
-    def edit_attention(self, call: AttentionCall) -> AttentionEdit | None:
+    def edit_keys(self, call: AttentionCall) -> AttentionEdit | None:
         """The perturbation, in the rows of the branch."""
         if self.degree == 0 or self.strength == 0:
             return None
         device = call.query.device
         heads = own_heads(call.prepared[call.layer], 0, call.query.shape[1], call.guard.target).to(device)
+        visual = call.state.visual.to(device)
         if self.perturbation == "identity":
-            has_image = call.state.visual.to(device).any(-1)
-            return AttentionEdit(self_mix=(has_image[:, None] & heads).float() * self.degree)
-        known = getattr(call.memory, "bias", None)
-        if known is None or known[0] is not call.state.visual:
-            value = REMOVED if self.degree == 1 else math.log1p(-self.degree)
-            touched = call.state.visual.to(device)[:, None, None] & heads[:, None, None]
-            call.memory.bias = known = (call.state.visual, touched.float() * value)
-        return AttentionEdit(bias=known[1][..., call.first_key :])
+            return AttentionEdit(self_mix=(visual.any(-1)[:, None] & heads).float() * self.degree)
+        value = REMOVED if self.degree == 1 else math.log1p(-self.degree)
+        return AttentionEdit(bias=(visual[:, None, None] & heads[:, None, None]).float() * value)
 
     def contrasts(self) -> bool:
         """Strength or degree 0 switches the second branch off."""
@@ -136,25 +124,14 @@ class SoftPAG(Method):
         """The same prompt and picture; what differs is the attention of its rows."""
         return Branch(prompt=call.prompt.same(), images="same", active=call.prompt.has_image)
 
-    def combine_logits(self, positive: Tensor, negative: Tensor, step: int) -> Tensor:
-        """(1 + strength) positive - strength perturbed, on plausible tokens."""
-        return contrast_logits(positive, negative, self.strength, self.plausibility)
-
 
 def chosen_heads(heads: str, layers: str, target: GuardTarget) -> dict[int, Tensor]:
     """[H] bool of each layer with a chosen head; see the options `heads` and `layers`."""
     count, depth = target.architecture.heads, target.architecture.depth
-    if heads.strip() == "all":
+    chosen = select_heads(heads, depth, count)
+    if chosen is None:
         return {layer: torch.ones(count, dtype=torch.bool) for layer in select_layers_of(layers, target)}
-    found: dict[int, Tensor] = {}
-    for pair in heads.replace(" ", "").split(","):
-        layer, dot, head = pair.partition(".")
-        if not (dot and layer.isdigit() and head.isdigit()):
-            raise ValueError(f"softpag: heads is {heads!r}; allowed: 'all' or layer.head pairs such as '12.3,14.5'")
-        if int(layer) >= depth or int(head) >= count:
-            raise ValueError(f"softpag: head {pair} does not exist; the model has {depth} layers of {count} heads")
-        found.setdefault(int(layer), torch.zeros(count, dtype=torch.bool))[int(head)] = True
-    return found
+    return chosen
 
 
 def heads_by_visual_share(model: Any, inputs: Mapping[str, Any], count: int, layers: str = "all") -> str:
@@ -167,12 +144,12 @@ def heads_by_visual_share(model: Any, inputs: Mapping[str, Any], count: int, lay
         layers: the layers to choose from.
 
     Returns:
-        Pairs for the option `heads`.
+        Items for the option `heads`.
     """
     with wrap(model, None, "none") as guard, guard.trace(layers) as trace:
         guard.generate(**inputs, max_new_tokens=1, do_sample=False)
         visual = guard.state.visual
     shares = trace.visual_share(visual)[0].mean(1)
-    best = shares.flatten().topk(min(count, shares.numel())).indices.tolist()
-    pairs = [(trace.layers[index // shares.shape[1]], index % shares.shape[1]) for index in best]
-    return ",".join(f"{layer}.{head}" for layer, head in sorted(pairs))
+    chosen = torch.zeros(shares.numel(), dtype=torch.bool)
+    chosen[shares.flatten().topk(min(count, shares.numel())).indices] = True
+    return head_list(dict(zip(trace.layers, chosen.view(shares.shape))))

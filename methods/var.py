@@ -22,9 +22,19 @@ from dataclasses import dataclass
 
 import torch
 
-from vlm_guard.kernels.attention_edit import AttentionEdit, Segments
+from vlm_guard.kernels.attention_edit import TEXT_SINK, VISUAL_SINK, AttentionEdit, Segments
 from vlm_guard.kernels.policies import MoveSinksToContent
-from vlm_guard.method import AttentionCall, GuardTarget, HiddenCall, Method, option, register
+from vlm_guard.method import (
+    AttentionCall,
+    Finding,
+    FindingsCall,
+    GuardTarget,
+    HiddenCall,
+    MarkedTokens,
+    Method,
+    option,
+    register,
+)
 
 PUBLISHED_THRESHOLD = 20.0
 
@@ -128,7 +138,7 @@ class VAR(Method):
         if state.prompt_length is not None:
             sinks = sinks[:, : max(0, state.prompt_length - first)]
         if first:
-            earlier = call.memory.sinks[:, :first]
+            earlier = call.memory.sinks[:, :first].to(sinks.device)
             # An earlier answer in the cache, whose tokens never became sinks, lies between both.
             earlier = torch.nn.functional.pad(earlier, (0, first - earlier.shape[1]))
             sinks = torch.cat((earlier, sinks), 1)
@@ -150,9 +160,33 @@ class VAR(Method):
     def edit_attention(self, call: AttentionCall) -> AttentionEdit | None:
         """The redistribution between this layer's segments; prompt segments serve all later tokens."""
         edit: AttentionEdit | None = call.memory.edit
-        if edit is None or call.first_key == 0:
-            return edit
-        return AttentionEdit(segments=edit.segments.from_key(call.first_key), policy=edit.policy)
+        return edit
+
+    def findings(self, call: FindingsCall) -> list[Finding]:
+        """The sink tokens of the picture, in any layer."""
+        visual = call.state.visual[0].cpu()
+        edits = {layer: getattr(call.state.memory(self.name, layer), "edit", None) for layer in call.layers}
+        kinds = {layer: edit.segments.ids[0].cpu() for layer, edit in edits.items() if edit is not None}
+        if not kinds:
+            return []
+        in_picture = {layer: ids[visual[: len(ids)]] == VISUAL_SINK for layer, ids in kinds.items()}
+        counts = ", ".join(
+            f"layer {layer}: {int(sinks.sum())} visual, {int((kinds[layer] == TEXT_SINK).sum())} other"
+            for layer, sinks in in_picture.items()
+        )
+        union = torch.stack(list(in_picture.values())).any(0)
+        if not bool(union.any()):
+            text = (
+                "No token of the picture is a sink, and VAR edits a head only if there is one, so it changed nothing. "
+                f"Sinks by layer: {counts}."
+            )
+            return [Finding(title="VAR: attention sinks", text=text)]
+        text = f"Crossed-out patches draw attention without carrying content; part of it is moved. {counts}."
+        return [
+            MarkedTokens(
+                title="VAR: visual sink tokens", text=text, marked=union.numpy(), name="the visual sink tokens"
+            )
+        ]
 
 
 def sink_activation(hidden: torch.Tensor, dimensions: tuple[int, ...]) -> torch.Tensor:

@@ -23,14 +23,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm_guard.method import Branch, ContrastCall, Method, contrast_logits, option, register
+from vlm_guard.method import Branch, ContrastCall, ContrastMethod, option, plausibility_option, register
 
 STEPS = 1000
 
 
 @register("vcd")
 @dataclass(frozen=True, kw_only=True)
-class VCD(Method):
+class VCD(ContrastMethod):
     """Move away from what the model says of a noised picture."""
 
     title = "VCD"
@@ -38,9 +38,6 @@ class VCD(Method):
         "Mitigating Object Hallucinations in Large Vision-Language Models through Visual Contrastive Decoding, "
         "CVPR 2024, arXiv 2311.16922"
     )
-    stations = ("logits",)
-    needs = ("second branch",)
-    compiles = True
 
     strength: float = option(
         1.0,
@@ -49,14 +46,7 @@ class VCD(Method):
         neutral=0.0,
         paper="alpha = 1",
     )
-    plausibility: float = option(
-        0.1,
-        help="tokens less than this times as probable as the best are ruled out",
-        range=(0.0, 1.0),
-        neutral=0.0,
-        tried=(0.5, 0.7),
-        paper="beta = 0.1 (0.2 in the released POPE script)",
-    )
+    plausibility: float = plausibility_option("beta = 0.1 (0.2 in the released POPE script)")
     noise_step: int = option(
         500,
         help="step of the diffusion whose noise is added; 999 leaves little of the picture",
@@ -69,10 +59,6 @@ class VCD(Method):
         help="seed of the noise of every call; none draws from torch's global generator",
         range=(0, 2**31 - 1),
     )
-
-    def contrasts(self) -> bool:
-        """Strength 0 switches the second branch off."""
-        return self.strength > 0
 
     def contrast_branch(self, call: ContrastCall) -> Branch:
         """The same prompt with noised pixels."""
@@ -114,10 +100,6 @@ class VCD(Method):
             if bool(inner.any()):
                 tile[:, :height, :width] = add_noise(inner, self.noise_step, generator)
         return tiles.view_as(image)
-
-    def combine_logits(self, positive: Tensor, negative: Tensor, step: int) -> Tensor:
-        """(1 + strength) positive - strength negative, on plausible tokens."""
-        return contrast_logits(positive, negative, self.strength, self.plausibility)
 
 
 @cache

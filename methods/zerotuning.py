@@ -29,7 +29,7 @@ from torch import Tensor
 
 from vlm_guard.families.head_list import select_heads
 from vlm_guard.kernels.attention_edit import AttentionEdit, BiasFactors
-from vlm_guard.method import AttentionCall, GuardTarget, Method, option, register
+from vlm_guard.method import AttentionCall, GuardTarget, KeyEditMethod, option, register
 from vlm_guard.method.split_heads import own_heads
 
 
@@ -43,7 +43,7 @@ class FirstTokenBias:
 
 @register("zerotuning")
 @dataclass(frozen=True, kw_only=True)
-class ZeroTuning(Method):
+class ZeroTuning(KeyEditMethod):
     """Scale the attention that every row pays to the first token."""
 
     title = "ZeroTuning"
@@ -51,12 +51,9 @@ class ZeroTuning(Method):
         "ZeroTuning: Unlocking the Initial Token's Power to Enhance Large Language Models Without Training, "
         "ICLR 2026, arXiv 2505.11739"
     )
-    stations = ("attention",)
     needs = ("calibration",)
     rows = "all"
-    steady = True
     cross_attention = "what it takes from the first token would go to text, as self-attention has no visual keys"
-    compiles = True
 
     factor: float | None = option(
         None,
@@ -95,19 +92,9 @@ class ZeroTuning(Method):
         chosen = select_heads(self.heads, target.architecture.depth, target.architecture.heads)
         return layers if chosen is None else tuple(layer for layer in layers if layer in chosen)
 
-    def edit_attention(self, call: AttentionCall) -> AttentionEdit | None:
-        """The bias ln g on the first token's key; one tensor for all rows and all later tokens."""
-        if call.prepared.value == 0:
-            return None
-        if not call.is_decode:
-            call.memory.factors = self._factors(call)
-        factors: BiasFactors = call.memory.factors
-        if call.first_key == 0:
-            return AttentionEdit.constant_bias(factors)
-        over_keys = factors.over_keys[:, call.first_key :]
-        if over_keys.shape[1] == 0:
-            return None
-        return AttentionEdit.constant_bias(BiasFactors(over_keys=over_keys, head_gate=factors.head_gate))
+    def edit_keys(self, call: AttentionCall) -> AttentionEdit | None:
+        """The bias ln g on the first token's key."""
+        return None if call.prepared.value == 0 else AttentionEdit.constant_bias(self._factors(call))
 
     def _factors(self, call: AttentionCall) -> BiasFactors:
         """Zero but for the first real token of each row that has an image."""

@@ -1,13 +1,15 @@
 """Calibration finds planted sinks and refuses where there are none; profiles are read, matched and refused."""
 
 import json
+from typing import get_args
 
 import pytest
 import torch
 
 from vlm_guard import wrap
 from vlm_guard.calibration.sinks import SinkMeasurement, calibrate_sinks, new_profile
-from vlm_guard.families.profiles import Fact, Profile, all_profiles, find_profile, read_profile
+from vlm_guard.families.profiles import Fact, Profile, Source, all_profiles, find_profile, read_profile
+from vlm_guard.method.registry import method_class
 from zoo import Prompt, assert_pristine, build
 
 torch.set_num_threads(1)
@@ -71,7 +73,14 @@ def test_shipped_profiles_are_sound():
     for profile in all_profiles():
         assert profile.match.get("model_type")
         for fact in profile.facts.values():
-            assert fact.source in ("paper", "code", "calibrated", "third party") and fact.note
+            assert fact.source in get_args(Source) and fact.note
+        for method, settings in profile.settings.items():
+            values = {option: setting.value for option, setting in settings.items()}
+            described = method_class(method)().with_settings(settings).describe()
+            assert values.items() <= described["options"].items()
+            for option, setting in settings.items():
+                assert setting.source in get_args(Source) and setting.note and setting.profile == profile.name
+                assert described["sources"][option] == f"profile {profile.name} ({setting.source})"
 
 
 def test_a_damaged_profile_says_what_to_do(tmp_path):

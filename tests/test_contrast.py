@@ -353,7 +353,8 @@ def test_an_exception_leaves_nothing_behind(llava, inputs):
         expected = guard.generate(**inputs, max_new_tokens=4, do_sample=False)
         with pytest.raises(RuntimeError, match="stop here"):
             guard.generate(**inputs, max_new_tokens=4, logits_processor=LogitsProcessorList([Fail()]))
-        assert guard.row_groups is None
+        assert guard.reading.current is None
+        assert not guard.reading.is_generating
         assert torch.equal(guard.generate(**inputs, max_new_tokens=4, do_sample=False), expected)
     assert_pristine(llava.model)
 

@@ -141,7 +141,7 @@ def _answered(method: MethodRun) -> AnsweredMethod:
     return AnsweredMethod(
         label=method.spec.label,
         directory=method.spec.directory,
-        described=[item.describe() for item in method.spec.methods],
+        described=[bound.method.describe() for bound in method.guard.methods],
         records=list(method.folder.records.values()),
         sessions=method.folder.sessions,
         damaged=method.folder.damaged,

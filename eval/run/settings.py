@@ -37,7 +37,7 @@ class RunSettings(BaseModel):
     data: str = _field("scenes:common", "scenes:SPLIT[:SEED], coco:FOLDER, or what the task needs (vlm-guard tasks).")
     methods: list[str] = _field(
         ["none", "var"],
-        "none, var, var+vcd, var:move_fraction=0.6, ...; repeat it, the first is the baseline.",
+        "none, var, var+vcd, pai:gain=0.4+var, my_file.py, ...; repeat it, the first is the baseline.",
         "--method",
     )
     options: dict[str, Any] = _field(
@@ -200,21 +200,6 @@ def _move_task_options(content: dict[str, Any]) -> None:
     content["options"] = {name: value for name, value in options.items() if name not in tasks}
 
 
-def parse_options(pairs: list[str]) -> dict[str, str]:
-    """Options from `name=value` texts, for example "var.move_fraction=0.5".
-
-    Raises:
-        ValueError: a text has no equals sign.
-    """
-    options = {}
-    for pair in pairs:
-        name, found, value = pair.partition("=")
-        if not found or not name.strip():
-            raise ValueError(f"--set takes METHOD.OPTION=VALUE such as var.move_fraction=0.5, given {pair!r}")
-        options[name.strip()] = value.strip()
-    return options
-
-
 @dataclass(frozen=True, kw_only=True)
 class MethodSpec:
     """One entry of the comparison.
@@ -234,14 +219,17 @@ def parse_methods(texts: list[str], options: Mapping[str, Any]) -> list[MethodSp
     """The entries of a comparison.
 
     Args:
-        texts: each a name, a combination "var+vcd", or one with own options "var:move_fraction=0.6,layers=all".
+        texts: each a line as `vlm_guard.method.method_text` says: "var", "var+vcd", "var:move_fraction=0.6,layers=all".
         options: options for all entries that contain the method, with its name in front ("var.move_fraction"); the
             name may be left out when only one method other than none takes part.
 
     Raises:
         ValueError: unknown methods or options, an option that no entry takes, or two entries of one label.
     """
-    named = {part for text in texts for part in text.partition(":")[0].split("+")} - {"none"}
+    from vlm_guard.method.registry import read_method_text, resolve_methods  # brings torch, which --help does without
+
+    entries = [read_method_text(text) for text in texts]
+    named = {name for names, _ in entries for name in names} - {"none"}
     shared: dict[str, Any] = {}
     for name, value in options.items():
         if "." not in name:
@@ -252,16 +240,10 @@ def parse_methods(texts: list[str], options: Mapping[str, Any]) -> list[MethodSp
             raise ValueError(f"option {name!r} fits no method of this run ({', '.join(sorted(named)) or 'none'})")
         shared[name] = value
     specs = []
-    from vlm_guard.method.registry import resolve_methods  # brings torch, which --help does without
-
-    for text in texts:
-        combination, _, own_text = text.partition(":")
-        parts = [part.strip() for part in combination.split("+")]
-        own = {name: value for name, value in shared.items() if name.partition(".")[0] in parts}
-        for name, value in parse_options(re.split(r",(?=[\w.]+=)", own_text) if own_text else []).items():
-            own[name if "." in name or len(parts) > 1 else f"{parts[0]}.{name}"] = value
+    for text, (names, written) in zip(texts, entries):
+        own = {name: value for name, value in shared.items() if name.partition(".")[0] in names}
         directory = re.sub(r"[^A-Za-z0-9.+_=,-]+", "-", text.replace(":", "-"))
-        specs.append(MethodSpec(label=text, directory=directory, methods=resolve_methods(combination, own)))
+        specs.append(MethodSpec(label=text, directory=directory, methods=resolve_methods(names, own | written)))
     directories = [spec.directory for spec in specs]
     if len(set(directories)) < len(directories) or not specs:
         raise ValueError(f"give at least one method and each only once; given: {', '.join(texts) or 'none'}")

@@ -57,7 +57,7 @@ class Evaluation:
             "template": self.template.describe(),
             "decoding": self.decoding(),
             "model": self.loaded.identity,
-            "methods": [item.describe() for item in self.specs[method].methods],
+            "methods": [bound.method.describe() for bound in self.guards[method].methods],
             "attention_backend": settings.attention_backend,
             "profile": None if profile is None else asdict(profile),
             "versions": decisive_versions(),

@@ -7,17 +7,18 @@ lose at most `RECALL_SLACK` of recall against the plain model; there may be none
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from vlm_guard.calibration.inspection import inspect_model
-from vlm_guard.eval.run.models import load_model
+from vlm_guard.eval.run.models import load_config, load_model
 from vlm_guard.eval.run.results import RunResults
 from vlm_guard.eval.run.runner import Progress, evaluate
 from vlm_guard.eval.run.settings import RunSettings
+from vlm_guard.families.profiles import Setting, find_profile
 from vlm_guard.method.registry import method_class
 from vlm_guard.whole_files import write_atomically
 
@@ -56,31 +57,37 @@ class Strength:
         return f"{self.method}:{','.join(changed)}" if changed else self.method
 
 
-def main_strength(method: str) -> Strength | None:
+def main_strength(method: str, settings: Mapping[str, Setting] | None = None) -> Strength | None:
     """The main strength of a method, or None where it has no option with a neutral value.
+
+    Args:
+        method: its name.
+        settings: the values that the model's profile has for options; they count as its defaults.
 
     Raises:
         ValueError: there is no such method.
     """
     options = fields(method_class(method))
+    defaults = {option.name: option.default for option in options}
+    defaults |= {name: setting.value for name, setting in (settings or {}).items()}
     item = next((item for item in options if item.metadata.get("neutral") is not None), None)
     if item is None:
         return None
-    neutral = item.metadata["neutral"]
+    neutral, default = item.metadata["neutral"], defaults[item.name]
     low, high = item.metadata["range"]
     # Where calibration decides, half and twice the neutral value are tried (ZeroTuning's is 1, a factor).
     tried = (
         [neutral * factor for factor in FACTORS if factor != 1]
-        if item.default is None
-        else [neutral + factor * (item.default - neutral) for factor in FACTORS]
+        if default is None
+        else [neutral + factor * (default - neutral) for factor in FACTORS]
     )
     values = sorted({round(min(high, max(low, value)), 6) for value in tried} - {neutral})
     beside = {
-        other.name: (other.default, *other.metadata["tried"])
+        other.name: (defaults[other.name], *other.metadata["tried"])
         for other in options
         if other is not item and other.metadata.get("tried")
     }
-    return Strength(method=method, option=item.name, default=item.default, values=tuple(values), beside=beside)
+    return Strength(method=method, option=item.name, default=default, values=tuple(values), beside=beside)
 
 
 def methods_to_sweep(model: str, device: str) -> list[str]:
@@ -112,8 +119,9 @@ def sweep(
         ValueError: a method is unknown or has no strength.
     """
     strengths = []
+    profile = find_profile(load_config(settings.model, settings.revision, settings.trust_remote_code))
     for name in methods:
-        strength = main_strength(name)
+        strength = main_strength(name, None if profile is None else profile.settings_of(name))
         if strength is None:
             raise ValueError(f"{name} has no option with a neutral value, so there is no strength to vary")
         strengths.append(strength)

@@ -17,8 +17,9 @@ released code's (0.15 and 2 to 31 in its chat script). The paper searches the he
 calibrated at a time, kept when accuracy rises: inferred, the rule is not in the code) and ships lists for text models;
 none exists for a vision-language model, so `heads` is empty, which calibrates every head. The code averages over all
 rows of the prompt and edits all of them (`sink_rows="all"`, `prompt_rows="all"`); with an image that more than doubles
-the cost of reading it, so the default here is the text rows after the image, as VAR has it. That, and
-`sinks="visual"`, which keeps textual sinks, are this project's adaptations. A prompt read in chunks is refused: its
+the cost of reading it, so the default here is the text rows after the image, as VAR has it, and
+`variant="published"` is the code's. That, and `sinks="visual"`, which keeps textual sinks, are this project's
+adaptations. A prompt read in chunks is refused: its
 first rows would be edited before its sinks are known.
 """
 
@@ -30,7 +31,7 @@ from torch import Tensor
 from vlm_guard.families.head_list import select_heads
 from vlm_guard.kernels.attention_edit import TEXT, TEXT_SINK, AttentionEdit, Segments
 from vlm_guard.kernels.policies import MoveSinksToRest
-from vlm_guard.method import AttentionCall, GuardTarget, Method, RowScope, option, register
+from vlm_guard.method import AttentionCall, GuardTarget, Method, RowScope, option, register, variant_option
 from vlm_guard.method.split_heads import own_heads
 from vlm_guard.methods.act.received_attention import received_attention
 
@@ -73,12 +74,14 @@ class ACT(Method):
         help="prompt rows to edit: all, text rows after the image, or the last one (answer)",
         choices=("all", "text", "answer"),
         paper="all in the released code, for text models",
+        published="all",
     )
     sink_rows: str = option(
         "text",
         help="prompt rows whose attention tells the sinks: all, or the text rows after the image",
         choices=("all", "text"),
         paper="all in the released code, for text models",
+        published="all",
     )
     heads: str = option(
         "",
@@ -86,11 +89,19 @@ class ACT(Method):
         paper="found by a search on labelled data in the paper; lists exist for text models only",
     )
     layers: str = option("2-30", help="decoder layers to edit", paper="2 to 30 of 32 in the released code")
+    variant: str = variant_option(
+        "published counts and edits every row of the prompt; default the text after the image"
+    )
 
     @property
     def rows(self) -> RowScope:  # type: ignore[override]
         """The rows to edit, as asked for."""
         return self.prompt_rows
+
+    @property
+    def whole_prompt(self) -> RowScope:  # type: ignore[override]
+        """The rows whose attention tells the sinks."""
+        return self.sink_rows
 
     def prepare(self, target: GuardTarget) -> dict[int, Tensor] | None:
         """The chosen heads by layer, or None for all of them.
@@ -112,9 +123,7 @@ class ACT(Method):
         if not call.is_decode:
             self._find_sinks(call)
         edit: AttentionEdit = call.memory.edit
-        if call.first_key == 0:
-            return edit
-        return AttentionEdit(segments=edit.segments.from_key(call.first_key), policy=edit.policy)
+        return edit
 
     def _find_sinks(self, call: AttentionCall) -> None:
         """Count the prompt rows of this call once, and mark the sinks of every head."""
@@ -130,7 +139,7 @@ class ACT(Method):
             raise ValueError(f"act finds its sinks in {self.sink_rows} rows of the prompt, and this prompt has none")
         position = every.rows.index + state.offset
         fresh = every.rows.valid & (position >= counted) & (position < (length or end))
-        received = torch.nn.functional.pad(received_attention(every, fresh), (call.first_key, 0))[..., :end]
+        received = call.over_all_keys(received_attention(every, fresh))[..., :end]
         seen = torch.zeros(received.shape[0], end, dtype=torch.int64, device=position.device)
         seen.scatter_add_(1, position, fresh.long())
         # Row i sees key j where i >= j: the rows from j on, counted from the end.

@@ -13,10 +13,11 @@ heads, in layer l, and j a visual token:
 Station: inputs. The answer is then generated from the refined picture alone or from both, with whatever other methods.
 
 Where the values come from: layers 20 to 25 (of 28 to 36; given here as a share of the depth), p 0.2, K 3, lambda 1e-8,
-32 steps, the general instruction and the suffix are the released code's. The code answers from both pictures, the paper
-from the refined one, which is the default. The paper finds p of 0.2 to 0.6 and K of 2 or 3 best. Code defects left out:
-maps are laid out on the true patch grid (the code guesses squares from token counts), and steps decode with a cache.
-The magnified side is limited to four times the picture's longer side, so that a sliver does not explode.
+32 steps, the general instruction and the suffix are the released code's. The code answers from both pictures
+(`variant="published"`), the paper from the refined one, which is the default. The paper finds p of 0.2 to 0.6 and K of
+2 or 3 best. Code defects left out: maps are laid out on the true patch grid (the code guesses squares from token
+counts), and steps decode with a cache. The magnified side is limited to four times the picture's longer side, so that a
+sliver does not explode.
 
 Cost: before the answer itself, the bare model reads the prompt once more with the question and, from where it
 differs, with the general request; both answers, of up to `steps` tokens, are rows of the same decoding passes. With
@@ -34,7 +35,20 @@ from torch import Tensor
 from vlm_guard.families.layers import select_layers_of
 from vlm_guard.families.patch_grid import place_images, require_grid
 from vlm_guard.families.pictures import flat_pictures, recover_pictures, seen_part
-from vlm_guard.method import BranchPrompt, GivenPrompt, GuardTarget, InputsCall, Method, option, register
+from vlm_guard.method import (
+    BranchPrompt,
+    Finding,
+    FindingsCall,
+    GivenPrompt,
+    GuardTarget,
+    InputsCall,
+    Method,
+    PictureMap,
+    ReplacedPicture,
+    option,
+    register,
+    variant_option,
+)
 from vlm_guard.method.contrasting import padding_id
 from vlm_guard.method.visual_tokens import visual_mask
 from vlm_guard.methods.carve.answer_attention import paired_attention
@@ -68,6 +82,7 @@ class CARVE(Method):
         help="answer from the refined picture alone, or from both",
         choices=("refined", "both"),
         paper="refined in the paper, both in the code",
+        published="both",
     )
     steps: int = option(
         32,
@@ -84,6 +99,7 @@ class CARVE(Method):
         paper="in the code",
     )
     layers: str = option("62%-81%", help="decoder layers whose attention is contrasted", paper="20 to 25 in both")
+    variant: str = variant_option("published answers from both pictures, as the code; default from the refined one")
 
     def prepare(self, target: GuardTarget) -> None:
         """Nothing to keep.
@@ -141,6 +157,26 @@ class CARVE(Method):
             target.processor,
             keep=self.final_inputs == "both",
         )
+
+    def findings(self, call: FindingsCall) -> list[Finding]:
+        """The contrast map of the first picture, and what was made of it."""
+        images = getattr(call.kept, "images", None)
+        if not images:
+            return []
+        image = images[0]
+        return [
+            PictureMap(
+                title="CARVE: contrast map",
+                text="Bright where the question draws more attention than a general description does.",
+                values=image.contrast,
+            ),
+            ReplacedPicture(
+                title="CARVE: refined picture",
+                text=f"{100 * float(image.kept.mean()):.0f} % of the picture is kept and magnified; the guarded answer "
+                "is about this.",
+                picture=image.refined,
+            ),
+        ]
 
     def _asked(self, target: GuardTarget, prompt: GivenPrompt, instead: str | None) -> BranchPrompt:
         """The prompt of a pass: with the question, or with another request."""

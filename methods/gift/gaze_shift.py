@@ -1,5 +1,6 @@
 """Gaze shifts: where the attention on the image rises from one question token to the next (GIFT, arXiv 2510.22067)."""
 
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +9,13 @@ from torch import Tensor
 
 from vlm_guard.families.layers import select_layers, select_layers_of
 from vlm_guard.method.state import GenerationState
-from vlm_guard.methods.shared.question_tokens import ContentWordFinder, answer_opening, content_flags, question_range
+from vlm_guard.methods.shared.question_tokens import (
+    ContentWordFinder,
+    answer_opening,
+    content_flags,
+    question_range,
+    without_leading_space,
+)
 
 if TYPE_CHECKING:
     from vlm_guard.method import GuardTarget
@@ -22,14 +29,14 @@ class GazePlan:
         saliency: the decoder layer whose attention shifts are read.
         enhanced: the layers whose answer rows are enhanced.
         tokenizer: of the model; None takes all text after the image for the question.
-        opening: what follows the question in the chat format.
+        opening: what follows the question in the chat format; None where no chat template says so.
         find: finds content words; None counts every token of the question.
     """
 
     saliency: int
     enhanced: frozenset[int]
     tokenizer: Any
-    opening: str
+    opening: str | None
     find: ContentWordFinder | None
 
     @classmethod
@@ -53,7 +60,7 @@ class GazePlan:
             saliency=saliency[0],
             enhanced=frozenset(select_layers_of(layers, target)),
             tokenizer=getattr(processor, "tokenizer", processor),
-            opening="" if processor is None else answer_opening(processor),
+            opening=None if processor is None else answer_opening(processor),
             find=find,
         )
 
@@ -64,15 +71,18 @@ class GazePlan:
 
 
 def question_flags(
-    input_ids: Tensor, state: GenerationState, tokenizer: Any, opening: str, find: ContentWordFinder | None
+    input_ids: Tensor, state: GenerationState, tokenizer: Any, opening: str | None, find: ContentWordFinder | None
 ) -> tuple[Tensor, Tensor]:
     """Which keys are the question's, and which of the current rows are its content words.
+
+    White space between the image and the question belongs to neither. Where nothing says how the chat format opens
+    the answer, and no special token ends the question, that opening counts as question too, with a warning.
 
     Args:
         input_ids: [B, Q] prompt tokens of this forward pass, from key position `state.offset` on.
         state: the generation.
         tokenizer: of the model; None takes all text after the image.
-        opening: what follows the question in the chat format.
+        opening: what follows the question in the chat format; None where that is not known.
         find: finds content words; None counts every token of the question.
 
     Returns:
@@ -83,16 +93,25 @@ def question_flags(
     content = torch.zeros(batch, count, dtype=torch.bool)
     real = state.real[:, state.offset : state.offset + count].cpu()
     has_image = state.visual.any(-1).tolist()
+    open_ended = False
     for row, ids in enumerate(input_ids.tolist()):
         if not has_image[row]:
             continue
         places = real[row].nonzero().flatten()
         kept = [ids[place] for place in places]
         start, stop = question_range(kept, state.visual_token_ids, tokenizer, opening)
+        start = without_leading_space(kept, start, stop, tokenizer)
+        open_ended = open_ended or stop == len(kept)
         chosen = places[start:stop]
         question[row, state.offset + chosen] = True
         flags = [True] * len(chosen) if find is None else content_flags(kept[start:stop], tokenizer, find)
         content[row, chosen[torch.tensor(flags, dtype=torch.bool)]] = True
+    if open_ended and opening is None:
+        warnings.warn(
+            "gift takes everything behind the image for the question, also what makes the model answer, such as "
+            "' ASSISTANT:': no chat template says what that is. Pass wrap a processor that has one",
+            stacklevel=2,
+        )
     return question.to(input_ids.device), content.to(input_ids.device)
 
 

@@ -20,10 +20,11 @@ one. When the saliency layer is below the enhanced ones, both happen in the same
 prompt is read once more up to the saliency layer first.
 
 Where the values come from: alpha 5, saliency layer 11 and layers 12 to 22 of 32 are the released code's for
-LLaVA-1.5-7B, given here as shares of the depth (for Qwen2-VL-7B it has alpha 4, layer 14, layers 5 to 18 of 28). The
-paper's factor beta on r is 1 and left out. Content words: the release tags parts of speech with spaCy; here they are
-the words not on a list of function words (see `question_tokens`), or any function you give. Without any content word
-the release averages nothing (NaN); here every token of the question counts.
+LLaVA-1.5-7B, given here as shares of the depth; its values for LLaVA-1.5-13B and Qwen2-VL-7B stand in the profiles of
+these models, and `wrap` takes them from there. The question begins behind the line break that follows the image, as in
+the code. The paper's factor beta on r is 1 and left out. Content words: the release tags parts of speech with spaCy;
+here they are the words not on a list of function words (see `question_tokens`), or any function you give. Without any
+content word the release averages nothing (NaN); here every token of the question counts.
 """
 
 from collections.abc import Callable
@@ -58,6 +59,7 @@ class GIFT(Method):
     stations = ("attention",)
     needs = ("processor",)
     rows = "answer"
+    whole_prompt = "text"
 
     strength: float = option(
         5.0,
@@ -144,21 +146,15 @@ class GIFT(Method):
         visual = call.state.visual[:, : call.state.offset + content.shape[1]]
         if rows is None:
             return torch.zeros(visual.shape, device=visual.device)
-        weights = call.select(rows).attend(AttentionEdit(), return_weights=True).weights
-        weights = all_heads(weights, 1, call.guard.target)
-        weights = torch.nn.functional.pad(weights, (call.first_key, 0))[..., : visual.shape[1]]
+        weights = all_heads(call.select(rows).weights(), 1, call.guard.target)[..., : visual.shape[1]]
         counts = content.gather(1, rows.index) & rows.valid
         return gaze_saliency(weights, counts.to(weights.device), visual.to(weights.device))
 
     def _enhance(self, call: AttentionCall, saliency: Tensor, question: Tensor) -> AttentionEdit | None:
-        first, described = call.first_key, saliency.shape[1]
-        if first >= described:
-            return None
-        target, own = call.guard.target, call.query.shape[1]
-        weights = call.attend(AttentionEdit(), return_weights=True).weights[..., : described - first]
-        weights = all_heads(weights, 1, target)
+        described, target, own = saliency.shape[1], call.guard.target, call.query.shape[1]
+        weights = all_heads(call.weights(), 1, target)[..., :described]
         visual = call.state.visual[:, :described]
-        saliency, visual, question = (item[:, first:].to(weights.device) for item in (saliency, visual, question))
+        saliency, visual, question = (item.to(weights.device) for item in (saliency, visual, question))
         bias = gaze_bias(weights, saliency, visual, question, self.strength)
         return AttentionEdit(bias=own_heads(bias, 1, own, target))
 

@@ -22,9 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
-from vlm_guard.method import Branch, ContrastCall, GuardTarget, Method, contrast_logits, option, register
+from vlm_guard.method import Branch, ContrastCall, ContrastMethod, GuardTarget, option, plausibility_option, register
 from vlm_guard.method.function_option import describe_function, find_function
 from vlm_guard.methods.lqcd.neutral_question import neutralise
 
@@ -33,14 +31,12 @@ RULES = "rules"
 
 @register("lqcd")
 @dataclass(frozen=True, kw_only=True)
-class LQCD(Method):
+class LQCD(ContrastMethod):
     """Answer the neutral form of a leading question, away from what the leading form suggests."""
 
     title = "LQCD"
     paper = "Towards Analyzing and Mitigating Sycophancy in Large Vision-Language Models, arXiv 2408.11261"
-    stations = ("logits",)
     needs = ("processor", "second branch")
-    compiles = True
 
     strength: float = option(
         1.0,
@@ -49,14 +45,7 @@ class LQCD(Method):
         neutral=0.0,
         paper="alpha, value not found; 1 as in VCD",
     )
-    plausibility: float = option(
-        0.1,
-        help="tokens less than this times as probable as the best under the neutral query are ruled out",
-        range=(0.0, 1.0),
-        neutral=0.0,
-        tried=(0.5, 0.7),
-        paper="beta, value not found; 0.1 as in VCD",
-    )
+    plausibility: float = plausibility_option("beta, value not found; 0.1 as in VCD")
     neutraliser: str | Callable[[str], str] = option(  # noqa: RUF009
         RULES,
         help="'rules', the import path of a function from text to text, or such a function",
@@ -71,18 +60,10 @@ class LQCD(Method):
         """
         return find_function("lqcd", "neutraliser", self.neutraliser, {RULES: neutralise})
 
-    def contrasts(self) -> bool:
-        """Strength 0 switches the second branch off."""
-        return self.strength > 0
-
     def contrast_branch(self, call: ContrastCall) -> Branch:
         """The neutral query, as the positive branch."""
         prompt = call.prompt.with_rewritten_text(call.tokenizer, call.prepared)
         return Branch(prompt=prompt, images="same", sign="positive", active=prompt.changed)
-
-    def combine_logits(self, positive: Tensor, negative: Tensor, step: int) -> Tensor:
-        """(1 + strength) neutral - strength leading, on tokens plausible under the neutral query."""
-        return contrast_logits(positive, negative, self.strength, self.plausibility)
 
     def describe(self) -> dict[str, Any]:
         """Name and options; a function is described by its import path."""

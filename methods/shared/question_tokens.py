@@ -38,20 +38,20 @@ def content_words(text: str) -> list[tuple[int, int]]:
     return [match.span() for match in _WORD.finditer(text) if match[0].lower().replace("’", "'") not in _FUNCTION_WORDS]
 
 
-def answer_opening(processor: Any) -> str:
-    """What the processor's chat template puts after the question to make the model answer; "" without a template."""
+def answer_opening(processor: Any) -> str | None:
+    """What the processor's chat template puts after the question to make the model answer; None without a template."""
     tokenizer = getattr(processor, "tokenizer", processor)
     template = getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)
     if not template:
-        return ""
+        return None
     chat = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
     asked = processor.apply_chat_template(chat, add_generation_prompt=False, tokenize=False)
     opened = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-    return opened[len(asked) :] if opened.startswith(asked) else ""
+    return opened[len(asked) :] if opened.startswith(asked) else None
 
 
 def question_range(
-    ids: Sequence[int], visual_token_ids: Sequence[int], tokenizer: Any = None, opening: str = ""
+    ids: Sequence[int], visual_token_ids: Sequence[int], tokenizer: Any = None, opening: str | None = None
 ) -> tuple[int, int]:
     """First index and end of the question in the ids of one unpadded row; equal when nothing follows the image.
 
@@ -71,10 +71,22 @@ def question_range(
     stop = next((index for index in range(start, len(ids)) if ids[index] in special), len(ids))
     spans = token_spans(ids[start:stop], tokenizer)
     text = tokenizer.decode(ids[start:stop], clean_up_tokenization_spaces=False).rstrip()
-    if opening.strip() and text.endswith(opening.strip()):
-        end = len(text) - len(opening.strip())
+    closing = (opening or "").strip()
+    if closing and text.endswith(closing):
+        end = len(text) - len(closing)
         stop = start + sum(1 for first, _ in spans if first < len(text[:end].rstrip()))
     return start, stop
+
+
+def without_leading_space(ids: Sequence[int], start: int, stop: int, tokenizer: Any) -> int:
+    """The first index in `start` to `stop` whose token is more than white space; `start` where none is.
+
+    Between the image and the question, chat formats put a line break, which is no part of the question.
+    """
+    if tokenizer is None:
+        return start
+    words = (index for index in range(start, stop) if tokenizer.decode([ids[index]]).strip())
+    return next(words, start)
 
 
 def token_spans(ids: Sequence[int], tokenizer: Any) -> list[tuple[int, int]]:
@@ -91,7 +103,7 @@ def content_flags(ids: Sequence[int], tokenizer: Any, find: ContentWordFinder) -
 
 
 def with_question(
-    prompt: GivenPrompt, tokenizer: Any, opening: str, rewrite: Callable[[str], str], method: str
+    prompt: GivenPrompt, tokenizer: Any, opening: str | None, rewrite: Callable[[str], str], method: str
 ) -> BranchPrompt:
     """The prompt with the question of every row that has an image passed through `rewrite`.
 

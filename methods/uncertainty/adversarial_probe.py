@@ -151,14 +151,11 @@ class ProbedImages:
         def encode(images: Tensor) -> Tensor:
             return self.probe.tower.module.forward(images.to(pixels.dtype), *args[1:], **settings)[0]
 
-        self.guard.probing = True
-        try:
+        with self.guard.reading.probing():
             if any(isinstance(value, Tensor) for value in (*args[1:], *settings.values())):
                 # A mask, for example, belongs to these images in this order.
                 return self._probe(encode, pixels)
             return self._look_up(encode, pixels)
-        finally:
-            self.guard.probing = False
 
     def _look_up(self, encode: Encode, pixels: Tensor) -> Tensor:
         pictures: dict[bytes, int] = {}

@@ -120,12 +120,12 @@ class UncertaintyMasking(Method):
         images = ProbedImages(guard, prepared, self.name)
 
         def look(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            if guard.probing:
+            if guard.reading.is_probing:
                 return
             factors[:] = [self._factors(guard, prepared, images.maps(args, kwargs))]
 
         def mask(module: nn.Module, args: tuple, output: Any) -> Any:
-            if not factors or guard.probing:
+            if not factors or guard.reading.is_probing:
                 return output
             return replace_output(output, lambda rows: rows * factors[0].to(device=rows.device, dtype=rows.dtype))
 

@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from vlm_guard.contrast.branch_inputs import TOKEN_TYPES
+from vlm_guard.kernels.attention_edit import AttentionEdit
+from vlm_guard.method import AttentionCall
 from vlm_guard.method.state import GenerationState
+from vlm_guard.method.visual_tokens import RowSelection
 from vlm_guard.methods.vhr.layer_by_layer import LayerByLayer
 from vlm_guard.methods.vhr.text_stream import TextStream
 from vlm_guard.runtime.early_exit import StopForward, run_until_stopped
@@ -42,7 +46,7 @@ class HeadScoring:
         self.scales: Outputs = {}
         target = guard.target
         ids, token_ids = inputs["input_ids"], target.architecture.visual_token_ids
-        real = guard.state.real[:, : ids.shape[1]]
+        real = guard.reading.current.state.real[:, : ids.shape[1]]
         self.stream = TextStream.of(ids, real, token_ids, target.model, target.processor)
         self._image: Outputs | None = None
         self._text: Outputs = {}
@@ -84,25 +88,27 @@ class HeadScoring:
             # Heads are those of the bare model, so its image stream is read on its own first.
             self._run(image, stop_after=self.last_layer)
 
-    def outputs(self, layer: int, output: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    def outputs(self, call: AttentionCall) -> tuple[Tensor, Tensor] | None:
         """[M, H, D] head outputs at the last position with and without image, once both are known.
 
         Args:
-            layer: index of the layer.
-            output: [rows, Q, H, D] attention output of this pass, or None while it is not computed yet.
+            call: the attention call of a layer; its output is None while it is not computed yet.
         """
+        layer, output = call.layer, call.output
         if self._image is not None and layer in self._image:
             return self._image[layer], self._text_output(layer, self._image[layer])
         if output is None:
             return None
         if self._in_text_stream:
-            return self._waiting, output[:, -1].to(self._waiting.device)
+            every = torch.arange(output.shape[0], device=output.device)
+            text = _at(call, every, torch.full_like(every, output.shape[1] - 1))
+            return self._waiting, text.to(self._waiting.device)
         if self._recording is not None:
-            self._recording[layer] = _at(output, *self._recorded_places)
+            self._recording[layer] = _at(call, *self._recorded_places)
             if layer == self._stop_after:
                 raise StopForward
             return None
-        image = _at(output, *self.stream.ends)
+        image = _at(call, *self.stream.ends)
         if self._beside is not None and self._choose_beside(layer, image):
             return None
         return image, self._text_output(layer, image)
@@ -125,7 +131,8 @@ class HeadScoring:
     @property
     def _in_text_stream(self) -> bool:
         """Whether the running pass is the text stream beside another one."""
-        return self._text_state is not None and self.guard.state is self._text_state
+        running = self.guard.reading.current
+        return self._text_state is not None and running is not None and running.state is self._text_state
 
     def _text_output(self, layer: int, like: Tensor) -> Tensor:
         """[M, H, D] of the text stream; zero in a cross-attention layer, which a prompt without image skips."""
@@ -187,13 +194,39 @@ class HeadScoring:
     @contextmanager
     def _in_state(self, state: GenerationState) -> Iterator[None]:
         """What runs inside is not the generation's own pass, but one of this class."""
-        kept, self.guard.state = self.guard.state, state
-        try:
+        with self.guard.reading.running(state):
             yield
-        finally:
-            self.guard.state = kept
 
 
-def _at(output: Tensor, rows: Tensor, places: Tensor) -> Tensor:
-    """[M, H, D] of an attention output [B, Q, H, D] at one place of each of M rows."""
-    return output[rows.to(output.device), places.to(output.device)]
+def prompt_inputs(inputs: dict[str, Any], end: int, length: int) -> dict[str, Any]:
+    """Inputs of a pass over prompt and answer, cut to the prompt.
+
+    Args:
+        inputs: of a forward pass over the first `end` tokens of a sequence.
+        end: how many there are.
+        length: how many of them are the prompt.
+    """
+    if end == length:
+        return inputs
+    of_tokens = {name: value for name, value in inputs.items() if isinstance(value, Tensor) and _is_of_tokens(name)}
+    return inputs | {name: value[..., :length] for name, value in of_tokens.items()}
+
+
+def _is_of_tokens(name: str) -> bool:
+    """Whether the last dimension of a model input is that of the tokens."""
+    return name in ("input_ids", "attention_mask", "position_ids", "labels", *TOKEN_TYPES)
+
+
+def _at(call: AttentionCall, rows: Tensor, places: Tensor) -> Tensor:
+    """[M, H, D] head outputs of a call at one place of each of M rows, at least float32.
+
+    Heads are chosen by comparing these numbers, so in half precision they are computed again without rounding.
+    """
+    output = call.output
+    rows, places = rows.to(output.device), places.to(output.device)
+    if output.dtype == torch.promote_types(output.dtype, torch.float32):
+        return output[rows, places]
+    index = torch.zeros(output.shape[0], 1, dtype=torch.long, device=output.device)
+    index[rows, 0] = places
+    chosen = RowSelection(index=index, valid=torch.ones_like(index, dtype=torch.bool), full=True)
+    return call.select(chosen).attend(AttentionEdit(), wide=True).output[rows, 0]

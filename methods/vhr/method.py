@@ -35,9 +35,19 @@ import torch
 from torch import Tensor
 
 from vlm_guard.kernels.attention_edit import AttentionEdit
-from vlm_guard.method import AttentionCall, ForwardCall, GuardTarget, Method, option, register
+from vlm_guard.method import (
+    AttentionCall,
+    Finding,
+    FindingsCall,
+    ForwardCall,
+    GuardTarget,
+    MarkedHeads,
+    Method,
+    option,
+    register,
+)
 from vlm_guard.method.split_heads import all_heads, own_heads
-from vlm_guard.methods.vhr.head_scoring import HeadScoring
+from vlm_guard.methods.vhr.head_scoring import HeadScoring, prompt_inputs
 
 
 @register("vhr")
@@ -50,6 +60,7 @@ class VHR(Method):
     stations = ("attention",)
     needs = ("second branch",)
     rows = "all"
+    whole_prompt = "all"
     steady = True
     cross_attention = ""
     compiles = True
@@ -92,8 +103,9 @@ class VHR(Method):
         if length is not None and end < length:
             raise ValueError("vhr needs the whole prompt in one pass; do not set prefill_chunk_size with it")
         layers = frozenset(self.active_layers(call.guard.target))
-        shared.scoring = HeadScoring(self.name, call.guard, call.inputs, layers)
-        shared.scoring.begin(call.inputs, self.approximation)
+        inputs = call.inputs if length is None else prompt_inputs(call.inputs, end, length)
+        shared.scoring = HeadScoring(self.name, call.guard, inputs, layers)
+        shared.scoring.begin(inputs, self.approximation)
 
     def edit_attention(self, call: AttentionCall) -> AttentionEdit | None:
         """Score the heads of this layer when its output is known; afterwards the scale that was chosen."""
@@ -103,7 +115,7 @@ class VHR(Method):
                 return None
             raise ValueError("vhr found no prompt with an image to choose its heads from")
         if call.layer not in scoring.scales:
-            pair = scoring.outputs(call.layer, call.output)
+            pair = scoring.outputs(call)
             if pair is not None:
                 scoring.choose(call.layer, self._scale(call, *pair))
         scale = scoring.scale(call.layer)
@@ -115,6 +127,19 @@ class VHR(Method):
         pair = [all_heads(part, 1, target) for part in (image, text)]
         chosen = vision_aware_heads(*pair, squared=self.text_norm == "squared", outliers=self.remove_outliers)[1]
         return torch.where(own_heads(chosen, 1, call.query.shape[1], target), self.strength, 1.0)
+
+    def findings(self, call: FindingsCall) -> list[Finding]:
+        """The heads that were strengthened."""
+        scales = getattr(getattr(call.state.memory(self.name, -1), "scoring", None), "scales", {})
+        if not scales:
+            return []
+        marked = {layer: (scale[0].cpu() != 1).numpy() for layer, scale in sorted(scales.items())}
+        total = sum(int(row.sum()) for row in marked.values())
+        text = (
+            f"Rows are layers, columns heads. Dots: {total} heads whose output changes most without the picture, "
+            f"multiplied by {self.strength:g}."
+        )
+        return [MarkedHeads(title="VHR: heads it strengthened", text=text, marked=marked)]
 
 
 def vision_aware_heads(

@@ -12,10 +12,10 @@ from vlm_guard.demo.findings_panel import findings_html
 from vlm_guard.demo.heat_maps import ColourScale, as_grid, data_uri, enlarge, outline_cells, overlay
 from vlm_guard.demo.look_panel import ALL_LAYERS, CAUTION, LookSettings, look_html
 from vlm_guard.demo.looking import look_at
-from vlm_guard.demo.method_findings import Findings
 from vlm_guard.demo.patches import PictureView
 from vlm_guard.demo.share_plot import share_plot, word_shares
 from vlm_guard.demo.words import Word
+from vlm_guard.method import Finding, MarkedHeads, MarkedTokens
 
 PROMPT = "Please describe this image in detail."
 
@@ -41,7 +41,7 @@ def record(weights, edited=(), share=None, findings=None, view=VIEW):
         layers=tuple(range(weights.shape[1])),
         edited_layers=edited,
         image_share=np.asarray(share if share is not None else weights.sum(-1).mean((1, 2)), np.float32),
-        findings=findings or Findings(),
+        findings=findings or (),
         view=view,
         no_view="" if view else "tiles",
     )
@@ -201,24 +201,27 @@ def test_the_share_plot_follows_the_words():
     assert "b&lt;" in plot and plot.count("<polyline") == 2 and "plain: 35 % on average" in plot
 
 
-def test_var_sinks_are_crossed_out_or_said_to_be_absent():
-    sinks = Findings(visual_sinks={2: np.array([False, True, False, False])}, text_sinks={2: 1})
-    shown = findings_html(VIEW, sinks)
-    assert "1 crossed-out patches" in shown and "layer 2: 1 visual, 1 other" in shown
+def test_marked_tokens_are_crossed_out_and_words_are_told():
+    marked = np.array([False, True, False, False])
+    sinks = MarkedTokens(title="sinks", text="layer 2: 1 visual <1 other>", marked=marked, name="the sinks")
+    shown = findings_html(VIEW, [sinks])
+    assert "1 crossed-out patches, the sinks" in shown and "layer 2: 1 visual &lt;1 other&gt;" in shown
+    assert findings_html(None, [sinks]) == "", "marks need a picture to be drawn on"
     drawn = np.asarray(outline_cells(VIEW.image, np.array([[False, True], [False, False]])))
     side = drawn.shape[0] // 2
     outside = drawn.copy()
     outside[: side + 3, side - 3 :] = 255
     assert (drawn != 255).any() and (outside == 255).all()
-    none = Findings(visual_sinks={2: np.zeros(4, bool)}, text_sinks={2: 1})
-    shown = findings_html(VIEW, none)
-    assert "No token of the picture is a sink" in shown and "<img" not in shown
+    shown = findings_html(None, [Finding(title="sinks", text="No token is one.")])
+    assert "No token is one" in shown and "<img" not in shown
 
 
 def test_vhr_heads_are_drawn_as_the_method_chose_them(context):
     done = compared(context, "vhr")
     assert not done.error, done.error
-    chosen = context.records_of(done, "guarded")[0]["guarded"].findings.chosen_heads
+    (finding,) = context.records_of(done, "guarded")[0]["guarded"].findings
+    assert isinstance(finding, MarkedHeads) and "multiplied by 2" in finding.text
+    chosen = finding.marked
     assert chosen and all(len(heads) == context.architecture.heads and heads.any() for heads in chosen.values())
     shown = look_at(context, done, "guarded", 0, LookSettings())
     assert shown.count('class="vg-head-on"') == sum(int(heads.sum()) for heads in chosen.values())
@@ -229,7 +232,7 @@ def test_carve_shows_its_map_and_what_the_guarded_model_saw(context):
         done = compared(context, "carve", **{"carve.final_inputs": final_inputs, "carve.steps": 4})
         assert not done.error, done.error
         records, _ = context.records_of(done, "plain")
-        refined = records["guarded"].findings.refined
+        refined = records["guarded"].replaced_picture
         assert refined is not None and records["guarded"].view.image.size == refined.size
         assert records["guarded"].weights.shape[-1] == records["guarded"].view.tokens
         shown = look_at(context, done, "plain", 1, LookSettings())

@@ -2,7 +2,8 @@
 
 import pytest
 
-from vlm_guard.eval.run.settings import parse_methods, parse_options, read_settings
+from vlm_guard.eval.run.settings import parse_methods, read_settings
+from vlm_guard.method.method_text import parse_options
 
 
 def test_flags_go_on_top_of_the_file(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 
 from vlm_guard.eval.run.settings import RunSettings
 from vlm_guard.eval.run.strength_sweep import Strength, _choice, main_strength, sweep
+from vlm_guard.families.profiles import Setting
 from vlm_guard.method.registry import method_class, method_names
 
 
@@ -74,3 +75,10 @@ def test_a_sweep_from_end_to_end(tmp_path):
     assert report["methods"][0]["chosen"] in (None, *main_strength("paint").labels)
     with pytest.raises(ValueError, match="no strength to vary"):
         sweep(settings, ["none"], tmp_path)
+
+
+def test_a_models_published_setting_counts_as_its_default():
+    setting = Setting(value=0.5, source="paper", profile="tiny")
+    strength = main_strength("pai", {"gain": setting})
+    assert (strength.default, strength.values) == (0.5, (0.25, 0.5, 1.0))
+    assert strength.labels[:2] == ["pai:gain=0.25", "pai:gain=0.25,plausibility=0.5"] and "pai" in strength.labels

@@ -36,7 +36,7 @@ def problem(dtype=torch.float32, head_dim=32, value_dim=32, rows=1, keys=9):
 )
 def test_problems_outside_the_limits(given, says):
     assert says in triton_backend.unsupported_reason(given)
-    with pytest.raises(ValueError, match="use impl='torch'"):
+    with pytest.raises(ValueError, match="use attention_backend='torch'"):
         edited_attention(given, "triton")
 
 

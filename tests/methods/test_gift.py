@@ -1,12 +1,21 @@
 """GIFT by hand: the question, its content words, gaze shifts, and the enhancement of the answer rows."""
 
+import warnings
+
 import pytest
 import torch
 from eager_oracle import eager_attention
 
 from vlm_guard import builtin, wrap
-from vlm_guard.methods.gift.gaze_shift import gaze_bias, gaze_saliency, top_heads
-from vlm_guard.methods.shared.question_tokens import answer_opening, content_flags, content_words, question_range
+from vlm_guard.method.state import GenerationState
+from vlm_guard.methods.gift.gaze_shift import gaze_bias, gaze_saliency, question_flags, top_heads
+from vlm_guard.methods.shared.question_tokens import (
+    answer_opening,
+    content_flags,
+    content_words,
+    question_range,
+    without_leading_space,
+)
 from zoo import UNEQUAL_PROMPTS, tiny_processor
 
 torch.set_num_threads(1)
@@ -200,3 +209,45 @@ def test_own_function_and_errors(zoo_model):
     inputs = zoo.make_inputs(PROMPTS[:1])
     with wrap(zoo.model, None, "gift", **OPTIONS) as guard, pytest.raises(ValueError, match="prefill_chunk_size"):
         guard.generate(**inputs, max_new_tokens=1, prefill_chunk_size=8)
+
+
+class Pieces:
+    """A tokenizer of nine pieces; token 0 is special."""
+
+    all_special_ids = [0]
+    pieces = ["<s>", "", "\n", "Is", " there", " a", " dog?", " ASSIST", "ANT:"]
+
+    def decode(self, ids, **_):
+        return "".join(self.pieces[token] for token in ids)
+
+
+# As LLaVA's SentencePiece cuts "<image>\nIs there a dog? ASSISTANT:": an empty piece, the line break, the question,
+# five pieces of opening. The release counts from the third piece behind the image to the sixth from the end.
+LLAVA_IDS = [0, 99, 99, 1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_the_line_break_behind_the_image_is_no_question_token():
+    start, stop = question_range(LLAVA_IDS, (99,), Pieces(), " ASSISTANT:")
+    assert (start, stop) == (3, 9)
+    assert without_leading_space(LLAVA_IDS, start, stop, Pieces()) == 5
+    assert without_leading_space([0, 99, 1, 2], 2, 4, Pieces()) == 2, "nothing but space: the range stays"
+
+
+def test_without_a_chat_template_the_opening_counts_and_a_warning_says_so():
+    ids = torch.tensor([LLAVA_IDS])
+    state = GenerationState((99,), None)
+    state.read(ids, None, 0, None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        question, content = question_flags(ids, state, Pieces(), " ASSISTANT:", content_words)
+    assert question[0].nonzero().flatten().tolist() == [5, 6, 7, 8]
+    assert content[0].nonzero().flatten().tolist() == [8]
+    with pytest.warns(UserWarning, match="no chat template"):
+        question, _ = question_flags(ids, state, Pieces(), None, None)
+    assert question[0].nonzero().flatten().tolist() == [5, 6, 7, 8, 9, 10]
+    ended = torch.tensor([[*LLAVA_IDS[:9], 0, 7, 8]])
+    state.read(ended, None, 0, None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        question, _ = question_flags(ended, state, Pieces(), None, None)
+    assert question[0].nonzero().flatten().tolist() == [5, 6, 7, 8], "a special token ends the question by itself"

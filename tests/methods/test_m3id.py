@@ -14,12 +14,12 @@ from zoo.prompts import BOS, IMAGE, IMAGE_END, IMAGE_START, PAD
 @pytest.mark.parametrize("step", [0, 1, 10, 50, 200])
 def test_strength_is_the_published_weight(step):
     remembered = math.exp(-0.02 * step)
-    assert M3ID().strength_at(step) == pytest.approx((1 - remembered) / remembered)
+    assert M3ID().contrast_strength(step) == pytest.approx((1 - remembered) / remembered)
 
 
 def test_strength_stops_growing():
-    assert M3ID(max_strength=5.0).strength_at(10_000) == 5.0
-    assert M3ID(forgetting=1.0).strength_at(10**6) == 100.0
+    assert M3ID(max_strength=5.0).contrast_strength(10_000) == 5.0
+    assert M3ID(forgetting=1.0).contrast_strength(10**6) == 100.0
 
 
 def test_combination_equals_the_formula_in_log_probabilities():
@@ -60,3 +60,24 @@ def test_a_prompt_of_nothing_but_an_image_is_refused():
     given = GivenPrompt(input_ids=ids, attention_mask=torch.ones_like(ids), visual_token_ids=(IMAGE,), pad_id=PAD)
     with pytest.raises(ValueError, match="nothing is left"):
         given.without_images(())
+
+
+def test_the_papers_variant_gates_counts_from_one_and_cuts_nothing():
+    paper = M3ID(variant="published")
+    assert (paper.gate, paper.start, paper.plausibility) == (0.3, 1, 0.0)
+    assert paper.contrast_strength(0) == pytest.approx(math.exp(0.02) - 1)
+    sure, unsure = torch.tensor([3.0, 0.0, 0.0, 0.0, 0.0, 0.0]), torch.tensor([1.0, 0.9, 0.8, 0.7, 0.6, 0.5])
+    positive, negative = torch.stack((sure, unsure)), torch.zeros(2, 6)
+    assert sure.softmax(-1).max() > 0.3 > unsure.softmax(-1).max()
+    mixed = paper.combine_logits(positive, negative, 9)
+    strength = math.exp(0.02 * 10) - 1
+    assert torch.equal(mixed[0], sure)
+    assert torch.allclose(mixed[1], unsure + strength * unsure)
+    assert M3ID(variant="published", gate=0.9).gate == 0.9, "an option that is given is never replaced"
+
+
+def test_the_default_is_the_re_implementations():
+    torch.manual_seed(1)
+    positive, negative = torch.randn(3, 9), torch.randn(3, 9)
+    expected = contrast_logits(positive, negative, math.expm1(0.02 * 7), 0.1)
+    assert torch.equal(M3ID().combine_logits(positive, negative, 7), expected)

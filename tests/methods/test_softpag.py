@@ -22,7 +22,7 @@ def test_visual_perturbation_takes_the_picture_from_chosen_heads_only(zoo_model,
     zoo = zoo_model("llava")
     inputs = zoo.make_inputs([Prompt(text_before=3, text_after=5)])
     plain, visual = weights_of_first_step(zoo, inputs, "none")
-    found, _ = weights_of_first_step(zoo, inputs, OnPositive(heads="0.1,0.3", degree=degree))
+    found, _ = weights_of_first_step(zoo, inputs, OnPositive(heads="0:1,0:3", degree=degree))
     expected = plain.clone()
     for head in (1, 3):
         expected[head, visual] *= 1 - degree
@@ -67,14 +67,15 @@ def test_heads_that_look_at_the_picture_most(zoo_model):
     inputs = zoo.make_inputs([Prompt(text_before=3, text_after=5)])
     weights, visual = weights_of_first_step(zoo, inputs, "none")
     best = int(weights[:, visual].sum(-1).argmax())
-    assert heads_by_visual_share(zoo.model, inputs, 1, layers="0") == f"0.{best}"
+    assert heads_by_visual_share(zoo.model, inputs, 1, layers="0") == f"0:{best}"
     pairs = heads_by_visual_share(zoo.model, inputs, 5)
     assert len(pairs.split(",")) == 5
     wrap(zoo.model, None, "softpag", heads=pairs).remove()
 
 
 @pytest.mark.parametrize(
-    ("heads", "match"), [("1", "layer.head"), ("0.9", "does not exist"), ("7.0", "does not exist")]
+    ("heads", "match"),
+    [("1", "layer:head"), ("0.3,1.2", "Did you mean '0:3,1:2'"), ("0:9", "heads 0 to 3"), ("7:0", "layers are 0 to 2")],
 )
 def test_heads_must_exist(zoo_model, heads, match):
     with pytest.raises(ValueError, match=match):

@@ -9,6 +9,7 @@ from vlm_guard import wrap
 from vlm_guard.families.profiles import Fact, Profile
 from vlm_guard.kernels.attention_edit import TEXT_SINK, VISUAL_CONTENT, VISUAL_SINK
 from vlm_guard.kernels.policies import MoveSinksToContent
+from vlm_guard.method import FindingsCall, MarkedTokens
 from vlm_guard.methods.var import VAR, sink_activation
 from zoo import Prompt
 
@@ -178,3 +179,19 @@ def test_a_model_known_to_have_no_sinks_is_left_alone(zoo_model):
             assert torch.equal(zoo.model(**inputs).logits, plain)
     with pytest.raises(ValueError, match="needs the sink dimensions"):
         wrap(zoo.model, None, "var", profile=Profile(name="test", match={}, facts={}))
+
+
+def test_findings_tell_the_sinks_of_the_picture(zoo_model):
+    zoo = zoo_model("llava")
+    options = {"sink_dimensions": "0,5,9", "sink_threshold": 1.2, "min_visual_mass": 0.01, "layers": "all"}
+    with wrap(zoo.model, None, "var", **options) as guard:
+        guard.generate(**zoo.make_inputs([Prompt(content=0)]), max_new_tokens=2)
+        bound = guard.methods[0]
+        call = FindingsCall(state=guard.state, kept=guard.findings("var"), layers=tuple(sorted(bound.layers)))
+        (found,) = bound.method.findings(call)
+        sinks = [guard.state.memory("var", layer).sinks[0] for layer in call.layers]
+        visual = guard.state.visual[0]
+    expected = torch.stack(sinks).any(0)[visual[: sinks[0].shape[0]]]
+    assert isinstance(found, MarkedTokens) and found.marked.tolist() == expected.tolist()
+    counts = [int((row & visual[: len(row)]).sum()) for row in sinks if bool((row & visual[: len(row)]).any())]
+    assert [int(part.split()[0]) for part in found.text.split("layer ")[1:] for part in [part.split(": ")[1]]] == counts

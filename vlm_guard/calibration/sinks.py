@@ -129,6 +129,7 @@ def calibrate_sinks(model: nn.Module, prompts: Sequence[Mapping[str, Any]], **op
     }
 
 
-def new_profile(model: nn.Module, name: str, facts: dict[str, Fact]) -> Profile:
-    """A profile for models of this family and size."""
-    return Profile(name=name, match=identity_of(unwrap(model).config), facts=facts)
+def new_profile(model: nn.Module, name: str, facts: dict[str, Fact], earlier: Profile | None = None) -> Profile:
+    """A profile for models of this family and size; what `earlier` knows beside `facts` stays."""
+    known, settings = ({}, {}) if earlier is None else (earlier.facts, earlier.settings)
+    return Profile(name=name, match=identity_of(unwrap(model).config), facts=known | facts, settings=settings)

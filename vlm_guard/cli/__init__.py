@@ -49,6 +49,16 @@ def build_app(called: str | None = None):  # noqa: ANN201 - the type would need 
     return app
 
 
+def _cause(error: Exception) -> str:
+    """What lies behind an import that failed, where it is known and the error does not say it."""
+    if not isinstance(error, ImportError):
+        return ""
+    from vlm_guard.families.processor_needs import torchvision_problem
+
+    problem = torchvision_problem()
+    return f" {problem}" if problem and problem not in str(error) else ""
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 fine, 1 the run failed, 2 wrong use."""
     import typer
@@ -71,6 +81,6 @@ def main(arguments: list[str] | None = None) -> None:
     except USER_ERRORS as error:
         if os.environ.get("VLM_GUARD_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}{_cause(error)}", file=sys.stderr)
         sys.exit(WRONG_USE)
     sys.exit(code if isinstance(code, int) else OK)

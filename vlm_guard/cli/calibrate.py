@@ -56,8 +56,8 @@ def command(
         messages.print(f"{name}: not measured, {reason}", markup=False, highlight=False, soft_wrap=True)
     name = "builtin" if model == "builtin" else Path(model).name.lower()
     path = out or user_profiles() / f"{name}.json"
-    earlier = read_profile(path).facts if path.is_file() else {}
-    profile = new_profile(loaded.model, name, earlier | found.facts)
+    earlier = read_profile(path) if path.is_file() else None
+    profile = new_profile(loaded.model, name, found.facts, earlier)
     profile.save(path)
     if as_json:
         print(json.dumps(asdict(profile) | {"path": str(path), "refusals": found.refusals}, indent=2))

@@ -31,7 +31,8 @@ def command(
 def run(out: Path, config: Path | None, flags: dict[str, Any], *, dry_run: bool, as_json: bool) -> int:
     """Run with the settings that were given as options, by the settings' dotted names; None was not given."""
     from vlm_guard.eval.run.command import run_command
-    from vlm_guard.eval.run.settings import parse_options, read_settings
+    from vlm_guard.eval.run.settings import read_settings
+    from vlm_guard.method.method_text import parse_options
 
     # An option that may be repeated and was not given is an empty list.
     flags = {name: value for name, value in flags.items() if value not in (None, [], ())}

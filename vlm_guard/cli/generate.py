@@ -11,7 +11,8 @@ def command(
     prompt: Annotated[str, typer.Argument(help="What to ask.")] = "Please describe this image in detail.",
     model: Annotated[str, typer.Option(help="builtin, a folder or a Hugging Face id.")] = "builtin",
     method: Annotated[
-        list[str] | None, typer.Option(help="none, var, var+vcd, ...; repeat it to see several answers. [var]")
+        list[str] | None,
+        typer.Option(help="none, var, pai:gain=0.4+var, my_file.py, ...; repeat it to see several answers. [var]"),
     ] = None,
     options: Annotated[
         list[str] | None, typer.Option("--set", help="Option of a method: var.move_fraction=0.5; may be repeated.")
@@ -34,7 +35,8 @@ def command(
 
     if not image.is_file():
         raise FileNotFoundError(f"there is no picture {image}")
-    from vlm_guard.eval.run.settings import parse_methods, parse_options
+    from vlm_guard.eval.run.settings import parse_methods
+    from vlm_guard.method.method_text import parse_options
 
     specs = parse_methods(method or ["var"], parse_options(options or []))
     from vlm_guard.eval.run.ask import ask

@@ -42,8 +42,21 @@ def command(
         f"decode steps compile: {'yes' if item['compiles'] else 'no'}\n"
     )
     table = Table(box=None, header_style="bold")
-    for column in ("option", "default", "allowed", "neutral", "what it is", "source"):
-        table.add_column(column)
+    shown = {"option": "name", "default": "default", "allowed": "allowed", "neutral": "neutral"}
+    if any(entry["published"] != "" for entry in item["options"]):
+        shown["published"] = "published"
+    shown |= {"what it is": "help", "source": "paper"}
+    for column in shown:
+        table.add_column(column, no_wrap=column == "option")
     for entry in item["options"]:
-        table.add_row(*(str(entry[key]) for key in ("name", "default", "allowed", "neutral", "help", "paper")))
+        table.add_row(*(str(entry[key]) for key in shown.values()))
     console.print(table)
+    if item["settings"]:
+        console.print("\nFor these models wrap takes other values, unless the option is given:\n")
+        known = Table(box=None, header_style="bold")
+        columns = ("profile", "option", "value", "source", "note")
+        for column in columns:
+            known.add_column(column)
+        for entry in item["settings"]:
+            known.add_row(*(str(entry[key]) for key in columns))
+        console.print(known)

@@ -196,6 +196,12 @@ def contrast_arguments(guard: "Guard", args: tuple, kwargs: dict[str, Any]) -> t
                 f"{bound.method.name} decodes with two branches, which cannot be combined with {name}; "
                 "drop it, or remove the guard for this call"
             )
+    scale = kwargs.get("guidance_scale", getattr(kwargs.get("generation_config"), "guidance_scale", None))
+    if scale is not None and scale != 1:
+        raise ValueError(
+            f"{bound.method.name} contrasts the logits already, which cannot be combined with guidance_scale={scale}, "
+            "a contrast of transformers' own; drop one of them (attention methods combine with it)"
+        )
     inputs = dict(kwargs)
     if args:
         inputs["inputs"] = args[0]

@@ -97,7 +97,7 @@ class BranchedModel(StandIn):
         self.inputs = inputs
         self.visual_token_ids = visual_token_ids
         self.methods = () if guard is None else guard.methods
-        self.branch_rows = None if guard is None else BranchRows(guard, branch.sign)
+        self.branch_rows = None if guard is None else BranchRows(guard.reading, branch.sign)
         # Cross-attention layers cache an image instead of the prompt: neither a prefix nor padded rows of it.
         self.reads_across = bool(entry_of(model.config.model_type).cross_attention)
         self.given: BranchInputs | None = None

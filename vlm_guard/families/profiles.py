@@ -14,7 +14,7 @@ from typing import Any, Literal
 from vlm_guard.whole_files import write_atomically
 
 SHIPPED = Path(__file__).resolve().parents[1] / "profiles"
-Source = Literal["paper", "code", "calibrated", "third party"]
+Source = Literal["paper", "code", "calibrated", "third party", "secondary", "inferred"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,8 @@ class Fact:
     Attributes:
         value: a number or a list of numbers.
         source: where it comes from: "paper", "code" (the authors' release), "calibrated" (measured by this project)
-            or "third party".
+            "third party" (somebody else measured it), "secondary" (said to be the paper's by another text; not checked
+            in the paper) or "inferred" (another model's value, the nearest that is known).
         note: how it was obtained.
     """
 
@@ -34,19 +35,37 @@ class Fact:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Setting(Fact):
+    """The value that one option of a method should have for a model.
+
+    Attributes:
+        profile: name of the profile that has it.
+    """
+
+    profile: str = ""
+
+    @property
+    def origin(self) -> str:
+        """How results name it: "profile llava-1.5-7b (code)"."""
+        return f"profile {self.profile} ({self.source})"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Profile:
-    """Facts about one model family and size.
+    """Facts about one model family and size, and the settings that methods were published with for it.
 
     Attributes:
         name: file stem.
         match: what a configuration must have, e.g. {"model_type": "llava", "text.hidden_size": 4096}; a list of
             values means any of them.
         facts: by name: `sink_dimensions` (hidden dimensions of massive activations), `sink_threshold`, ...
+        settings: by method and option.
     """
 
     name: str
     match: dict[str, Any]
     facts: dict[str, Fact] = field(default_factory=dict)
+    settings: dict[str, dict[str, Setting]] = field(default_factory=dict)
 
     def matches(self, config: Any) -> bool:
         """Whether this profile is for models with `config`."""
@@ -56,6 +75,10 @@ class Profile:
         """A fact's value, or None when the profile does not have it."""
         fact = self.facts.get(name)
         return None if fact is None else fact.value
+
+    def settings_of(self, method: str) -> dict[str, Setting]:
+        """The settings of a method for this model, by option; empty where none are known."""
+        return self.settings.get(method, {})
 
     def save(self, path: Path) -> None:
         """Write the profile atomically as JSON."""
@@ -76,28 +99,44 @@ def read_profile(path: Path) -> Profile:
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        facts = {name: Fact(**fact) for name, fact in data["facts"].items()}
-        return Profile(name=data["name"], match=data["match"], facts=facts)
-    except (KeyError, TypeError, ValueError) as error:
+        name = data["name"]
+        facts = {key: Fact(**fact) for key, fact in data["facts"].items()}
+        settings = {
+            method: {
+                option: Setting(**{**fact, "profile": fact.get("profile") or name}) for option, fact in own.items()
+            }
+            for method, own in data.get("settings", {}).items()
+        }
+        return Profile(name=name, match=data["match"], facts=facts, settings=settings)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a model profile ({error}); delete it and run 'vlm-guard calibrate'") from error
 
 
-def all_profiles() -> Iterator[Profile]:
+def all_profiles(*, shipped_only: bool = False) -> Iterator[Profile]:
     """The user's profiles, then the shipped ones."""
-    for folder in (user_profiles(), SHIPPED):
+    for folder in (SHIPPED,) if shipped_only else (user_profiles(), SHIPPED):
         for path in sorted(folder.glob("*.json")):
             yield read_profile(path)
 
 
 def find_profile(config: Any) -> Profile | None:
-    """The facts of every profile that matches a model's configuration; the first to know a fact, the user's, wins."""
+    """What every profile that matches a model's configuration knows; the first to know a value, the user's, wins."""
     matching = [profile for profile in all_profiles() if profile.matches(config)]
     if not matching:
         return None
     facts: dict[str, Fact] = {}
+    settings: dict[str, dict[str, Setting]] = {}
     for profile in reversed(matching):
         facts |= profile.facts
-    return Profile(name=matching[0].name, match=matching[0].match, facts=facts)
+        for method, own in profile.settings.items():
+            settings[method] = settings.get(method, {}) | own
+    return Profile(name=matching[0].name, match=matching[0].match, facts=facts, settings=settings)
+
+
+def settings_by_model(method: str, *, shipped_only: bool = False) -> list[tuple[str, Setting]]:
+    """(option, setting) of every profile that has settings of a method."""
+    profiles = all_profiles(shipped_only=shipped_only)
+    return [item for profile in profiles for item in profile.settings_of(method).items()]
 
 
 def identity_of(config: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from functools import cached_property
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from vlm_guard.kernels.attention_edit import AttentionEdit
@@ -79,7 +80,8 @@ class AttentionCall:
         query: [B, H, Q, D] all current queries. key: [B, G, K, D]. value: [B, G, K, Dv].
         rows: the rows the processor is asked for; None when it is every row (one-token decode, scope "all").
         state: the generation. memory: what the method keeps for this layer. prepared: result of `Method.prepare`.
-        first_key: absolute position of key 0 (above 0 in sliding layers whose cache was cut).
+        first_key: absolute position of key 0 (above 0 in sliding layers whose cache was cut). Edits are about all keys
+            of the sequence; the framework cuts them to those a layer holds.
         output: [B, Q, H, Dv] the attention output of all current rows before row edits; None while it is unknown.
         problem: the attention operation of the asked rows under an edit.
         select: the same call for the rows of another scope, or for any rows, to look at their attention; None when
@@ -105,9 +107,29 @@ class AttentionCall:
         """Whether this call only continues a prompt that has been read."""
         return not self.state.reading
 
-    def attend(self, edit: AttentionEdit, *, return_weights: bool = False) -> EditedAttention:
-        """Attention of the asked rows under `edit`: masses, logsumexp and, when asked, weights [B, H, R, K]."""
-        return edited_attention(replace(self.problem(edit), return_weights=return_weights), self.state_impl)
+    def attend(self, edit: AttentionEdit, *, return_weights: bool = False, wide: bool = False) -> EditedAttention:
+        """Attention of the asked rows under `edit`: masses, logsumexp and, when asked, weights [B, H, R, K].
+
+        Args:
+            edit: what to change; `AttentionEdit()` for the attention as it is.
+            return_weights: also return the weights.
+            wide: compute the output in float32 too, from inputs of half precision; for what is decided by it.
+        """
+        problem = replace(self.problem(edit), return_weights=return_weights)
+        if wide:
+            dtype = torch.promote_types(problem.query.dtype, torch.float32)
+            parts = (problem.query, problem.key, problem.value)
+            query, key, value = (part.to(dtype) for part in parts)
+            problem = replace(problem, query=query, key=key, value=value)
+        return edited_attention(problem, self.state_impl)
+
+    def weights(self) -> Tensor:
+        """[B, H, R, T] float32 attention of the asked rows as it is, over all keys; 0 on dropped ones."""
+        return self.over_all_keys(self.attend(AttentionEdit(), return_weights=True).weights)
+
+    def over_all_keys(self, values: Tensor) -> Tensor:
+        """[..., K] values of the keys the layer holds as [..., T] of all keys, 0 on the dropped ones."""
+        return torch.nn.functional.pad(values, (self.first_key, 0)) if self.first_key else values
 
     @property
     def guard(self) -> "Guard":

@@ -5,25 +5,29 @@ A method is a frozen dataclass in one file of `vlm_guard/methods/` (or of a pack
 and the test matrix. It holds no state: what it learns about one generation lives in `call.memory`.
 """
 
+import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vlm_guard.families.profiles import Setting
     from vlm_guard.guard import Guard
     from vlm_guard.kernels.attention_edit import AttentionEdit
     from vlm_guard.method.attention_calls import AttentionCall, HiddenCall
     from vlm_guard.method.contrasting import Branch, ContrastCall
+    from vlm_guard.method.findings import Finding, FindingsCall
     from vlm_guard.method.forward_call import ForwardCall, InputsCall
     from vlm_guard.method.target import GuardTarget
 
 RowScope = Literal["all", "text", "answer"]
 Sign = Literal["positive", "negative"]
 Station = Literal["inputs", "vision", "hidden", "attention", "logits"]
+DEFAULT, PUBLISHED = "default", "published"
 STATIONS: tuple[Station, ...] = ("inputs", "vision", "hidden", "attention", "logits")
 
 
@@ -36,6 +40,7 @@ def option(
     neutral: Any = MISSING,
     tried: Sequence[float] = (),
     paper: str = "",
+    published: Any = MISSING,
 ) -> Any:
     """A method's option: a dataclass field that knows how to present and check itself.
 
@@ -47,12 +52,24 @@ def option(
         neutral: the value that (with the other neutral values) makes the method the identity.
         tried: values other than the default that a sweep tries beside the method's strength.
         paper: the paper's symbol and where the default comes from.
+        published: the published value where the default departs from it; `variant="published"` takes it.
     """
     details = {"help": help, "range": range, "choices": tuple(choices) if choices else None, "paper": paper}
     details["tried"] = tuple(tried)
     if neutral is not MISSING:
         details["neutral"] = neutral
+    if published is not MISSING:
+        details["published"] = published
     return field(default=default, metadata=MappingProxyType(details))
+
+
+def variant_option(help: str) -> Any:
+    """The option `variant` of a method with a default that departs from what was published.
+
+    Args:
+        help: what "published" changes, one sentence; the values stand at the options themselves (`published`).
+    """
+    return option(DEFAULT, help=help, choices=(DEFAULT, PUBLISHED), paper="see docs/methods.md, paper against code")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +86,9 @@ class Method:
             generated row), "answer" (the last prompt row and every generated row) or "all".
         steady: whether all decode steps after a prompt use the same edit, which is then asked for once; it must not
             depend on what the queries, keys and values of a step contain.
+        whole_prompt: the rows of a prompt that it must see in one pass ("all", "text"), because it learns from them as
+            a whole; a cached beginning with such rows is refused. None for methods that read row by row.
+        counts_steps: whether its contrast of logits depends on how many tokens of the answer come before.
         compiles: whether a decode step with this method can be one compiled graph: what it does in a step is nothing,
             or a steady edit, or a contrast of logits. Without it the steps run uncompiled.
         observes_hidden: whether `observe_hidden` wants the hidden states that enter the layers.
@@ -85,14 +105,57 @@ class Method:
     needs: ClassVar[tuple[str, ...]] = ()
     rows: ClassVar[RowScope] = "text"
     steady: ClassVar[bool] = False
+    whole_prompt: ClassVar[RowScope | None] = None
+    counts_steps: ClassVar[bool] = False
     compiles: ClassVar[bool] = False
     observes_hidden: ClassVar[bool] = False
     edited_branch: ClassVar[Sign] = "positive"
     cross_attention: ClassVar[str] = "it tells visual keys from the others of a row, and no row has both kinds there"
 
+    # By option what set it: "given", "published", or the profile that has it for the model; absent is the default.
+    _sources: ClassVar[dict[str, str]] = {}
+
+    def __new__(cls, **options: Any) -> Self:
+        """Remember which options were given: only the others may follow the model's published settings."""
+        method = super().__new__(cls)
+        object.__setattr__(method, "_sources", dict.fromkeys(options, "given"))
+        return method
+
     def __post_init__(self) -> None:
+        if getattr(self, "variant", DEFAULT) == PUBLISHED:
+            departing = (item for item in fields(self) if "published" in item.metadata)
+            self._take({item.name: (item.metadata["published"], PUBLISHED) for item in departing})
         for item in fields(self):
             _check_option(self.name or type(self).__name__, item, getattr(self, item.name))
+
+    def with_settings(self, settings: "Mapping[str, Setting]") -> Self:
+        """The same method with a model's published settings, for the options that were not given.
+
+        Args:
+            settings: by option, as `Profile.settings_of` has them.
+
+        Raises:
+            ValueError: a setting names no option of this method, or is a value that the option does not allow.
+        """
+        unknown = sorted({*settings} - {item.name for item in fields(self)})
+        if unknown:
+            raise ValueError(f"the profile has settings of {self.name} that are no option of it: {', '.join(unknown)}")
+        values = {name: setting for name, setting in settings.items() if self._sources.get(name) != "given"}
+        if not values:
+            return self
+        method = copy.copy(self)
+        object.__setattr__(method, "_sources", dict(self._sources))
+        method._take({name: (setting.value, setting.origin) for name, setting in values.items()})
+        for item in fields(method):
+            _check_option(self.name, item, getattr(method, item.name))
+        return method
+
+    def _take(self, values: "Mapping[str, tuple[Any, str]]") -> None:
+        """Set options that were not given; values are pairs of the value and what it comes from."""
+        for name, (value, source) in values.items():
+            if self._sources.get(name) != "given":
+                object.__setattr__(self, name, value)
+                self._sources[name] = source
 
     # -- stations ---------------------------------------------------------------------------------------------
 
@@ -152,7 +215,18 @@ class Method:
         """The final logits [B, V] and those of the early `layers` [E, B, V] as one [B, V]."""
         return final
 
+    # -- what it learned --------------------------------------------------------------------------------------
+
+    def findings(self, call: "FindingsCall") -> "Sequence[Finding]":
+        """What this method found out about the picture of the answer just given, for people to look at."""
+        return ()
+
     # -- description ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def options(cls) -> "tuple[Field[Any], ...]":
+        """The options of this method, in their order."""
+        return fields(cls)
 
     @classmethod
     def neutral(cls) -> "Method":
@@ -171,8 +245,9 @@ class Method:
         return getattr(cls, station) is not getattr(Method, station)
 
     def describe(self) -> dict[str, Any]:
-        """Name and option values, as written into results."""
-        return {"method": self.name, "options": {item.name: getattr(self, item.name) for item in fields(self)}}
+        """Name, option values and what set those that are not defaults, as written into results."""
+        options = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {"method": self.name, "options": options, "sources": dict(self._sources)}
 
 
 def _check_option(method: str, item: Field, value: Any) -> None:

@@ -150,16 +150,6 @@ class GivenPrompt:
 
         return self.edited(cut)
 
-    def with_inserted(self, tokens: Sequence[int], find: Callable[[list[int]], int]) -> BranchPrompt:
-        """`tokens` inserted into every row before the index that `find(ids)` gives."""
-
-        def insert(ids: list[int], places: list[int]) -> tuple[list[int], list[int]]:
-            at = find(ids)
-            extra = list(tokens)
-            return ids[:at] + extra + ids[at:], places[:at] + [INSERTED] * len(extra) + places[at:]
-
-        return self.edited(insert)
-
     def with_rewritten_text(self, tokenizer: Any, rewrite: Callable[[str], str]) -> BranchPrompt:
         """Every stretch of ordinary text passed through `rewrite`; stretches that it leaves alone keep their ids.
 

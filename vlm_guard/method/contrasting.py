@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from vlm_guard.method.base import Sign
-from vlm_guard.method.branch_prompt import BranchPrompt, GivenPrompt
+from vlm_guard.method.branch_prompt import BranchPrompt, GivenPrompt, image_markers
 
 IMPLAUSIBLE = 1e4
 
@@ -100,6 +100,11 @@ class ContrastCall:
         if tokenizer is None:
             raise ValueError("this method edits the prompt's text and needs the processor: wrap(model, processor, ...)")
         return tokenizer
+
+    def text_branch(self) -> Branch:
+        """The branch of the prompt without its pictures: visual tokens and the markers around them are cut out."""
+        prompt = self.prompt.without_images(image_markers(self.model, self.processor))
+        return Branch(prompt=prompt, images="none", active=self.prompt.has_image)
 
     def pixels(self) -> dict[str, Tensor]:
         """The image inputs given to `generate`, by name (`pixel_values`, for some families several)."""

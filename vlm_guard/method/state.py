@@ -1,6 +1,7 @@
 """Everything a guard knows about one generation. A new one is made for every call, so nothing is left over."""
 
 import weakref
+from collections.abc import Collection
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -40,6 +41,20 @@ class PromptTokens:
         """P, padding included."""
         return self.visual.shape[1]
 
+    def begins(self, input_ids: Tensor) -> bool:
+        """Whether the tokens [N, Q] of a forward pass without earlier ones are this prompt, or begin with it.
+
+        N may be a multiple of B (beams, returned sequences). Where the prompt's ids are unknown, any tokens are.
+        """
+        if self.input_ids is None:
+            return True
+        repeats, rest = divmod(input_ids.shape[0], self.input_ids.shape[0])
+        length = min(self.length, input_ids.shape[1])
+        if rest or not repeats or not length:
+            return False
+        own = self.input_ids[:, :length].repeat_interleave(repeats, 0)
+        return torch.equal(own.to(input_ids.device), input_ids[:, :length])
+
     def expanded(self, batch: int) -> "PromptTokens":
         """One row for each beam or returned sequence, in transformers' order."""
         repeats, rest = divmod(batch, self.visual.shape[0])
@@ -60,10 +75,15 @@ class GenerationState:
     Attributes:
         visual: [B, T] bool, visual tokens of the whole prompt if known, and of everything read so far.
         real: [B, T] bool, False for padding.
-        prompt: the whole prompt when `generate` told it, else None.
+        prompt: the whole prompt when `generate` told it, else None. Then what is read in passes over several tokens
+            is the prompt, and single tokens behind it are the answer.
         active: whether any row has a visual token; if not, the guard does nothing.
         reading: whether the current forward pass reads prompt tokens.
         offset: key position of the first current query.
+        length: number of tokens read so far.
+        unseen: number of first tokens that were read while nothing was edited, as no picture was known.
+        attended: layers whose attention has asked for the edits of the prompt.
+        findings: what methods found out apart from any decoder layer, by their name.
         steady_edits: per layer, the edit of every decode step, where no method changes it (see `Method.steady`).
         side: the contrast branch these rows are; "positive" without one.
         compiled: whether the decode steps will be compiled: edits then keep their structure from prompt to prompt.
@@ -83,6 +103,11 @@ class GenerationState:
         self.active = False
         self.reading = True
         self.offset = 0
+        self.length = 0
+        self.unseen = 0
+        self.attended: set[int] = set()
+        self.findings: dict[str, SimpleNamespace] = {}
+        self._told_length: int | None = None
         self.cache: weakref.ref | None = None
         self._memory: dict[tuple[str, int], SimpleNamespace] = {}
         self.steady_edits: dict[int, AttentionEdit | None] = {}
@@ -91,8 +116,12 @@ class GenerationState:
 
     @property
     def prompt_length(self) -> int | None:
-        """Length of the whole prompt, if known."""
-        return None if self.prompt is None else self.prompt.length
+        """Length of the whole prompt: as `generate` told it, or of what has been read as prompt so far."""
+        return self._told_length if self.prompt is None else self.prompt.length
+
+    def continue_with(self, offset: int) -> None:
+        """One more token of the answer is decoded at key position `offset`."""
+        self.reading, self.offset, self.length = False, offset, offset + 1
 
     def read(self, input_ids: Tensor, attention_mask: Any, offset: int, cache: Any) -> None:
         """Take in the tokens of a forward pass: `input_ids` [B, Q] at key positions from `offset` on."""
@@ -102,35 +131,60 @@ class GenerationState:
         self.steady_edits.clear()
         self._row_masks.clear()
         self.offset = offset
-        total = offset + input_ids.shape[1]
+        total = self.length = offset + input_ids.shape[1]
+        answering = self._told_length is not None and offset >= self._told_length and input_ids.shape[1] == 1
         if self.prompt is None:
-            self._extend(input_ids, attention_mask, total)
+            if not answering:
+                self._told_length = total
+            self._extend(input_ids, attention_mask, total, answering)
         else:
             # A model may generate a placeholder id, but only those of the prompt stand for an image.
             prompt = self.prompt.expanded(input_ids.shape[0])
             beyond = max(0, total - prompt.length)
             self.visual = torch.nn.functional.pad(prompt.visual, (0, beyond))
             self.real = torch.nn.functional.pad(prompt.real, (0, beyond), value=True)
-        self.reading = self.prompt is None or offset < self.prompt.length
+        self.reading = not answering if self.prompt is None else offset < self.prompt.length
         self.active = self.active or bool(self.visual.any())
+        if not self.active:
+            self.unseen = total
 
-    def _extend(self, input_ids: Tensor, attention_mask: Any, total: int) -> None:
-        """Without a known prompt, every token read counts as prompt."""
+    def _extend(self, input_ids: Tensor, attention_mask: Any, total: int, answering: bool) -> None:
+        """Without a known prompt, take in what these tokens say of themselves; a generated id stands for no picture."""
         current = visual_mask(input_ids, self.visual_token_ids)
+        if answering:
+            current = torch.zeros_like(current)
         if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
             real = attention_mask[:, self.offset : total].bool()
         else:
             real = torch.ones_like(current)
         if self.offset and self.visual is not None:
-            current = torch.cat((self.visual[:, : self.offset], current), 1)
-            real = torch.cat((self.real[:, : self.offset], real), 1)
+            between = max(0, self.offset - self.visual.shape[1])
+            earlier = torch.nn.functional.pad(self.visual[:, : self.offset], (0, between))
+            current = torch.cat((earlier, current), 1)
+            known = torch.nn.functional.pad(self.real[:, : self.offset], (0, between), value=True)
+            real = torch.cat((known, real), 1)
         self.visual, self.real = current, real
+
+    def cropped(self, length: int, keep: Collection[str]) -> "GenerationState":
+        """The state of the same cache, cut to its first `length` tokens: another prompt that begins alike.
+
+        Args:
+            length: how many tokens are left.
+            keep: names of the methods whose findings about these tokens still hold.
+        """
+        state = GenerationState(self.visual_token_ids, side=self.side)
+        state.cache, state.length, state.unseen = self.cache, length, min(length, self.unseen)
+        state.visual, state.real = self.visual[:, :length], self.real[:, :length]
+        state.active, state._told_length = bool(state.visual.any()), length
+        state._memory = {key: kept for key, kept in self._memory.items() if key[0] in keep}
+        return state
 
     def rows(self, scope: RowScope, count: int) -> RowSelection | None:
         """The rows of the current queries (Q = `count`) that `scope` covers; None when there are none."""
         if scope not in self._rows:
             real = self.real[:, self.offset : self.offset + count]
-            wanted = wanted_rows(scope, self.visual, self.offset, count, self.prompt_length, real)
+            length = self.prompt_length if self.prompt is not None or not self.reading else None
+            wanted = wanted_rows(scope, self.visual, self.offset, count, length, real)
             self._rows[scope] = RowSelection.of(wanted)
         return self._rows[scope]
 
@@ -140,6 +194,10 @@ class GenerationState:
         if key not in self._row_masks:
             self._row_masks[key] = (rows, mask, rows.take_mask(mask))
         return self._row_masks[key][2]
+
+    def remembers(self, method: str) -> bool:
+        """Whether `method` has kept anything during this generation."""
+        return any(name == method and vars(kept) for (name, _), kept in self._memory.items())
 
     def memory(self, method: str, layer: int) -> SimpleNamespace:
         """What `method` keeps for `layer` during this generation."""

@@ -1,14 +1,19 @@
 """Methods as rows: for the command line, the README's table, the demo and the tests."""
 
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
+from vlm_guard.families.profiles import settings_by_model
 from vlm_guard.method.base import Method
 from vlm_guard.method.registry import method_class, method_names
 
 
 def describe_class(cls: type[Method]) -> dict[str, Any]:
-    """Name, summary, paper, stations, needs, whether its decode steps compile, and options of a method, JSON-able."""
+    """A method as a JSON-able row.
+
+    Beside its name, summary, paper, stations, needs and whether its decode steps compile: its options, and the settings
+    that profiles have for single models, which `wrap` takes for options that are not given.
+    """
     return {
         "name": cls.name,
         "title": cls.title,
@@ -18,6 +23,7 @@ def describe_class(cls: type[Method]) -> dict[str, Any]:
         "needs": list(cls.needs),
         "compiles": cls.compiles,
         "options": [_describe_option(item) for item in fields(cls)],
+        "settings": [{"option": name} | asdict(setting) for name, setting in settings_by_model(cls.name)],
     }
 
 
@@ -34,9 +40,23 @@ def _describe_option(item: Any) -> dict[str, Any]:
         "default": item.default,
         "allowed": allowed,
         "neutral": details.get("neutral", ""),
+        "published": details.get("published", ""),
         "help": details.get("help", ""),
         "paper": details.get("paper", ""),
     }
+
+
+def settings_markdown() -> str:
+    """The table of settings that shipped profiles have for single models."""
+    lines = ["| method | profile | option | default | value | source | note |", "|---|---|---|---|---|---|---|"]
+    for name in method_names():
+        defaults = {item.name: item.default for item in fields(method_class(name))}
+        lines += [
+            f"| `{name}` | {setting.profile} | `{option}` | {defaults[option]} | {setting.value} | {setting.source} "
+            f"| {setting.note} |"
+            for option, setting in settings_by_model(name, shipped_only=True)
+        ]
+    return "\n".join(lines) + "\n"
 
 
 def methods_markdown() -> str:

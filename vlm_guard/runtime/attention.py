@@ -39,6 +39,10 @@ PREFIX = "vlm_guard_"
 # Calls with these arguments carry sparse or paged attention of their own, which an edit cannot reach.
 _FOREIGN_ARGUMENTS = ("indices", "block_indices", "cache")
 _WIDEST_FIRST: tuple[RowScope, ...] = ("all", "text", "answer")
+_OUTSIDE = (
+    "a part of a guarded model was called by itself, outside of model(...) and model.generate(...): the guard does not "
+    "know what it reads, and leaves its attention as it is"
+)
 
 
 def guarded_name(previous: str) -> str:
@@ -87,15 +91,20 @@ def guarded_attention(
     slot: LayerSlot | None = carried.get(SLOT)
     if slot is None or any(kwargs.get(name) is not None for name in _FOREIGN_ARGUMENTS):
         return call_previous(previous, module, query, key, value, attention_mask, **kwargs)
-    guard = slot.guard
-    if guard.step is not None:
-        return _attend_in_step(previous, slot, guard.step, module, query, key, value, attention_mask, kwargs)
+    reading = slot.guard.reading
+    if reading.step is not None:
+        return _attend_in_step(previous, slot, reading.step, module, query, key, value, attention_mask, kwargs)
     if torch.compiler.is_compiling():
         # Somebody else's graph: what a guard keeps in Python changes from pass to pass and must not be traced.
         return _guarded_attention_outside(previous, module, query, key, value, attention_mask, **kwargs)
-    groups = guard.row_groups
+    running = reading.current
+    if running is None:
+        if slot.processors:
+            reading.say(_OUTSIDE)
+        return call_previous(previous, module, query, key, value, attention_mask, **kwargs)
+    groups = running.groups
     if groups is None:
-        return _attend(previous, slot, guard.state, module, query, key, value, attention_mask, kwargs)
+        return _attend(previous, slot, running.state, module, query, key, value, attention_mask, kwargs)
     if not any(_acts(slot, group.state) for group in groups):
         return call_previous(previous, module, query, key, value, attention_mask, **kwargs)
     outputs = []
@@ -131,7 +140,7 @@ def _attend_in_step(
         own_key = None
         if step.position is not None:
             own_key = (step.position.to(value.device) - dropped).clamp_max(taken[1].shape[2] - 1)
-        context = _Context(slot, (), slot.guard.state, module, *taken, own_key=own_key)
+        context = _Context(slot, (), slot.guard.reading.last, module, *taken, own_key=own_key)
         outputs.append(_decode_with(context, previous, part.edit)[0])
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs), None
 
@@ -153,6 +162,8 @@ def _attend(
     processors = slot.of_side(state.side)
     if state.only is not None:
         processors = tuple(bound for bound in processors if bound.method.name == state.only)
+    if state.reading:
+        state.attended.add(slot.layer)
     context = _Context(slot, processors, state, module, query, key, value, mask, kwargs)
     # A pass in which only one method runs looks at the prompt beforehand: it belongs to no generated token.
     trace = _trace(slot, state)
@@ -179,7 +190,7 @@ def _acts(slot: LayerSlot, state: GenerationState | None) -> bool:
 
 def _trace(slot: LayerSlot, state: GenerationState) -> AttentionTrace | None:
     """What records the attention of these rows, if anything does."""
-    tracer = slot.guard.tracer
+    tracer = slot.guard.reading.tracer
     return None if tracer is None else tracer.of_side(state.side)
 
 
@@ -208,7 +219,8 @@ class _Context:
             if not wider and bound.method.rows != scope:
                 continue
             edit = bound.method.edit_attention(self.call(bound, rows))
-            if edit is not None:
+            edit = None if edit is None else edit.from_key(self.first_key)
+            if edit is not None and not edit.is_empty:
                 merged = edit if merged is None else merged.merge(edit)
         return merged
 

@@ -19,7 +19,7 @@ from vlm_guard.method.state import GenerationState, PromptTokens
 
 if TYPE_CHECKING:
     from vlm_guard.contrast.branch_inputs import BranchInputs
-    from vlm_guard.guard import Guard
+    from vlm_guard.runtime.reading import Reading
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -89,31 +89,29 @@ class BranchRows:
     """The branches of one generation, as the guard sees them.
 
     Args:
-        guard: whose states these are.
+        of: the reading of the guard whose branches these are.
         second_sign: whether the second branch is the negative or the positive one.
     """
 
-    def __init__(self, guard: "Guard", second_sign: Sign) -> None:
-        self.guard = guard
+    def __init__(self, of: "Reading", second_sign: Sign) -> None:
+        self.of = of
         self.signs: tuple[Sign, Sign] = (
             ("positive", "negative") if second_sign == "negative" else ("negative", "positive")
         )
+        self.cache: Any = None
         self.states: list[GenerationState | None] = [None, None]
         self.prompts: list[PromptTokens | None] = [None, None]
 
     @contextmanager
     def encoding(self) -> Iterator[None]:
         """Images encoded inside are the branch's own (noised ones); methods at the vision tower leave them alone."""
-        kept, self.guard.probing = self.guard.probing, True
-        try:
+        with self.of.probing():
             yield
-        finally:
-            self.guard.probing = kept
 
     @contextmanager
     def reading(self, index: int, part: "BranchInputs") -> Iterator[None]:
         """Forward passes inside read the prompt of branch `index`."""
-        token_ids = self.guard.target.architecture.visual_token_ids
+        token_ids = self.of.target.architecture.visual_token_ids
         prompt = self.prompts[index] = PromptTokens.of(part.input_ids, part.attention_mask, token_ids)
         cache = part.model_kwargs.get("past_key_values")
         if cache is not None and cache.get_seq_length():
@@ -126,20 +124,19 @@ class BranchRows:
     @contextmanager
     def stepping(self, index: int) -> Iterator[None]:
         """Forward passes inside go on with branch `index` alone."""
-        with self.guard.branch(self.signs[index], self.prompts[index], self.states[index]):
+        with self.of.branch(self.signs[index], self.prompts[index], self.states[index]) as call:
             yield
-            self.states[index] = self.guard.state
+            self.states[index] = call.state
 
     def merge(self, cache: Any, rows: int, length: int) -> None:
         """From now on every forward pass with `cache` has `rows` rows of each branch, after `length` tokens."""
-        self.guard.row_groups = tuple(
+        groups = tuple(
             RowGroup(first=index * rows, stop=(index + 1) * rows, shift=length - prompt.length, state=state)
             for index, (state, prompt) in enumerate(zip(self.states, self.prompts))
         )
-        self.guard.joint_cache = cache
+        self.cache = cache
+        self.of.join(cache, groups)
 
     def close(self) -> None:
         """The generation is over: what is left is the state of the positive branch."""
-        self.guard.row_groups = None
-        self.guard.joint_cache = None
-        self.guard.state = self.states[self.signs.index("positive")]
+        self.of.part(self.cache, self.states[self.signs.index("positive")])

@@ -21,6 +21,8 @@ from transformers.cache_utils import Cache, StaticLayer
 from vlm_guard.method.attention_calls import SLOT
 from vlm_guard.runtime.decode_step import DecodeStep, StepSequence
 from vlm_guard.runtime.graph_break import accepted
+from vlm_guard.runtime.installation import put_on
+from vlm_guard.runtime.reading import RunningPass
 
 if TYPE_CHECKING:
     from vlm_guard.guard import Guard
@@ -52,13 +54,11 @@ class CompiledDecode:
     def install(self, model: PreTrainedModel) -> list[Callable[[], Any]]:
         """Take over the model's compiled calls; returns what undoes it."""
         stock, given = model.get_compiled_call, model.__dict__.get("forward", _ABSENT)
-        undo: list[Callable[[], Any]] = [lambda: model.__dict__.pop("get_compiled_call")]
-        model.__dict__["get_compiled_call"] = functools.partial(self._get_compiled_call, model, stock)
+        undo = [put_on(model, "get_compiled_call", functools.partial(self._get_compiled_call, model, stock))]
         original = uncompiled(given)
         self._original = original or model.forward
         if original is not None:
-            model.__dict__["forward"] = self._dispatching(given, original)
-            undo.append(lambda: model.__dict__.__setitem__("forward", given))
+            undo.append(put_on(model, "forward", self._dispatching(given, original)))
         return undo
 
     def forget(self) -> None:
@@ -72,22 +72,26 @@ class CompiledDecode:
         self.asked = False
         self._sequences.clear()
 
-    def follows(self, cache: Any, input_ids: Tensor) -> bool:
-        """Whether a pass of `generate` is the next step of a known sequence, so that nothing has to be read.
+    def follows(self, running: RunningPass, cache: Any, input_ids: Tensor) -> bool:
+        """Whether the running pass is the next step of a known sequence, so that nothing has to be read.
 
         Asking a static cache for its length waits for the device; counting does not.
         """
         sequence = self._sequences.get(id(cache))
-        guard = self.guard
-        if sequence is None or input_ids.shape[1] != 1 or not sequence.continues(cache, guard.state, guard.row_groups):
+        if sequence is None or input_ids.shape[1] != 1:
+            return False
+        reading = self.guard.reading
+        if not sequence.continues(cache, reading.caches.get(cache), reading.joint(cache)):
             return False
         offset = sequence.offset + 1
         sequence.offset = offset
+        running.state, running.groups, running.findings = sequence.state, sequence.groups, reading.findings
+        reading.last = sequence.state
         if sequence.groups is None:
-            sequence.state.offset = offset
+            sequence.state.continue_with(offset)
         else:
             for group in sequence.groups:
-                group.state.offset = offset - group.shift
+                group.state.continue_with(offset - group.shift)
         return True
 
     # -- what transformers calls ------------------------------------------------------------------------------
@@ -136,32 +140,34 @@ class CompiledDecode:
 
     def _forward(self, compiled: Forward, original: Forward, *args: Any, **kwargs: Any) -> Any:
         """One forward pass, inside the model's hooks: compiled where it is a decode step."""
-        guard = self.guard
+        reading = self.guard.reading
         input_ids = kwargs.get("input_ids", args[0] if args else None)
         step = self._step(kwargs.get("past_key_values"), input_ids)
         if step is None:
             return original(*args, **kwargs)
-        guard.step = step
+        reading.step = step
         try:
             return compiled(*args, **kwargs)
         finally:
-            guard.step = None
+            reading.step = None
 
     def _step(self, cache: Any, input_ids: Any) -> DecodeStep | None:
         """The step that this forward pass is, or None when it has to run uncompiled."""
-        guard = self.guard
-        state, groups = guard.state, guard.row_groups
+        running, tracer = self.guard.reading.current, self.guard.reading.tracer
         one_token = isinstance(input_ids, Tensor) and input_ids.shape[1:] == (1,)
-        if state is None or state.reading or state.only is not None or not one_token or guard.tracer is not None:
+        if running is None or running.state is None or not one_token or tracer is not None:
+            return None
+        state, groups = running.state, running.groups
+        if state.reading or state.only is not None:
             return None
         offset = state.offset if groups is None else groups[0].state.offset + groups[0].shift
         sequence = self._sequences.get(id(cache))
         if sequence is None or not sequence.continues(cache, state, groups):
-            reason = self._why_not() or self._unfit_cache(cache)
+            reason = self._why_not() or self._unfit_cache(cache, groups is not None)
             if reason is not None:
                 self._warn(reason)
                 return None
-            sequence = self._sequences[id(cache)] = StepSequence(guard, cache, state, groups, offset)
+            sequence = self._sequences[id(cache)] = StepSequence(self.guard, cache, state, groups, offset)
         return sequence.at(offset)
 
     # -- what cannot be compiled ------------------------------------------------------------------------------
@@ -171,7 +177,7 @@ class CompiledDecode:
         names = [bound.method.name for bound in self.guard.methods if not bound.method.compiles]
         return f"{' and '.join(names)} cannot run in a compiled decode step" if names else None
 
-    def _unfit_cache(self, cache: Any) -> str | None:
+    def _unfit_cache(self, cache: Any, joint: bool) -> str | None:
         if not isinstance(cache, Cache) or isinstance(cache, DynamicCache) or not cache.is_compileable:
             return f"{type(cache).__name__} grows; only a static cache (cache_implementation='static') can be compiled"
         for entry in self.guard.target.architecture.layers:
@@ -182,7 +188,7 @@ class CompiledDecode:
             layer = cache.layers[index] if index is not None and index < len(cache.layers) else None
             if not isinstance(layer, StaticLayer) or not layer.is_initialized:
                 return f"layer {entry.index} keeps its keys in a {type(layer).__name__}, not in a static cache layer"
-            if layer.is_sliding and self.guard.row_groups is not None:
+            if layer.is_sliding and joint:
                 return "two branches do not share a compiled step in models with sliding layers"
         return None
 

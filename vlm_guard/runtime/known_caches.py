@@ -1,18 +1,13 @@
 """Caches that a guard has filled: what was learned about their tokens holds for as long as they live."""
 
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vlm_guard.method.state import GenerationState, PromptTokens
-
-if TYPE_CHECKING:
-    from vlm_guard.guard import Guard
 
 
 @dataclass(eq=False)
@@ -29,6 +24,10 @@ class KnownCaches:
         """From now on `cache` holds the tokens of `state`."""
         if cache is not None:
             self._states[cache] = state
+
+    def get(self, cache: Any) -> GenerationState | None:
+        """The state of a cache, if this guard has filled it."""
+        return None if cache is None else self._states.get(cache)
 
     def state_of(self, cache: Any) -> GenerationState:
         """The state of a filled cache.
@@ -47,35 +46,21 @@ class KnownCaches:
         """Forget all of them: without the guard they may be filled with anything."""
         self._states.clear()
 
-    def go_on(
-        self, cache: Any, prompt: PromptTokens | None, attention_mask: Any
-    ) -> tuple[GenerationState | None, PromptTokens | None]:
-        """The state that a `generate` call with this `past_key_values` goes on with, and its whole prompt.
+    def whole_prompt(self, cache: Any, prompt: PromptTokens | None, attention_mask: Any) -> PromptTokens | None:
+        """The whole prompt of a `generate` call with this `past_key_values`.
 
         Args:
             cache: `past_key_values` of the call, or None.
             prompt: its `input_ids`: the whole conversation, or only what is not in the cache yet.
             attention_mask: [B, T] of the whole conversation; the longer one tells transformers which of both it is.
         """
-        state = self._states.get(cache) if cache is not None else None
+        state = self.get(cache)
         if state is None or prompt is None or not int(cache.get_seq_length()):
-            return None, prompt
+            return prompt
         earlier = attention_mask.shape[-1] - prompt.length if isinstance(attention_mask, Tensor) else 0
-        if earlier > 0:
-            known = state.visual[:, :earlier].to(prompt.visual.device)
-            known = torch.nn.functional.pad(known, (0, earlier - known.shape[1]))
-            real = attention_mask.to(prompt.real.device).bool()
-            prompt = PromptTokens(visual=torch.cat((known, prompt.visual), 1), real=real)
-        state.prompt = prompt
-        return state, prompt
-
-
-@contextmanager
-def inside_generation(guard: "Guard") -> Iterator[None]:
-    """A `generate` call inside another one, of a model that drafts tokens for itself: the outer one then goes on."""
-    outer = None if guard._prompt is None else (guard.state, guard._prompt, guard._findings)
-    try:
-        yield
-    finally:
-        if outer is not None:
-            guard.state, guard._prompt, guard._findings = outer
+        if earlier <= 0:
+            return prompt
+        known = state.visual[:, :earlier].to(prompt.visual.device)
+        known = torch.nn.functional.pad(known, (0, earlier - known.shape[1]))
+        real = attention_mask.to(prompt.real.device).bool()
+        return PromptTokens(visual=torch.cat((known, prompt.visual), 1), real=real)

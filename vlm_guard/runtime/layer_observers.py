@@ -49,8 +49,10 @@ class LayerObservers:
     def _observe(
         self, layer: int, observers: list[BoundMethod], module: nn.Module, args: tuple, kwargs: dict[str, Any]
     ) -> None:
-        state = self.guard.state
-        if state is None or not state.reading or not state.active:
+        running = self.guard.reading.current
+        state = None if running is None else running.state
+        # Text in front of a picture is seen too: it may stay in a cache, and what is found there counts later.
+        if state is None or not state.reading:
             return
         hidden = args[0] if args else kwargs["hidden_states"]
         for bound in observers:

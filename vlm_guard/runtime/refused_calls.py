@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from vlm_guard.runtime.installation import put_on
+
 if TYPE_CHECKING:
     from vlm_guard.guard import Guard
 
@@ -67,5 +69,21 @@ def refuse_continuous_batching(model: PreTrainedModel) -> Callable[[], Any]:
         raise ValueError(_PAGED)
 
     # On the instance, as for `generate`: the class stays untouched.
-    model.__dict__["init_continuous_batching"] = refuse
-    return lambda: model.__dict__.pop("init_continuous_batching")
+    return put_on(model, "init_continuous_batching", refuse)
+
+
+def refuse_class_generate(guard: "Guard", model: PreTrainedModel) -> Callable[[], Any]:
+    """Refuse `type(model).generate(model, ...)`, which goes past the guarded `generate`; returns what undoes that."""
+    original = model._prepare_generation_config
+
+    def prepare(*args: Any, **kwargs: Any) -> Any:
+        # Asked for by every `generate`. Another thread's call holds the reading, so this waits for it.
+        with guard.reading.holding():
+            if not (guard.reading.is_generating or guard.reading.is_paused):
+                raise ValueError(
+                    f"{type(model).__name__}.generate was called past the guarded model's own generate, which would "
+                    "answer without the guard's prompt; call model.generate(...) of the model that was wrapped"
+                )
+        return original(*args, **kwargs)
+
+    return put_on(model, "_prepare_generation_config", prepare)

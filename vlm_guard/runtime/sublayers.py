@@ -95,7 +95,7 @@ def _edit_batch(guard: "Guard", method: str, sublayer: SublayerModule, edit: Edi
     parts = list(_states(guard, method))
     if not parts:
         return None
-    groups = guard.row_groups
+    groups = guard.reading.current.groups
     batch = parts[0][0].visual.shape[0] if groups is None else max(group.stop for group in groups)
     # Some mixtures of experts return their tokens in one row.
     shaped = output if output.dim() == 3 else output.view(batch, -1, output.shape[-1])
@@ -109,10 +109,13 @@ def _edit_batch(guard: "Guard", method: str, sublayer: SublayerModule, edit: Edi
 
 def _states(guard: "Guard", method: str) -> Iterator[tuple[GenerationState, slice]]:
     """The generations of this pass that are edited, and their batch rows."""
-    if guard.row_groups is None:
-        candidates = [(guard.state, slice(None))]
+    running = guard.reading.current
+    if running is None:
+        return
+    if running.groups is None:
+        candidates = [(running.state, slice(None))]
     else:
-        candidates = [(group.state, slice(group.first, group.stop)) for group in guard.row_groups]
+        candidates = [(group.state, slice(group.first, group.stop)) for group in running.groups]
     for state, rows in candidates:
         if state is not None and state.active and state.side == "positive" and state.only in (None, method):
             yield state, rows

@@ -7,10 +7,12 @@ Station: logits; z' = (1 + strength) z - strength z(disturbed), kept where z >= 
 
 Five disturbances are shipped under names that say what they do; the released code evaluates five of this kind and does
 not record which one a table row used, so the wording here is ours and the default is the confused detector, the
-paper's example. The release replaces LLaVA's system message. `generate` gets token ids, so the disturbance is
-inserted into them: with `place="start"` behind the leading BOS token, which is where LLaVA's system message stands;
-with "user" directly in front of the first image and its start marker. "auto" takes "start" for a prompt that begins
-with BOS and an ordinary token, and "user" for chat formats that open with role markers.
+paper's example. The release puts it in the place of the system message, and so does the default, `place="system"`: the
+message is found by the processor's chat template, or in front of "USER:" in plain prompts; a prompt without one gets
+it where one would stand. The other places insert it into the prompt and leave what is there: "start" behind the leading
+BOS token; "user" directly in front of the first image and its start marker; "auto" takes "start" for a prompt that
+begins with BOS and an ordinary token, and "user" for chat formats that open with role markers. "system" falls back to
+"auto" where the format knows no system message.
 The picture is encoded once.
 """
 
@@ -18,10 +20,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
-from vlm_guard.method import Branch, ContrastCall, Method, contrast_logits, option, register
-from vlm_guard.method.branch_prompt import first_visual, image_markers
+from vlm_guard.method import Branch, ContrastCall, ContrastMethod, option, plausibility_option, register
+from vlm_guard.method.branch_prompt import INSERTED, first_visual, image_markers
+from vlm_guard.methods.icd.system_message import system_format, with_system_message
 
 DISTURBANCES = {
     "confused": "You are a confused object detector. You give a fuzzy overview or impression of the image.",
@@ -37,7 +38,7 @@ DISTURBANCES = {
 
 @register("icd")
 @dataclass(frozen=True, kw_only=True)
-class ICD(Method):
+class ICD(ContrastMethod):
     """Move away from what the model says under a disturbing instruction."""
 
     title = "ICD"
@@ -45,9 +46,7 @@ class ICD(Method):
         "Mitigating Hallucinations in Large Vision-Language Models with Instruction Contrastive Decoding, "
         "Findings of ACL 2024, arXiv 2403.18715"
     )
-    stations = ("logits",)
     needs = ("processor", "second branch")
-    compiles = True
 
     strength: float = option(
         1.0,
@@ -56,40 +55,38 @@ class ICD(Method):
         neutral=0.0,
         paper="alpha = 1",
     )
-    plausibility: float = option(
-        0.1,
-        help="tokens less than this times as probable as the best are ruled out",
-        range=(0.0, 1.0),
-        neutral=0.0,
-        tried=(0.5, 0.7),
-        paper="beta = 0.1",
-    )
+    plausibility: float = plausibility_option("beta = 0.1")
     disturbance: str = option(
         "confused", help="which disturbing instruction to read", choices=tuple(DISTURBANCES), paper="five in the code"
     )
     text: str = option("", help="an instruction of your own in place of the named one")
-    place: str = option("auto", help="where the instruction is inserted", choices=("auto", "start", "user"))
-
-    def contrasts(self) -> bool:
-        """Strength 0 switches the second branch off."""
-        return self.strength > 0
+    place: str = option(
+        "system",
+        help="in place of the system message, or inserted: behind BOS, before the image, or as the format suggests",
+        choices=("system", "start", "user", "auto"),
+        paper="in place of the system message in the released code",
+    )
 
     def contrast_branch(self, call: ContrastCall) -> Branch:
         """The same picture and question behind a disturbing instruction."""
         tokenizer = call.tokenizer
         words = self.text or DISTURBANCES[self.disturbance]
         tokens = tokenizer.encode(words + " ", add_special_tokens=False)
-        markers = image_markers(call.model, call.processor)
+        markers, visual = image_markers(call.model, call.processor), call.prompt.visual_token_ids
+        form = system_format(call.processor) if self.place == "system" else None
 
-        def find(ids: list[int]) -> int:
-            return self._position(ids, tokenizer, call.prompt.visual_token_ids, markers)
+        def disturb(ids: list[int], places: list[int]) -> tuple[list[int], list[int]]:
+            if self.place == "system":
+                image = first_visual(ids, visual, markers)
+                stop = len(ids) if image is None else image
+                replaced = with_system_message(ids, places, stop, words, tokenizer, form)
+                if replaced is not None:
+                    return replaced
+            at = self._position(ids, tokenizer, visual, markers)
+            return ids[:at] + tokens + ids[at:], places[:at] + [INSERTED] * len(tokens) + places[at:]
 
-        prompt = call.prompt.with_inserted(tokens, find)
+        prompt = call.prompt.edited(disturb)
         return Branch(prompt=prompt, images="same", active=prompt.changed)
-
-    def combine_logits(self, positive: Tensor, negative: Tensor, step: int) -> Tensor:
-        """(1 + strength) positive - strength negative, on plausible tokens."""
-        return contrast_logits(positive, negative, self.strength, self.plausibility)
 
     def _position(
         self, ids: Sequence[int], tokenizer: Any, visual_token_ids: tuple[int, ...], markers: frozenset[int]
@@ -97,7 +94,7 @@ class ICD(Method):
         special = set(tokenizer.all_special_ids)
         has_bos = bool(ids) and ids[0] == tokenizer.bos_token_id
         place = self.place
-        if place == "auto":
+        if place in ("auto", "system"):
             # A prompt that has BOS and then words has no role markers that an instruction could break.
             plain = has_bos and len(ids) > 1 and (ids[1] not in special or ids[1] in visual_token_ids)
             place = "start" if plain else "user"
