@@ -45,6 +45,23 @@ class Sample:
     variant: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class SweepRule:
+    """By which of a task's metrics a method's strength is chosen.
+
+    Attributes:
+        lower: the metric that is to become lower.
+        keep: the metric that this must not cost.
+        slack: how much of it may be lost, a fraction.
+        shown: the metrics that the sweep's file holds, the two among them.
+    """
+
+    lower: str
+    keep: str
+    slack: float
+    shown: tuple[str, ...]
+
+
 class Task(ABC):
     """A set of prompts with a score.
 
@@ -65,6 +82,7 @@ class Task(ABC):
         data_help: how to give such data, for people.
         Settings: the class of its settings.
         columns: the metrics that tables show, in order.
+        sweep: how `vlm-guard sweep` chooses a strength by this task; None where it cannot.
     """
 
     name: ClassVar[str]
@@ -76,6 +94,7 @@ class Task(ABC):
     data_help: ClassVar[str] = "scenes:SPLIT[:SEED] or coco:FOLDER"
     Settings: ClassVar[type[TaskSettings]] = TaskSettings
     columns: ClassVar[tuple[Column, ...]] = ()
+    sweep: ClassVar[SweepRule | None] = None
 
     def __init__(self, data: EvaluationData, settings: TaskSettings | None = None, seed: int = 0) -> None:
         self.data = data

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlm_guard.eval.tasks.base import Record, Sample, Task
+from vlm_guard.eval.tasks.base import Record, Sample, SweepRule, Task
 from vlm_guard.eval.tasks.chair.plots import plot_chair, plot_mention_order
 from vlm_guard.eval.tasks.chair.scoring import CaptionScore, ChairScorer, Mention, summarise
 from vlm_guard.eval.tasks.chair.settings import ChairSettings
@@ -74,6 +74,7 @@ class ChairTask(Task):
         Column(metric="mean_words", label="words", kind="length"),
         Column(metric="repetition", label="repeat ↓"),
     )
+    sweep = SweepRule(lower="chair_i", keep="recall", slack=0.005, shown=("chair_i", "chair_s", "recall", "mean_words"))
 
     def __init__(self, data: EvaluationData, settings: ChairSettings | None = None, seed: int = 0) -> None:
         super().__init__(data, settings, seed)
