@@ -2,9 +2,9 @@
 
 The main strength of a method is its first option with a neutral value. Tried are the default, and half and twice its
 distance from the neutral value, each with the default and the further values that other options of the method name as
-worth trying (a contrast's plausibility). A task says by which of its metrics to choose (`Task.sweep`): the setting that
-lowers one most among those that keep another, against the plain model; there may be none. Captions are asked: CHAIR_i is
-to be lower and recall to be kept.
+worth trying (a contrast's plausibility). A task says by which of its metrics to choose (`Task.sweep`): chosen is the
+setting that lowers one most among those that keep another, against the plain model; there may be none. Captions are
+asked, CHAIR_i is to be lower, recall to be kept.
 """
 
 import json
