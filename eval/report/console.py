@@ -128,7 +128,8 @@ def _metric_table(results: RunResults, columns: Sequence[Column]) -> Table:
         table.add_column(column.label, justify="right", overflow="fold")
     for method in results.methods:
         cells = [_value_cell(column.kind, method.estimates.get(column.metric)) for column in columns]
-        table.add_row(Text(method.shown_label, style="bold"), *cells)
+        missing = () if method.complete else ("\n", ("incomplete", "red"))
+        table.add_row(Text.assemble((method.label, "bold"), *missing), *cells)
         if method.difference_to_baseline:
             cells = [
                 _difference_cell(column.kind, method.difference_to_baseline.get(column.metric)) for column in columns
@@ -159,7 +160,7 @@ def _cost_table(methods: Sequence[MethodResult]) -> Table:
     for method in methods:
         counts = method.samples.values()
         table.add_row(
-            Text(method.shown_label, style="bold"),
+            Text(method.label, style="bold"),
             f"{method.cost.seconds:.1f}",
             f"{method.cost.tokens}",
             f"{method.cost.tokens_per_second:.0f}",
