@@ -8,14 +8,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vlm_guard.contrast.answer_attention import paired_attention
 from vlm_guard.contrast.branched_generate import contrast_arguments, only_contrast
 from vlm_guard.contrast.forward_pass import ContrastForward
-from vlm_guard.families.architecture import describe_architecture, unwrap
+from vlm_guard.families.architecture import Architecture, describe_architecture, unwrap
 from vlm_guard.families.layers import select_layers
 from vlm_guard.families.profiles import Profile, find_profile
 from vlm_guard.method.attention_calls import SLOT, BoundMethod, LayerSlot
 from vlm_guard.method.base import Method
 from vlm_guard.method.forward_call import InputsCall
+from vlm_guard.method.hooks import acts_before_logits
 from vlm_guard.method.registry import resolve_methods
 from vlm_guard.method.requirements import refuse_trace, refuse_unmet_needs
 from vlm_guard.method.state import GenerationState, PromptTokens
@@ -24,15 +26,17 @@ from vlm_guard.runtime.attention_switch import follow_attention, restore_attenti
 from vlm_guard.runtime.compiled_decode import CompiledDecode, refuse_compiled_parts
 from vlm_guard.runtime.forward_hooks import follow_forwards
 from vlm_guard.runtime.generate_arguments import generate_arguments
+from vlm_guard.runtime.hidden_edits import install_hidden_edits
 from vlm_guard.runtime.installation import Undo, put_on
 from vlm_guard.runtime.layer_observers import LayerObservers
 from vlm_guard.runtime.placement import Placement
 from vlm_guard.runtime.reading import Call, Reading
 from vlm_guard.runtime.refused_calls import refuse_class_generate, refuse_continuous_batching
 from vlm_guard.runtime.trace import AttentionTrace
+from vlm_guard.runtime.vision_hooks import install_vision
+from vlm_guard.self_check import check_unknown_family
 
 GUARD_ATTRIBUTE = "_vlm_guard"
-_READING_STATIONS = ("attach", "edit_inputs", "begin_forward")
 
 
 def wrap(
@@ -71,6 +75,7 @@ def wrap(
             f"or combine methods in one call, for example '{active}+vcd'"
         )
     methods = resolve_methods(method, options)
+    check_unknown_family(inner, methods, Guard)
     guard = Guard(model, processor, methods, profile=profile, attention_backend=attention_backend)
     guard.attach()
     return guard
@@ -101,6 +106,7 @@ class Guard(AbstractContextManager):
         *,
         profile: Profile | None = None,
         attention_backend: str | None = None,
+        architecture: Architecture | None = None,
     ) -> None:
         inner = unwrap(model)
         self.model = model
@@ -108,7 +114,7 @@ class Guard(AbstractContextManager):
         self.target = GuardTarget(
             model=inner,
             processor=processor,
-            architecture=describe_architecture(inner),
+            architecture=architecture or describe_architecture(inner),
             profile=profile or find_profile(inner.config),
         )
         profile = self.target.profile
@@ -163,6 +169,13 @@ class Guard(AbstractContextManager):
             finally:
                 if self._attached:
                     self._install_edits()
+
+    @contextmanager
+    def bare(self) -> Iterator["Guard"]:
+        """Inside, the model is as it was, under a guard without any method, for passes that are to be traced."""
+        with self.suspended(), Guard(self.target.model, self.target.processor, ()) as probe:
+            probe.attach()
+            yield probe
 
     @contextmanager
     def trace(self, layers: str = "all") -> Iterator[AttentionTrace]:
@@ -265,9 +278,7 @@ class Guard(AbstractContextManager):
     @property
     def _follows(self) -> bool:
         """Whether any method has to know about the model's calls."""
-        hooked = any(bound.method.overrides(name) for bound in self.methods for name in _READING_STATIONS)
-        edits = any(bound.method.edits_attention() for bound in self.methods)
-        return edits or hooked or bool(self.observers) or self.contrast is not None
+        return self.contrast is not None or any(acts_before_logits(bound.method) for bound in self.methods)
 
     def _install_following(self) -> None:
         """Follow every forward pass and `generate` call of the model."""
@@ -288,7 +299,9 @@ class Guard(AbstractContextManager):
         if self._follows:
             self._editing.add(*self.decoding.install(self.target.architecture.generator))
         for bound in self.methods:
-            self._editing.add(*bound.method.attach(self, bound.prepared))
+            if bound.method.overrides("edit_hidden"):
+                self._editing.add(*install_hidden_edits(self, bound))
+            self._editing.add(*install_vision(self, bound))
 
     def _install_slots(self, attention_methods: list[BoundMethod]) -> None:
         slots = []
@@ -342,6 +355,7 @@ class Guard(AbstractContextManager):
                 images=images,
                 findings=self.findings(bound.method.name),
                 prepared=bound.prepared,
+                paired_attention=functools.partial(paired_attention, self, bound.method),
             )
             inputs = bound.method.edit_inputs(call) or inputs
         return args, inputs

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class Decoding(BaseModel):
     """How tokens are chosen. Greedy by default; everything else of the checkpoint's generation settings stays."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     do_sample: bool = Field(
         False, description="Draw tokens at random. (default: greedy)", json_schema_extra={"flag": "--sample/--greedy"}

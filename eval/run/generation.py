@@ -15,6 +15,7 @@ from vlm_guard.eval.run.decoding import Decoding
 from vlm_guard.eval.run.prompting import PromptTemplate
 from vlm_guard.eval.tasks.base import Sample, Task
 from vlm_guard.families.architecture import inference_device
+from vlm_guard.untrusted.picture_reader import read_picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,21 +65,6 @@ class AnsweredBatch:
     memory_kind: str
 
 
-def read_image(path: Path) -> Image.Image:
-    """An image file as RGB, fully decoded.
-
-    Raises:
-        OSError: the file is missing, damaged or no image.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except OSError:
-        raise
-    except (SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises for damaged files
-        raise OSError(f"{path.name}: {error}") from error
-
-
 def prepare_batch(samples: Sequence[Sample], task: Task, template: PromptTemplate, processor: Any) -> PreparedBatch:
     """Read the pictures of a batch (each form of each once) and make the model's inputs."""
     pictures: dict[tuple[int, str], Image.Image] = {}
@@ -88,12 +74,10 @@ def prepare_batch(samples: Sequence[Sample], task: Task, template: PromptTemplat
         if place in pictures or place in reasons:
             continue
         try:
-            pictures[place] = task.picture(sample, read_image)
+            pictures[place] = task.picture(sample, read_picture)
         except OSError as error:
-            name = task.data.images[sample.image_id].name
-            reasons[place] = (
-                f"no file {name}" if isinstance(error, FileNotFoundError) else f"cannot read {name}: {error}"
-            )
+            missing = isinstance(error, FileNotFoundError)
+            reasons[place] = f"no file {task.data.images[sample.image_id].name}" if missing else str(error)
     readable = tuple(sample for sample in samples if (sample.image_id, sample.variant) in pictures)
     inputs = None
     if readable:

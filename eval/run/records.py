@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 
 from vlm_guard.eval.tasks.base import Record
+from vlm_guard.untrusted.json_files import parse_json, text_field
 from vlm_guard.whole_files import write_atomically
 
 KEY = "sample"
@@ -53,10 +54,9 @@ def scan_records(path: Path) -> RecordFile:
         found.lines += 1
         try:
             record = parse_line(line)
-            found.records[record[KEY]] = record
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-            found.damaged.append(f"{path} line {number} is damaged ({reason})")
+            found.records[text_field(record, KEY, "it")] = record
+        except ValueError as error:
+            found.damaged.append(f"{path} line {number} is damaged ({error})")
     return found
 
 
@@ -95,7 +95,7 @@ def parse_line(line: bytes) -> Record:
         line = line[: checked.start()] + b"}"
         if zlib.crc32(line) != int(checked.group(1), 16):
             raise ValueError("it was changed after it was written: its checksum is another")
-    record = json.loads(line)
+    record = parse_json(line.decode("utf-8"), "it")
     if not isinstance(record, dict):
         raise ValueError("it is no JSON object")
     if CHECKSUM in record:

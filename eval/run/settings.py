@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
 
 from vlm_guard.eval.run.decoding import Decoding
 from vlm_guard.eval.tasks.shared.registry import DEFAULT_TASKS, task_class, task_names
-from vlm_guard.eval.tasks.shared.settings import TaskSettings, flag_of, settings_with_flags
+from vlm_guard.eval.tasks.shared.settings import FilePath, TaskSettings, flag_of, settings_with_flags
+from vlm_guard.untrusted.printed_text import shown
+from vlm_guard.untrusted.yaml_files import read_yaml_mapping
 
 if TYPE_CHECKING:
     from vlm_guard.method.base import Method
+
+_PROBLEMS_SHOWN = 4
 
 
 def _field(default: Any, help: str, flag: str | None = None, **limits: Any) -> Any:
@@ -31,7 +35,7 @@ class RunSettings(BaseModel):
     by that flag's name beside the other settings (`parser: vcd`).
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     model: str = _field("builtin", "builtin, a folder or a Hugging Face id.")
     data: str = _field("scenes:common", "scenes:SPLIT[:SEED], coco:FOLDER, or what the task needs (vlm-guard tasks).")
@@ -50,7 +54,7 @@ class RunSettings(BaseModel):
     )
     count: int | None = _field(None, "Number of images.", ge=1)
     limit: int | None = _field(None, "Use at most this many of them.", ge=1)
-    image_list: Path | None = _field(None, "File with the image ids to use, in order.")
+    image_list: FilePath | None = _field(None, "File with the image ids to use, in order.")
     split: str | None = _field(None, "Of a COCO folder: val2014, val2017, ...")
     chair_mode: str = _field("pattern", "How objects are read from reference captions: pattern or wordnet.")
     template: str | None = _field(None, "Instead of the chat template: text with {image} and {prompt}.")
@@ -76,13 +80,14 @@ class RunSettings(BaseModel):
             return values
         rest = dict(values)
         given: dict[str, Any] = dict(rest.pop("task_settings", {}))
-        for task, name, flagged in _flagged_settings():
-            if flagged in rest:
-                given.setdefault(task, {})
-                given[task] = {**_as_mapping(given[task]), name: rest.pop(flagged)}
         for task in task_names():
             if task in rest:
-                given[task] = {**_as_mapping(rest.pop(task)), **_as_mapping(given.get(task, {}))}
+                given[task] = rest.pop(task)
+        for task, name, flagged in _flagged_settings():
+            if flagged in rest:
+                value, known = rest.pop(flagged), _as_mapping(given.get(task, {}))
+                # What is not settings is left as it is: the check below says so.
+                given[task] = {**known, name: value} if isinstance(known, Mapping) else known
         known = {task: task_class(task).Settings for task in given if task in task_names()}
         fields: dict[str, Any] = {task: (settings, settings()) for task, settings in known.items()}
         # A model with a field for each task, so that mistakes are reported by task and setting ("pope.per_image").
@@ -95,7 +100,7 @@ class RunSettings(BaseModel):
     def _known_tasks(cls, value: list[str]) -> list[str]:
         unknown = [name for name in value if name not in task_names()]
         if unknown or not value:
-            raise ValueError(f"tasks are {value}; allowed: {', '.join(task_names())}")
+            raise ValueError(f"tasks are {shown(value)}; allowed: {', '.join(task_names())}")
         return list(dict.fromkeys(value))
 
     def of_task(self, name: str) -> TaskSettings:
@@ -138,50 +143,55 @@ def read_settings(path: Path | None, flags: Mapping[str, Any]) -> RunSettings:
         FileNotFoundError: there is no such file.
         ValueError: the file is no YAML mapping, or a setting is unknown or out of range.
     """
-    content: dict[str, Any] = {}
-    if path is not None:
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no settings file {path}")
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is no valid YAML: {error}") from error
-        if not isinstance(content, dict):
-            raise ValueError(f"{path} must hold settings such as 'model: builtin', one a line")
-    for name, value in flags.items():
-        if value is None:
-            continue
-        target, parts = content, name.split(".")
-        for part in parts[:-1]:
-            target = target.setdefault(part, {})
-        if name == "options":
-            value = {**target.get("options", {}), **value}
-        target[parts[-1]] = value
+    content = {} if path is None else read_yaml_mapping(path)
+    given = {name: value for name, value in flags.items() if value is not None}
+    for name, value in given.items():
+        _put(content, name.split("."), value)
     _move_task_options(content)
     try:
         return RunSettings(**content)
     except ValidationError as error:
-        problems = []
-        for item in error.errors():
-            place = ".".join(map(str, item["loc"]))
-            problems.append(
-                f"{place}: {item['msg']}" + ("" if item["type"] == "missing" else f" (given {item['input']!r})")
-            )
-        raise ValueError("; ".join(problems) + _allowed(error)) from None
+        items = error.errors(include_url=False)
+        from_flags = all(".".join(map(str, item["loc"])).startswith(tuple(given) or "-") for item in items)
+        where = "" if path is None or from_flags else f"{path}: "
+        raise ValueError(where + "; ".join(_problems(items))) from None
 
 
-def _allowed(error: ValidationError) -> str:
-    """What may be set where something unknown was: in the run, or in a task."""
-    unknown = [item["loc"] for item in error.errors() if item["type"] == "extra_forbidden"]
-    texts = []
-    for place in dict.fromkeys(str(loc[0]) if len(loc) > 1 else "" for loc in unknown):
-        if place in task_names():
-            texts.append(f"; settings of {place}: {', '.join(task_class(place).Settings.model_fields)}")
+def _put(content: dict[str, Any], way: Sequence[str], value: Any) -> None:
+    """Put a flag's value into the settings; options of methods are added to those that are there."""
+    target: Any = content
+    for part in way[:-1]:
+        target = target.setdefault(part, {})
+        if not isinstance(target, dict):  # the file has a value where settings belong; the check says so
+            return
+    before = target.get(way[-1])
+    target[way[-1]] = {**before, **value} if isinstance(before, dict) and isinstance(value, dict) else value
+
+
+def _problems(items: Sequence[Any]) -> list[str]:
+    """What is wrong with the settings, one text for each of the first few."""
+    problems = []
+    for item in items[:_PROBLEMS_SHOWN]:
+        place = shown(".".join(map(str, item["loc"]))).strip("'\"")
+        if item["type"] == "extra_forbidden":
+            fields = _settings_at(item["loc"]).model_fields
+            near = difflib.get_close_matches(str(item["loc"][-1]), fields, n=1, cutoff=0.6)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            problems.append(f"{place}: there is no such setting{hint} (allowed settings: {', '.join(fields)})")
         else:
-            tasks = ", ".join(task_names())
-            names = ", ".join(name for name in RunSettings.model_fields if name != "task_settings")
-            texts.append(f"; allowed settings: {names}, and under their names those of the tasks {tasks}")
-    return "".join(texts)
+            given = "" if item["type"] == "missing" else f" (given {shown(item['input'])})"
+            problems.append(f"{place}: {item['msg']}{given}")
+    if len(items) > _PROBLEMS_SHOWN:
+        problems.append(f"and {len(items) - _PROBLEMS_SHOWN} more")
+    return problems
+
+
+def _settings_at(place: Sequence[int | str]) -> type[BaseModel]:
+    """The settings that an unknown one stands among: the run's, or a task's or the decoding's where it is nested."""
+    outer = str(place[0]) if len(place) > 1 else ""
+    if outer in task_names():
+        return task_class(outer).Settings
+    return Decoding if outer == "decoding" else RunSettings
 
 
 def _move_task_options(content: dict[str, Any]) -> None:
@@ -194,9 +204,9 @@ def _move_task_options(content: dict[str, Any]) -> None:
         task, _, setting = name.partition(".")
         if not setting:
             raise ValueError(f"--set {name}=...: say which setting of the task, for example {task}.max_new_tokens")
-        if not isinstance(content.setdefault(task, {}), dict):
-            raise ValueError(f"{task} must hold settings such as '{{max_new_tokens: 8}}', given {content[task]!r}")
-        content[task] = {**content[task], setting: options[name]}
+        if isinstance(content.setdefault(task, {}), dict):  # anything else is refused when the settings are checked
+            value = task_class(task).Settings.from_text(setting, options[name])
+            content[task] = {**content[task], setting: value}
     content["options"] = {name: value for name, value in options.items() if name not in tasks}
 
 
@@ -234,10 +244,10 @@ def parse_methods(texts: list[str], options: Mapping[str, Any]) -> list[MethodSp
     for name, value in options.items():
         if "." not in name:
             if len(named) != 1:
-                raise ValueError(f"option {name!r}: say which method it is for, for example 'var.{name}'")
+                raise ValueError(f"option {shown(name)}: say which method it is for, for example 'var.{name}'")
             name = f"{next(iter(named))}.{name}"
         if name.partition(".")[0] not in named:
-            raise ValueError(f"option {name!r} fits no method of this run ({', '.join(sorted(named)) or 'none'})")
+            raise ValueError(f"option {shown(name)} fits no method of this run ({', '.join(sorted(named)) or 'none'})")
         shared[name] = value
     specs = []
     for text, (names, written) in zip(texts, entries):

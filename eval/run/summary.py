@@ -92,9 +92,10 @@ class MethodRecords:
     def differences_to(self, baseline: "MethodRecords", resamples: int) -> dict[str, Difference]:
         """Every metric's paired difference to a baseline, on the images both answered."""
         found = {}
-        for task, metrics in self.metrics().items():
+        for task in self.tasks:
             if task not in baseline.answered:
                 continue
+            metrics = task_class(task).comparable_metrics(baseline.answered[task], self.answered[task])
             pairs = differences(
                 baseline.image_counts(task), self.image_counts(task), metrics, resamples, BOOTSTRAP_SEED
             )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from vlm_guard.eval.tasks.shared.received import Received
 from vlm_guard.eval.tasks.shared.settings import TaskSettings
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ class Task(ABC):
         data_kinds: the kinds of `--data` it can be asked about.
         data_help: how to give such data, for people.
         Settings: the class of its settings.
+        Score: what the `score` of a record must hold before it is used; files of runs may come from anybody.
+        Described: what `describe` gave, as a results.json must hold it.
         columns: the metrics that tables show, in order.
         sweep: how `vlm-guard sweep` chooses a strength by this task; None where it cannot.
     """
@@ -93,6 +96,8 @@ class Task(ABC):
     data_kinds: ClassVar[tuple[str, ...]] = ("scenes", "coco")
     data_help: ClassVar[str] = "scenes:SPLIT[:SEED] or coco:FOLDER"
     Settings: ClassVar[type[TaskSettings]] = TaskSettings
+    Score: ClassVar[type[Received]] = Received
+    Described: ClassVar[type[Received]] = Received
     columns: ClassVar[tuple[Column, ...]] = ()
     sweep: ClassVar[SweepRule | None] = None
 
@@ -149,6 +154,12 @@ class Task(ABC):
     @abstractmethod
     def metrics(cls, records: Sequence[Record]) -> tuple[Metric, ...]:
         """The numbers that these answered records give."""
+
+    @classmethod
+    def comparable_metrics(cls, first: Sequence[Record], second: Sequence[Record]) -> tuple[Metric, ...]:
+        """The metrics that both sets of records give, for differences."""
+        names = {metric.name for metric in cls.metrics(first)}
+        return tuple(metric for metric in cls.metrics(second) if metric.name in names)
 
     @classmethod
     def image_counts(cls, records: Sequence[Record]) -> dict[str, float]:

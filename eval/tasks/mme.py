@@ -16,6 +16,7 @@ from vlm_guard.eval.data.datasets import EvaluationData, hash_file, hash_lines
 from vlm_guard.eval.tasks.base import Record, Sample, Task
 from vlm_guard.eval.tasks.shared.metric import Better, Column, Counts, Metric, share
 from vlm_guard.eval.tasks.shared.own_data import folder_of, question_data
+from vlm_guard.eval.tasks.shared.received import Name, Received
 from vlm_guard.eval.tasks.shared.registry import register_task
 from vlm_guard.eval.tasks.shared.settings import TaskSettings, setting
 
@@ -183,6 +184,20 @@ class MmeSettings(TaskSettings):
     subtasks: list[str] = setting(list(HALLUCINATION_SUBTASKS), "Subtasks, by the names of their folders.")
 
 
+class MmeScoreReceived(Received):
+    """The score of an answered question."""
+
+    answer: Literal["yes", "no", "other"]
+    label: Literal["yes", "no"]
+    subtask: Name
+
+
+class MmeDescribed(Received):
+    """Which subtasks were asked."""
+
+    subtasks: list[str]
+
+
 @register_task("mme")
 class MmeTask(Task):
     """MME's yes/no questions about the pictures of its release."""
@@ -194,6 +209,8 @@ class MmeTask(Task):
     data_kinds = ("mme",)
     data_help = "mme:FOLDER, MME's release: a folder with pictures and question files for each subtask"
     Settings = MmeSettings
+    Score = MmeScoreReceived
+    Described = MmeDescribed
     columns = (
         Column(metric="mme.total", label="MME total ↑"),
         *(Column(metric=f"mme.{name}.score", label=f"{name} ↑") for name in HALLUCINATION_SUBTASKS),

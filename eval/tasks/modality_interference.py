@@ -24,6 +24,7 @@ from vlm_guard.eval.tasks.base import Record, Sample, Task
 from vlm_guard.eval.tasks.shared.metric import Better, Column, Counts, Metric, share
 from vlm_guard.eval.tasks.shared.multiple_choice import read_choices
 from vlm_guard.eval.tasks.shared.own_data import question_data
+from vlm_guard.eval.tasks.shared.received import Name, Received
 from vlm_guard.eval.tasks.shared.registry import register_task
 from vlm_guard.eval.tasks.shared.settings import TaskSettings, setting
 
@@ -210,6 +211,15 @@ class InterferenceSettings(TaskSettings):
     suffix: str = setting("", "Text after the options, such as an instruction to answer with a letter.")
 
 
+class InterferenceScoreReceived(Received):
+    """The score of an answered question."""
+
+    answer: str
+    label: str
+    decided_by: Name
+    perturbation: Name
+
+
 @register_task("modality_interference")
 class InterferenceTask(Task):
     """The questions of a file as they are and under every perturbation that fits what decides them."""
@@ -221,6 +231,7 @@ class InterferenceTask(Task):
     data_kinds = ("mc",)
     data_help = "mc:FILE, a JSONL of question, options, answer and image"
     Settings = InterferenceSettings
+    Score = InterferenceScoreReceived
     columns = (
         Column(metric="interference.drop", label="mean drop ↓"),
         *(Column(metric=f"interference.{kind}.origin", label=f"{kind} as is ↑") for kind in _PERTURBATIONS),

@@ -131,7 +131,7 @@ def test_data_that_does_not_fit_is_refused_with_what_is_needed(task, sources, tm
         ("mme", ("--set", "mme.subtasks=existence,landmark"), "no question files for the subtask 'landmark'"),
         ("grid2matrix", ("--data", "grids:big"), "give rows and columns, 1 to 999 each, such as grids:4x6"),
         ("grid2matrix", ("--set", "grid2matrix.colours=99"), "grid2matrix.colours: Input should be less than"),
-        ("grid2matrix", ("--set", "grid2matrix.farben=3"), "settings of grid2matrix: max_new_tokens, colours"),
+        ("grid2matrix", ("--set", "grid2matrix.farben=3"), "grid2matrix.farben: there is no such setting"),
         ("grid2matrix", ("--set", "grid2matrix.layout=stripes"), "only one grid of the layout stripes"),
         ("grid2matrix", ("--set", "grid2matrix=3"), "say which setting of the task"),
         ("modality_interference", ("--data", "mc:/nowhere.jsonl"), "there is no file /nowhere.jsonl"),
@@ -252,9 +252,9 @@ def test_interference_shows_each_perturbation_in_the_picture_or_the_text(sources
         "full_white",
         "switched_image",
     }
-    from vlm_guard.eval.run.generation import read_image
+    from vlm_guard.untrusted.picture_reader import read_picture
 
-    shown = {key: task.picture(sample, read_image) for key, sample in samples.items()}
+    shown = {key: task.picture(sample, read_picture) for key, sample in samples.items()}
     assert shown["1/unrelated_text"].tobytes() == shown["1/origin"].tobytes()
     assert samples["1/unrelated_text"].prompt.endswith(samples["1/origin"].prompt)
     assert shown["2/full_black"].getcolors() == [(96 * 64, (0, 0, 0))]

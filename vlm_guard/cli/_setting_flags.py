@@ -66,13 +66,19 @@ def _help(field: FieldInfo) -> str:
 
 def _option_type(name: str, annotation: Any) -> Any:
     """The type of an option: the setting's own or None. Lists and mappings are repeated; tasks are one text."""
+    annotation = _bare(annotation)
     if get_origin(annotation) in (Union, types.UnionType):
-        annotation = next(part for part in get_args(annotation) if part is not type(None))
+        annotation = _bare(next(part for part in get_args(annotation) if part is not type(None)))
     if name == "tasks":
         return str | None
     if get_origin(annotation) is dict:
         return list[str] | None
     if get_origin(annotation) is list:
         (item,) = get_args(annotation)
-        return list[Path] | None if item is Path else list[str] | None
+        return list[Path] | None if _bare(item) is Path else list[str] | None
     return annotation | None
+
+
+def _bare(annotation: Any) -> Any:
+    """A type without what stands beside it in Annotated."""
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vlm_guard.eval.tasks.base import Record
-from vlm_guard.eval.tasks.shared.drawing import Drawn, arms, bars_note, entitle, make_figure, style
+from vlm_guard.eval.tasks.shared.drawing import Drawn, arms, bars_note, entitle, make_figure, plain, style
 from vlm_guard.eval.tasks.shared.metric import ratio
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def plot_chair(drawn: Drawn) -> Figure:
                 100 * up.value,
                 xerr=arms(across.value, across.low, across.high, scale),
                 yerr=arms(up.value, up.low, up.high, 100),
-                label=method.label,
+                label=plain(method.label),
                 capsize=3,
                 **style(place),
             )
@@ -85,7 +85,7 @@ def plot_mention_order(drawn: Drawn) -> Figure:
         positions = np.arange(1, table.shape[1] + 1)[known]
         low, high = _band(table, level, drawn.results.statistics.get("seed", 0))
         look = style(place)
-        axes.plot(positions, 100 * ratio(total[:, 0], total[:, 1])[known], label=method.label, **look)
+        axes.plot(positions, 100 * ratio(total[:, 0], total[:, 1])[known], label=plain(method.label), **look)
         axes.fill_between(positions, low[known], high[known], color=look["color"], alpha=0.12, linewidth=0)
     if not shown:
         raise ValueError("these runs have no captions (task chair) to plot")

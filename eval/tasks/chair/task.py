@@ -9,6 +9,7 @@ import numpy as np
 
 from vlm_guard.eval.tasks.base import Record, Sample, SweepRule, Task
 from vlm_guard.eval.tasks.chair.plots import plot_chair, plot_mention_order
+from vlm_guard.eval.tasks.chair.received import ChairDescribed, ChairScoreReceived
 from vlm_guard.eval.tasks.chair.scoring import CaptionScore, ChairScorer, Mention, summarise
 from vlm_guard.eval.tasks.chair.settings import ChairSettings
 from vlm_guard.eval.tasks.shared.metric import Column, Counts, Metric, harmonic, ratio, share
@@ -66,6 +67,8 @@ class ChairTask(Task):
     source = "Object Hallucination in Image Captioning, EMNLP 2018, arXiv 1809.02156"
     table_title = "captions"
     Settings = ChairSettings
+    Score = ChairScoreReceived
+    Described = ChairDescribed
     columns = (
         Column(metric="chair_i", label="CHAIR_i ↓"),
         Column(metric="chair_s", label="CHAIR_s ↓"),

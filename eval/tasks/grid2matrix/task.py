@@ -7,9 +7,10 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from vlm_guard.eval.scenes.dataset import cache_folder
 from vlm_guard.eval.tasks.base import Record, Sample, Task
@@ -23,9 +24,10 @@ from vlm_guard.eval.tasks.grid2matrix.grids import (
     make_grid,
     parse_grid,
 )
-from vlm_guard.eval.tasks.shared.drawing import Drawn, entitle, make_figure
+from vlm_guard.eval.tasks.shared.drawing import Drawn, entitle, make_figure, plain
 from vlm_guard.eval.tasks.shared.metric import Better, Column, Metric, share
 from vlm_guard.eval.tasks.shared.own_data import question_data
+from vlm_guard.eval.tasks.shared.received import Count, Received
 from vlm_guard.eval.tasks.shared.registry import register_task
 from vlm_guard.eval.tasks.shared.settings import TaskSettings, setting
 
@@ -47,6 +49,21 @@ class GridSettings(TaskSettings):
     first_seed: int = setting(0, "Seed of the first random grid; the next ones follow.", ge=0)
 
 
+class GridScoreReceived(Received):
+    """The score of an answered grid."""
+
+    right: Annotated[list[Annotated[str, Field(pattern="^[01]+$")]], Field(min_length=1)]
+    parsed: bool
+    same_shape: bool
+
+
+class GridDescribed(Received):
+    """Which grids were drawn."""
+
+    layout: str
+    colours: Count
+
+
 @register_task("grid2matrix")
 class GridTask(Task):
     """Grids of coloured cells to be written down as numbers, all of one shape in a run."""
@@ -58,6 +75,8 @@ class GridTask(Task):
     data_kinds = ("grids",)
     data_help = "grids:ROWSxCOLUMNS, such as grids:4x6; the pictures are drawn, --count says how many"
     Settings = GridSettings
+    Score = GridScoreReceived
+    Described = GridDescribed
     columns = (
         Column(metric="grid2matrix.cell_accuracy", label="cells ↑"),
         Column(metric="grid2matrix.exact_match", label="whole grids ↑"),
@@ -212,7 +231,7 @@ def plot_map(drawn: Drawn) -> Figure:
     figure, panels = make_figure(len(maps))
     for axes, (label, shares) in zip(panels, maps.items()):
         shown = axes.imshow(100 * shares, vmin=0, vmax=100, cmap="viridis")
-        axes.set_title(label, fontsize=9)
+        axes.set_title(plain(label), fontsize=9)
     figure.colorbar(shown, ax=list(panels), label="right in %")
     entitle(figure, drawn.results, "share of grids with this cell right")
     return figure

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vlm_guard.eval.tasks.shared.drawing import Drawn, arms, bars_note, entitle, make_figure, style
+from vlm_guard.eval.tasks.shared.drawing import Drawn, arms, bars_note, entitle, make_figure, plain, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,10 +19,11 @@ def plot_pope(drawn: Drawn) -> Figure:
         ValueError: no method has yes/no answers.
     """
     results = drawn.results
-    methods = [method for method in results.methods if method.pope]
+    methods = [method for method in results.methods if "pope.mean.f1" in method.estimates]
     if not methods:
         raise ValueError("these runs have no yes/no answers (task pope) to plot")
-    strategies = list((methods[0].pope or {})["strategies"])
+    names = [name.split(".") for method in methods for name in method.estimates if name.startswith("pope.")]
+    strategies = [name for name in dict.fromkeys(parts[1] for parts in names) if name != "mean"]
     figure, panels = make_figure(2)
     for axes, rate, label in zip(panels, ("f1", "yes_ratio"), ("F1 in %", "answered yes in %")):
         for place, method in enumerate(methods):
@@ -33,7 +34,7 @@ def plot_pope(drawn: Drawn) -> Figure:
                 [position + offset for position, _ in known],
                 [100 * item.value for _, item in known],
                 yerr=np.hstack([arms(item.value, item.low, item.high, 100) for _, item in known]),
-                label=method.label,
+                label=plain(method.label),
                 capsize=3,
                 **style(place),
             )

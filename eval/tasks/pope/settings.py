@@ -1,8 +1,6 @@
 """The settings of POPE in a run; nothing heavy is imported here, since the command line reads it for its options."""
 
-from pathlib import Path
-
-from vlm_guard.eval.tasks.shared.settings import TaskSettings, setting
+from vlm_guard.eval.tasks.shared.settings import FilePath, TaskSettings, setting
 
 STRATEGIES = ("random", "popular", "adversarial")
 
@@ -19,4 +17,6 @@ class PopeSettings(TaskSettings):
     suffix: str = setting("none", "After POPE's questions: none, one_word, short_phrase.", flag="--suffix")
     parser: str = setting("strict", "How POPE's answers are read: strict, pope, opera, vcd.", flag="--parser")
     max_new_tokens: int = setting(10, "Token limit of POPE's answers.", flag="--pope-max-new-tokens", ge=1)
-    questions: list[Path] = setting([], "Published POPE question files instead of built questions.", flag="--questions")
+    questions: list[FilePath] = setting(
+        [], "Published POPE question files instead of built questions.", flag="--questions"
+    )

@@ -13,6 +13,7 @@ from vlm_guard.eval.tasks.base import Record, Sample, Task
 from vlm_guard.eval.tasks.pope.parsers import PARSERS, parse_answer
 from vlm_guard.eval.tasks.pope.plots import plot_pope
 from vlm_guard.eval.tasks.pope.questions import PopeQuestion, build_questions, read_questions, with_suffix
+from vlm_guard.eval.tasks.pope.received import PopeDescribed, PopeScoreReceived
 from vlm_guard.eval.tasks.pope.scoring import PopeSummary, score_predictions
 from vlm_guard.eval.tasks.pope.settings import STRATEGIES, PopeSettings
 from vlm_guard.eval.tasks.shared.metric import Better, Column, Counts, Metric, harmonic, ratio
@@ -39,6 +40,8 @@ class PopeTask(Task):
     source = "Evaluating Object Hallucination in Large Vision-Language Models, EMNLP 2023, arXiv 2305.10355"
     table_title = "yes/no"
     Settings = PopeSettings
+    Score = PopeScoreReceived
+    Described = PopeDescribed
     columns = (
         Column(metric="pope.mean.accuracy", label="POPE acc ↑"),
         Column(metric="pope.mean.f1", label="POPE F1 ↑"),
@@ -125,6 +128,12 @@ class PopeTask(Task):
     def metrics(cls, records: Sequence[Record]) -> tuple[Metric, ...]:
         """Every rate of every strategy in these records, and their plain means."""
         return pope_metrics(strategies_of(records))
+
+    @classmethod
+    def comparable_metrics(cls, first: Sequence[Record], second: Sequence[Record]) -> tuple[Metric, ...]:
+        """Those of the strategies that both have: one whose pictures could not be read has no difference."""
+        known = strategies_of(first)
+        return pope_metrics([name for name in strategies_of(second) if name in known])
 
     @classmethod
     def summarise(cls, records: Sequence[Record], described: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vlm_guard.untrusted.printed_text import one_line
+
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
@@ -50,6 +52,11 @@ def make_figure(panels: int) -> tuple[Figure, np.ndarray]:
     return figure, figure.subplots(1, panels, squeeze=False)[0]
 
 
+def plain(text: str) -> str:
+    """Text as it stands: matplotlib would set what is between dollar signs as a formula."""
+    return one_line(text).replace("$", "\\$")
+
+
 def arms(value: float, low: float, high: float, scale: float) -> list[list[float]]:
     """The lengths of an error bar, as matplotlib takes them, of an interval around a value."""
     return [[max(0.0, scale * (value - low))], [max(0.0, scale * (high - value))]]
@@ -58,7 +65,8 @@ def arms(value: float, low: float, high: float, scale: float) -> list[list[float
 def entitle(figure: Figure, results: RunResults, note: str) -> None:
     """Write above a figure what was measured."""
     data = results.data
-    figure.suptitle(f"{results.model['name']} on {data['name']}, {data['images']} images\n{note}", fontsize=9)
+    title = plain(f"{results.model['name']} on {data['name']}, {data['images']} images")
+    figure.suptitle(f"{title}\n{note}", fontsize=9)
 
 
 def bars_note(results: RunResults) -> str:

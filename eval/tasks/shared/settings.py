@@ -10,10 +10,13 @@ import types
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
+
+FilePath = Annotated[Path, Field(strict=False)]
+"""A path, also as the text that a settings file holds."""
 
 
 def setting(default: Any, help: str, *, flag: str | None = None, **limits: Any) -> Any:
@@ -38,22 +41,25 @@ def flag_of(field: FieldInfo) -> str | None:
 class TaskSettings(BaseModel):
     """Settings that every task has. A task with more of them, or another limit, derives a class of its own."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     max_new_tokens: int = setting(64, "Token limit of an answer.", ge=1)
 
-    @model_validator(mode="before")
     @classmethod
-    def _lists_from_text(cls, values: Any) -> Any:
-        """A list may be given as text with commas, since the command line has only text."""
-        if not isinstance(values, Mapping):
-            return values
-        return {
-            name: [part.strip() for part in value.split(",") if part.strip()]
-            if isinstance(value, str) and name in cls.model_fields and holds_list(cls.model_fields[name].annotation)
-            else value
-            for name, value in values.items()
-        }
+    def from_text(cls, name: str, value: Any) -> Any:
+        """The value of a setting given as text, in the setting's type; the text as it is where it does not fit one.
+
+        A list is given with commas between its items.
+        """
+        field = cls.model_fields.get(name)
+        if field is None or not isinstance(value, str):
+            return value
+        if holds_list(field.annotation):
+            return [part.strip() for part in value.split(",") if part.strip()]
+        try:
+            return TypeAdapter(field.annotation).validate_strings(value)
+        except ValidationError:
+            return value
 
 
 def holds_list(annotation: Any) -> bool:
