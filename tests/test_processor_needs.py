@@ -16,8 +16,9 @@ from vlm_guard.families.table import model_rows
 TESTED = [row["model_type"] for row in model_rows() if row["status"].startswith("tested")]
 # Written down from the processors' own sources, so that a change in transformers or here is noticed.
 VIDEO = {"glm4v", "instructblipvideo", "internvl", "llava_onevision", "molmo2", "qwen2_vl", "qwen2_5_vl", "qwen3_5"}
-VIDEO |= {"qwen3_vl", "qwen3_vl_moe", "smolvlm", "video_llava"}
-OTHER_TORCHVISION = {"cohere2_vision", "llama4", "mistral3"}
+VIDEO |= {"qwen3_vl", "qwen3_vl_moe", "smolvlm", "video_llava", "gemma4", "glm46v", "glm4v_moe", "minicpmv4_6"}
+VIDEO |= {"minimax_m3_vl", "qwen3_5_moe", "video_llama_3"}
+OTHER_TORCHVISION = {"cohere2_vision", "lfm2_vl", "llama4", "mistral3"}
 
 
 def checkpoint(folder, model_type, files=("tokenizer.json", "tokenizer_config.json"), **configs):

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vlm_guard.families.layers import select_layers, select_layers_of
-from vlm_guard.method.state import GenerationState
+from vlm_guard.method import GenerationState, select_layers, select_layers_of
 from vlm_guard.methods.shared.question_tokens import (
     ContentWordFinder,
     answer_opening,

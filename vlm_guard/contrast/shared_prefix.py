@@ -14,14 +14,12 @@ from transformers import DynamicCache
 from vlm_guard.contrast.branch_cache import RoomyLayer
 from vlm_guard.contrast.branch_inputs import BranchInputs
 from vlm_guard.method.contrasting import Branch
+from vlm_guard.method.hooks import needs_whole_prompt
 from vlm_guard.method.visual_tokens import visual_mask, wanted_rows
 
 if TYPE_CHECKING:
     from vlm_guard.method.attention_calls import BoundMethod
     from vlm_guard.method.base import Sign
-
-# Stations whose effect reaches rows in front of the picture, or which must see a prompt from its first token on.
-_WHOLE_PROMPT = ("attach", "begin_forward", "observe_hidden")
 
 
 def common_prefix(first: BranchInputs, second: BranchInputs) -> int:
@@ -64,9 +62,7 @@ def shared_prefix(
         method = bound.method
         if method.edits_attention() and method.rows == "all":
             return 0
-        if any(method.overrides(name) for name in _WHOLE_PROMPT) and (
-            method.edited_branch == second_sign or method.overrides("attach") or method.overrides("begin_forward")
-        ):
+        if needs_whole_prompt(method, second_sign):
             return 0
     length = min(common_prefix(first, second), second.length - 1)
     visual = visual_mask(second.input_ids, visual_token_ids)

@@ -5,13 +5,13 @@ output over unlabelled prompts falls where the factor helps. It is a proxy: a wr
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import nn
 
-from vlm_guard.families.profiles import Fact
-from vlm_guard.guard import wrap
+from vlm_guard.method import Fact
 
 FACTORS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0)
 
@@ -39,19 +39,19 @@ def mean_output_entropy(model: nn.Module, prompts: Sequence[Mapping[str, Any]]) 
 def calibrate_zerotuning(
     model: nn.Module,
     prompts: Sequence[Mapping[str, Any]],
+    guarded: Callable[..., AbstractContextManager[Any]],
     *,
     factors: Sequence[float] = FACTORS,
     progress: Callable[[int, int], None] | None = None,
-    **options: Any,
 ) -> dict[str, Fact]:
     """The profile fact `zerotuning_factor`: the factor with the smallest mean output entropy.
 
     Args:
         model: an unguarded vision-language model.
         prompts: unlabelled prompts with images, for example yes/no questions.
+        guarded: a context in which the model is guarded by ZeroTuning with the given options.
         factors: the candidates; 1 among them means that changing nothing can win.
         progress: called with (finished, all) candidates.
-        **options: other options of ZeroTuning, such as layers.
 
     Raises:
         ValueError: no prompt or no candidate was given.
@@ -60,7 +60,7 @@ def calibrate_zerotuning(
         raise ValueError("calibrating ZeroTuning needs at least one candidate factor")
     entropies: dict[float, float] = {}
     for done, factor in enumerate(factors, 1):
-        with wrap(model, None, "zerotuning", factor=factor, **options):
+        with guarded(factor=factor):
             entropies[factor] = mean_output_entropy(model, prompts)
         if progress is not None:
             progress(done, len(factors))

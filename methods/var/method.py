@@ -26,15 +26,18 @@ from vlm_guard.kernels.attention_edit import TEXT_SINK, VISUAL_SINK, AttentionEd
 from vlm_guard.kernels.policies import MoveSinksToContent
 from vlm_guard.method import (
     AttentionCall,
+    Fact,
     Finding,
     FindingsCall,
     GuardTarget,
     HiddenCall,
     MarkedTokens,
+    MeasureCall,
     Method,
     option,
     register,
 )
+from vlm_guard.methods.var.sink_search import calibrate_sinks
 
 PUBLISHED_THRESHOLD = 20.0
 
@@ -54,6 +57,7 @@ class VAR(Method):
 
     title = "VAR"
     paper = "See What You Are Told: Visual Attention Sink in Large Multimodal Models, ICLR 2025, arXiv 2503.03321"
+    measurement = ("sinks", "attention sinks, for VAR")
     stations = ("hidden", "attention")
     needs = ("calibration",)
     rows = "text"
@@ -92,6 +96,11 @@ class VAR(Method):
         paper="D; published for LLaMA-2 7B and 13B in the released code",
     )
     layers: str = option("2-", help="decoder layers to edit", paper="2 to the last in the released code")
+
+    @classmethod
+    def measure(cls, call: MeasureCall) -> dict[str, Fact]:
+        """The dimensions in which the first token stands out, and the activation that makes a sink."""
+        return calibrate_sinks(call.model, call.descriptions, progress=call.progress)
 
     def prepare(self, target: GuardTarget) -> SinkRule:
         """The sink rule from the options, or from the model's profile.

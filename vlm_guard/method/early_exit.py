@@ -6,11 +6,15 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from vlm_guard.runtime.embedded_prompt import without_double_prompt
-
 
 class StopForward(Exception):
     """Raised inside a forward pass by whoever has seen enough; `run_until_stopped` catches it."""
+
+
+def without_double_prompt(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs of a forward pass without ids that are also given as embeddings: models take one of them."""
+    doubled = inputs.get("inputs_embeds") is not None
+    return {name: value for name, value in inputs.items() if not (doubled and name == "input_ids")}
 
 
 def run_until_stopped(model: PreTrainedModel, inputs: Mapping[str, Any]) -> None:

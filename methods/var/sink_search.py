@@ -1,6 +1,6 @@
-"""Measuring a model's profile from the model itself.
+"""Finding the sink dimensions of a model from the model itself.
 
-Sink dimensions: in many language models the first token carries massive activations in a few fixed dimensions of the
+In many language models the first token carries massive activations in a few fixed dimensions of the
 hidden state, and every other token that draws attention without content shows them in the same dimensions (VAR,
 arXiv 2503.03321). They are found here by what sets the first token apart from the ordinary ones.
 """
@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm_guard.families.architecture import describe_architecture, unwrap
-from vlm_guard.families.profiles import Fact, Profile, identity_of
+from vlm_guard.method import Fact, describe_architecture, unwrap
 
 # A dimension stands out when the first token carries this share of its squared norm there ...
 MIN_ENERGY_SHARE = 0.05
@@ -127,9 +126,3 @@ def calibrate_sinks(model: nn.Module, prompts: Sequence[Mapping[str, Any]], **op
             note=f"{THRESHOLD_SHARE:g} of the first token's activation, {reached:.2f}",
         ),
     }
-
-
-def new_profile(model: nn.Module, name: str, facts: dict[str, Fact], earlier: Profile | None = None) -> Profile:
-    """A profile for models of this family and size; what `earlier` knows beside `facts` stays."""
-    known, settings = ({}, {}) if earlier is None else (earlier.facts, earlier.settings)
-    return Profile(name=name, match=identity_of(unwrap(model).config), facts=known | facts, settings=settings)

@@ -21,10 +21,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vlm_guard.families.architecture import describe_architecture, unwrap
-from vlm_guard.families.profiles import Fact
-from vlm_guard.method.visual_tokens import visual_mask
-from vlm_guard.runtime.sublayers import SublayerModule, describe_sublayers, replace_output
+from vlm_guard.method import (
+    Fact,
+    LayerPart,
+    attending_parts,
+    describe_architecture,
+    replace_output,
+    unwrap,
+    visual_mask,
+)
 
 TokenClass = Literal["last", "visual", "text"]
 COMPONENTS = ("attention", "mlp", "hidden")
@@ -92,9 +97,9 @@ def causal_tracing(
     unknown = set(components) - set(COMPONENTS)
     if unknown or not samples:
         raise ValueError(f"causal tracing needs samples and components out of {', '.join(COMPONENTS)}; {unknown or ''}")
-    modules: list[SublayerModule] = list(describe_sublayers(architecture, "causal tracing"))
-    modules += [SublayerModule("hidden", entry.index, entry.layer) for entry in architecture.layers]
-    modules = [item for item in modules if item.kind in components]
+    modules = list(attending_parts(architecture, "causal tracing"))
+    modules += [LayerPart("residual", entry.index, entry.layer) for entry in architecture.layers]
+    modules = [item for item in modules if _component(item) in components]
     tokenizer = getattr(processor, "tokenizer", processor)
     run = partial(_probability, inner, torch.tensor(yes_tokens(tokenizer)))
     generator = torch.Generator().manual_seed(seed)
@@ -120,7 +125,7 @@ def causal_tracing(
         )
     rates = {kind: [0.0] * architecture.depth for kind in COMPONENTS}
     for item, total in zip(modules, totals.tolist()):
-        rates[item.kind][item.layer] = total / len(kept)
+        rates[_component(item)][item.layer] = total / len(kept)
     means = torch.tensor(kept).mean(0).tolist()
     return RecoveryRates(
         **{kind: tuple(values) for kind, values in rates.items()},
@@ -149,7 +154,7 @@ def calibrate_iri(
 
 
 def _probability(
-    model: nn.Module, yes: Tensor, inputs: Mapping[str, Any], edits: list[tuple[SublayerModule, Callable]]
+    model: nn.Module, yes: Tensor, inputs: Mapping[str, Any], edits: list[tuple[LayerPart, Callable]]
 ) -> float:
     """P("Yes") as the first answer token, with hooks on sub-layers."""
 
@@ -161,6 +166,11 @@ def _probability(
             stack.callback(item.module.register_forward_hook(partial(hook, edit)).remove)
         logits = model(**inputs, use_cache=False).logits[0, -1].float()
     return float(logits.softmax(-1)[yes.to(logits.device)].sum())
+
+
+def _component(part: LayerPart) -> str:
+    """The paper's word for a part: the residual stream behind a layer is its hidden state."""
+    return "hidden" if part.part == "residual" else part.part
 
 
 def _keep(outputs: dict[int, Tensor], number: int, output: Tensor) -> None:

@@ -17,17 +17,23 @@ model's profile, measured by `vlm-guard calibrate`, or from the options. Chosen 
 a target too is remembered as it was before its own injection. Cost: a few additions per layer and token.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from vlm_guard.guard import Guard
-from vlm_guard.method import GuardTarget, Method, option, register
-from vlm_guard.method.state import GenerationState
-from vlm_guard.runtime.sublayers import Sublayer, SublayerModule, describe_sublayers, edit_answer_rows
+from vlm_guard.method import (
+    Fact,
+    GuardTarget,
+    HiddenEditCall,
+    MeasureCall,
+    Method,
+    Part,
+    attending_parts,
+    option,
+    register,
+)
+from vlm_guard.methods.iri.causal_tracing import calibrate_iri
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +61,7 @@ class IRI(Method):
         "Causal Tracing of Object Representations in Large Vision Language Models: Mechanistic Interpretability and "
         "Hallucination Mitigation, AAAI 2026, arXiv 2511.05923"
     )
+    measurement = ("iri", "recovery rates by causal tracing, for IRI")
     stations = ("hidden",)
     needs = ("calibration",)
     cross_attention = "a learned gate stands between what such a layer's attention gives and what is added"
@@ -86,13 +93,18 @@ class IRI(Method):
         paper="RR of the last token; measured, not published",
     )
 
-    def prepare(self, target: GuardTarget) -> dict[Sublayer, Injection]:
+    @classmethod
+    def measure(cls, call: MeasureCall) -> dict[str, Fact]:
+        """The recovery rates of both kinds of sub-layer."""
+        return calibrate_iri(call.model, call.processor, call.questions, progress=call.progress)
+
+    def prepare(self, target: GuardTarget) -> dict[Part, Injection]:
         """Sources and targets of both kinds.
 
         Raises:
             ValueError: neither options nor profile know the recovery rates, or they are not one number per layer.
         """
-        given: dict[Sublayer, tuple[float, str]] = {
+        given: dict[Part, tuple[float, str]] = {
             "attention": (self.attention_strength, self.attention_rates),
             "mlp": (self.mlp_strength, self.mlp_rates),
         }
@@ -101,7 +113,7 @@ class IRI(Method):
             for kind, (strength, text) in given.items()
         }
 
-    def _rates(self, target: GuardTarget, kind: Sublayer, text: str) -> dict[int, float]:
+    def _rates(self, target: GuardTarget, kind: Part, text: str) -> dict[int, float]:
         depth, profile = target.architecture.depth, target.profile
         try:
             rates = [float(part) for part in text.split(",")] if text.strip() else None
@@ -116,20 +128,16 @@ class IRI(Method):
             )
         if len(rates) != depth:
             raise ValueError(f"iri: {kind}_rates has {len(rates)} numbers, the decoder has {depth} layers")
-        return {item.layer: rates[item.layer] for item in describe_sublayers(target.architecture, self.name)}
+        return {item.layer: rates[item.layer] for item in attending_parts(target.architecture, self.name)}
 
-    def attach(self, guard: Guard, prepared: dict[Sublayer, Injection]) -> list[Callable[[], Any]]:
-        """Hooks on the sub-layers that are sources or targets."""
+    def hidden_parts(self, target: GuardTarget, prepared: dict[Part, Injection]) -> dict[Part, list[int]]:
+        """The parts that are sources or targets."""
+        return {part: sorted({*plan.sources, *plan.targets}) for part, plan in prepared.items() if plan.strength > 0}
 
-        def concerned(item: SublayerModule) -> bool:
-            plan = prepared[item.kind]
-            return plan.strength > 0 and item.layer in {*plan.sources, *plan.targets}
-
-        def edit(kind: Sublayer, layer: int, rows: Tensor, state: GenerationState) -> Tensor | None:
-            return inject(prepared[kind], layer, rows, vars(state.memory(self.name, -1)).setdefault(kind, {}))
-
-        sublayers = describe_sublayers(guard.target.architecture, self.name)
-        return edit_answer_rows(guard, self.name, tuple(item for item in sublayers if concerned(item)), edit)
+    def edit_hidden(self, call: HiddenEditCall) -> Tensor | None:
+        """Remember a source, and inject those below into a target."""
+        seen = vars(call.shared).setdefault(call.part, {})
+        return inject(call.prepared[call.part], call.layer, call.hidden, seen)
 
 
 def inject(plan: Injection, layer: int, rows: Tensor, seen: dict[int, Tensor]) -> Tensor | None:
@@ -143,7 +151,11 @@ def inject(plan: Injection, layer: int, rows: Tensor, seen: dict[int, Tensor]) -
     if not below:
         return None
     wide = rows.to(torch.float32)
-    total = sum(plan.sources[source] * seen[source].to(device=rows.device, dtype=torch.float32) for source in below)
+    # A layer that shares an earlier one's keys may compute fewer rows than its sources: the last ones.
+    count = rows.shape[1]
+    total = sum(
+        plan.sources[source] * seen[source][:, -count:].to(device=rows.device, dtype=torch.float32) for source in below
+    )
     added = wide + plan.strength * total
     norm = added.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
     return (added * (wide.norm(dim=-1, keepdim=True) / norm)).to(rows.dtype)

@@ -1,26 +1,15 @@
-"""How a vision tower is shaped, and the attention of one of its query rows.
+"""How a vision tower is shaped: its layers, their attention modules, whether token 0 is a class token."""
 
-Only what a method asks for is computed: one softmax row of a chosen layer, never a whole map. The tower's own attention
-runs untouched.
-"""
-
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from vlm_guard.families.architecture import dispatches_attention
 from vlm_guard.families.family import entry_of
-from vlm_guard.method.attention_calls import WATCHER
-from vlm_guard.runtime.attention_switch import restore_attention, switch_modules
 
 # Learned tokens that towers put in front of the patches.
 _CLASS_TOKENS = ("class_embedding", "cls_token")
-SeeRow = Callable[[int, Tensor], None]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,42 +71,3 @@ def describe_vision_tower(model: PreTrainedModel, method: str) -> VisionTower:
         attentions=tuple(modules[name] for name in names),
         has_class_token=has_class_token,
     )
-
-
-def row_attention(query: Tensor, key: Tensor, scaling: float) -> Tensor:
-    """[N, H, T] float32 softmax weights of one query row.
-
-    Args:
-        query: [N, H, 1, D].
-        key: [N, H, T, D].
-        scaling: factor of q.k.
-    """
-    scores = query.float() @ key.float().transpose(-1, -2) * scaling
-    return scores.softmax(-1)[:, :, 0]
-
-
-def watch_rows(tower: VisionTower, layers: tuple[int, ...], mean_query: bool, see: SeeRow) -> list[Callable[[], Any]]:
-    """Show `see(layer, weights)` one attention row per image [N, H, T] of the given layers, at every pass.
-
-    Args:
-        tower: the vision tower.
-        layers: indices of its layers.
-        mean_query: the row of the mean query of all tokens, instead of the row of token 0.
-        see: gets the layer and the weights.
-
-    Returns:
-        What undoes it.
-    """
-    modules = [tower.attentions[layer] for layer in layers]
-    configs = switch_modules(modules)
-    undo: list[Callable[[], Any]] = [lambda: restore_attention(configs)]
-    for layer, module in zip(layers, modules):
-        object.__setattr__(module, WATCHER, partial(_see_row, layer, mean_query, see))
-        undo.append(partial(module.__dict__.pop, WATCHER))
-    return undo
-
-
-def _see_row(layer: int, mean_query: bool, see: SeeRow, query: Tensor, key: Tensor, scaling: float | None) -> None:
-    with torch.no_grad():
-        row = query.mean(2, keepdim=True) if mean_query else query[:, :, :1]
-        see(layer, row_attention(row, key, query.shape[-1] ** -0.5 if scaling is None else scaling))

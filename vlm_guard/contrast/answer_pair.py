@@ -1,6 +1,6 @@
 """Two requests about the same pictures answered side by side.
 
-CARVE compares where the model looks for a question with where it looks for a description. Both prompts begin alike,
+A method may compare where the model looks for a question and where for a description. Both prompts begin alike,
 pictures included, so that the second one copies the keys of the first for as long as they agree; and both answers are
 rows of the same decoding passes. That is what a contrast does, but that here each branch goes on with its own tokens.
 """
@@ -15,12 +15,13 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 from vlm_guard.contrast.branch_inputs import BranchInputs
 from vlm_guard.contrast.branched_generate import ContrastGenerate
 from vlm_guard.contrast.branched_model import BranchedModel, StandIn
-from vlm_guard.method import Branch, BranchPrompt
-from vlm_guard.runtime.early_exit import StopForward
+from vlm_guard.method.branch_prompt import BranchPrompt
+from vlm_guard.method.contrasting import Branch
+from vlm_guard.method.early_exit import StopForward
 
 if TYPE_CHECKING:
     from vlm_guard.guard import Guard
-    from vlm_guard.method import Method
+    from vlm_guard.method.base import Method
 
 
 class AnswerPair(ContrastGenerate):

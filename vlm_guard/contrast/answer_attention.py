@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from vlm_guard.contrast.branch_inputs import image_inputs, token_types
-from vlm_guard.method import BranchPrompt, GivenPrompt
-from vlm_guard.methods.carve.answer_pair import AnswerPair
-from vlm_guard.runtime.early_exit import StopForward
+from vlm_guard.contrast.answer_pair import AnswerPair
+from vlm_guard.method.branch_prompt import BranchPrompt, GivenPrompt
+from vlm_guard.method.early_exit import StopForward
+from vlm_guard.method.model_inputs import image_inputs, token_types
 from vlm_guard.runtime.trace import AttentionTrace
 
 if TYPE_CHECKING:
     from vlm_guard.guard import Guard
-    from vlm_guard.method import Method
+    from vlm_guard.method.base import Method
 
 
 def paired_attention(
@@ -33,7 +33,7 @@ def paired_attention(
     the layers.
 
     Args:
-        guard: suspended for the pass.
+        guard: whose model answers; it stands aside meanwhile.
         method: who asks, for error messages.
         prompt: the prompt whose tokens count.
         asked: the two prompts that are answered, made from it.
@@ -45,12 +45,10 @@ def paired_attention(
         For each of both, for each row [T, layers, P] float32, T its number of steps; zero for tokens that the prompt
         that was answered lacks.
     """
-    from vlm_guard.guard import wrap
-
     given = image_inputs(inputs) | {"input_ids": asked[0].input_ids, "attention_mask": asked[0].attention_mask}
     given |= token_types(asked[0], inputs)
     model = guard.target.model
-    with guard.suspended(), wrap(model, None, "none") as probe, probe.trace(",".join(map(str, layers))) as trace:
+    with guard.bare() as probe, probe.trace(",".join(map(str, layers))) as trace:
         trace.negative = AttentionTrace(layers=trace.layers)
         pair = AnswerPair(probe, method, asked[1], inputs)
         answers: tuple[Tensor | None, Tensor | None] = (None, None)

@@ -27,10 +27,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlm_guard.families.head_list import select_heads
 from vlm_guard.kernels.attention_edit import AttentionEdit, BiasFactors
-from vlm_guard.method import AttentionCall, GuardTarget, KeyEditMethod, option, register
-from vlm_guard.method.split_heads import own_heads
+from vlm_guard.method import (
+    AttentionCall,
+    Fact,
+    GuardTarget,
+    KeyEditMethod,
+    MeasureCall,
+    option,
+    own_heads,
+    register,
+    select_heads,
+)
+from vlm_guard.methods.zerotuning.output_entropy import calibrate_zerotuning
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +60,7 @@ class ZeroTuning(KeyEditMethod):
         "ZeroTuning: Unlocking the Initial Token's Power to Enhance Large Language Models Without Training, "
         "ICLR 2026, arXiv 2505.11739"
     )
+    measurement = ("zerotuning", "strength of ZeroTuning")
     needs = ("calibration",)
     rows = "all"
     cross_attention = "what it takes from the first token would go to text, as self-attention has no visual keys"
@@ -68,6 +78,11 @@ class ZeroTuning(KeyEditMethod):
         paper="the paper selects heads of the dominant type on labelled data",
     )
     layers: str = option("all", help="decoder layers to edit", paper="all; layers 1-21 of 32 gain most")
+
+    @classmethod
+    def measure(cls, call: MeasureCall) -> dict[str, Fact]:
+        """The factor that makes the first answer token most certain."""
+        return calibrate_zerotuning(call.model, call.questions, call.guarded, progress=call.progress)
 
     def prepare(self, target: GuardTarget) -> FirstTokenBias:
         """The bias ln g from the option, or from the model's profile.
