@@ -6,14 +6,37 @@ transformers' interface and whose image positions are placeholder ids in `input_
 """
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from vlm_guard.families.family import ArchitectureEntry, entry_of
+
+if TYPE_CHECKING:
+
+    class GenerativeModel(PreTrainedModel):
+        """A transformers model that generates from pictures, for which transformers itself has no class.
+
+        Each such class mixes in `GenerationMixin`; here stands what of it, and of the models' own, is used.
+        """
+
+        generate: Callable[..., Any]
+        get_image_features: Callable[..., Any]
+        prepare_inputs_for_generation: Callable[..., dict[str, Any]]
+        _expand_inputs_for_generation: Callable[..., tuple[torch.LongTensor, dict[str, Any]]]
+        _maybe_prepare_encoder_kwargs_for_generation: Callable[..., dict[str, Any]]
+        _prefill: Callable[..., Any]
+        _prepare_generation_config: Callable[..., Any]
+        _prepare_position_ids_for_generation: Callable[..., torch.Tensor]
+        _supports_logits_to_keep: Callable[[], bool]
+        _update_model_kwargs_for_generation: Callable[..., dict[str, Any]]
+else:
+    GenerativeModel = PreTrainedModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +77,7 @@ class Architecture:
 
     entry: ArchitectureEntry
     model_type: str
-    generator: PreTrainedModel
+    generator: GenerativeModel
     depth: int
     layers: tuple[AttentionLayer, ...]
     visual_token_ids: tuple[int, ...]
@@ -76,14 +99,14 @@ class Architecture:
         return found
 
 
-def unwrap(model: nn.Module) -> PreTrainedModel:
+def unwrap(model: nn.Module) -> GenerativeModel:
     """The transformers model inside `model`, which may be wrapped by PEFT.
 
     Raises:
         TypeError: there is no transformers model inside.
         ValueError: PEFT prompt learning is active; it shifts every position, so visual tokens cannot be found.
     """
-    if isinstance(model, PreTrainedModel):
+    if isinstance(model, GenerativeModel):
         return model
     for config in getattr(model, "peft_config", {}).values():
         if config.is_prompt_learning:
@@ -93,7 +116,7 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
             )
     base = getattr(model, "get_base_model", None)
     inner = base() if callable(base) else None
-    if not isinstance(inner, PreTrainedModel):
+    if not isinstance(inner, GenerativeModel):
         raise TypeError(
             f"wrap needs a transformers model such as AutoModelForImageTextToText.from_pretrained(...) gives, "
             f"given {type(model).__name__}"
@@ -104,7 +127,7 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
 def inference_device(model: nn.Module) -> torch.device:
     """Where inputs of the model belong: the device on which its input embeddings run, also when they are offloaded."""
     embeddings = unwrap(model).get_input_embeddings()
-    device = embeddings.weight.device
+    device = embeddings.get_parameter("weight").device
     if device.type != "meta":
         return device
     # accelerate keeps offloaded weights elsewhere, and brings them to the device of its hook for each call.
@@ -124,6 +147,11 @@ def describe_architecture(model: PreTrainedModel) -> Architecture:
     if entry.refused:
         raise ValueError(f"{model_type} models cannot be guarded: {entry.refused}; see 'vlm-guard models'")
     generator = model.get_submodule(entry.generator)
+    if not isinstance(generator, GenerativeModel):
+        raise ValueError(
+            f"{entry.generator!r}, which should be the language model of a {model_type} model, is "
+            f"{type(generator).__name__}; the entry's generator must name a model that generates (docs/new-family.md)"
+        )
     if model.config.is_encoder_decoder or generator.config.is_encoder_decoder:
         raise ValueError(
             f"{model_type} with this text model is an encoder-decoder: its image is read by an encoder, so there are "
@@ -199,7 +227,7 @@ def _attention_layers(model: PreTrainedModel, entry: ArchitectureEntry) -> tuple
     decoder = model.get_submodule(entry.decoder) if entry.decoder else model.get_decoder()
     modules = dict(decoder.named_modules())
     first_sharing = getattr(decoder, "first_kv_shared_layer_idx", None)
-    found = []
+    found: list[AttentionLayer] = []
     for name, module in modules.items():
         if not dispatches_attention(type(module)) or "vision" in name:
             continue
@@ -214,10 +242,14 @@ def _attention_layers(model: PreTrainedModel, entry: ArchitectureEntry) -> tuple
     return tuple(sorted(found, key=lambda layer: layer.index))
 
 
-@cache
 def dispatches_attention(module_class: type[nn.Module]) -> bool:
     """Whether a module's forward asks transformers' attention interface for its implementation."""
+    return _asks_interface(module_class.forward)
+
+
+@cache
+def _asks_interface(forward: Callable[..., Any]) -> bool:
     try:
-        return "get_interface(" in inspect.getsource(module_class.forward)
+        return "get_interface(" in inspect.getsource(forward)
     except (OSError, TypeError):
         return False
