@@ -128,7 +128,7 @@ class AttentionCall:
 
     def weights(self) -> Tensor:
         """[B, H, R, T] float32 attention of the asked rows as it is, over all keys; 0 on dropped ones."""
-        return self.over_all_keys(self.attend(AttentionEdit(), return_weights=True).weights)
+        return self.over_all_keys(self.attend(AttentionEdit(), return_weights=True).asked_weights())
 
     def over_all_keys(self, values: Tensor) -> Tensor:
         """[..., K] values of the keys the layer holds as [..., T] of all keys, 0 on the dropped ones."""
