@@ -111,12 +111,14 @@ class BranchRows:
 
     def merge(self, cache: Any, rows: int, length: int) -> None:
         """From now on every forward pass with `cache` has `rows` rows of each branch, after `length` tokens."""
-        groups = tuple(
-            RowGroup(first=index * rows, stop=(index + 1) * rows, shift=length - prompt.length, state=state)
-            for index, (state, prompt) in enumerate(zip(self.states, self.prompts))
-        )
+        groups = []
+        for index, (state, prompt) in enumerate(zip(self.states, self.prompts)):
+            if state is None or prompt is None:
+                raise RuntimeError(f"the {self.signs[index]} branch has not read its prompt, so it cannot be decoded")
+            shift = length - prompt.length
+            groups.append(RowGroup(first=index * rows, stop=(index + 1) * rows, shift=shift, state=state))
         self.cache = cache
-        self.of.join(cache, groups)
+        self.of.join(cache, tuple(groups))
 
     def close(self) -> None:
         """The generation is over: what is left is the state of the positive branch."""
