@@ -69,10 +69,6 @@ class KeyRoom:
     Args:
         rows: how many there are.
         length: tokens of the longest row; there is room for `ROOM` more.
-
-    Attributes:
-        keys: [rows, G, length + `ROOM`, D]; there are none before the first were written.
-        values: [rows, G, length + `ROOM`, Dv].
     """
 
     def __init__(self, rows: int, length: int) -> None:
@@ -90,6 +86,16 @@ class KeyRoom:
         if self._stored is None:
             raise RuntimeError("no keys were written into this room yet")
         return self._stored
+
+    @property
+    def keys(self) -> Tensor:
+        """[rows, G, length + `ROOM`, D]; see `stored`."""
+        return self.stored[0]
+
+    @property
+    def values(self) -> Tensor:
+        """[rows, G, length + `ROOM`, Dv]; see `stored`."""
+        return self.stored[1]
 
     def write(self, rows: slice, column: int, keys: Tensor, values: Tensor) -> None:
         """Put keys [N, G, K, D] and values [N, G, K, Dv] into N rows, from a column on."""
