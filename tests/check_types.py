@@ -1,4 +1,4 @@
-"""mypy over the one package that users import: ``python tests/check_types.py [module ...]``.
+"""mypy over the one package that users import: ``python tests/check_types.py``.
 
 The top-level folders methods/, kernels/, eval/ and demo/ are installed as sub-packages of vlm_guard. A checker that is
 pointed at the checkout finds none of them there, takes every import across rooms for unknown and stays silent. So this
@@ -32,16 +32,21 @@ def link_package(folder: Path) -> Path:
     return package
 
 
-def check(*arguments: str) -> tuple[int, str]:
-    """Run mypy with the settings of pyproject.toml over the whole package; (exit code, what it printed).
-
-    The cache lies in the checkout, so that a second run takes seconds. ``arguments`` are handed to mypy.
-    """
+def check() -> tuple[int, str]:
+    """Run mypy with the settings of pyproject.toml over the whole package; (exit code, what it printed)."""
     with tempfile.TemporaryDirectory() as name:
         link_package(Path(name))
-        command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml")]
-        command += ["--cache-dir", str(ROOT / ".mypy_cache"), "--no-error-summary", "--package", PACKAGE, *arguments]
-        done = subprocess.run(command, cwd=name, capture_output=True, text=True)
+        return run_mypy(Path(name), "--package", PACKAGE)
+
+
+def run_mypy(folder: Path, *arguments: str) -> tuple[int, str]:
+    """Run mypy in a folder that `link_package` has filled; (exit code, what it printed).
+
+    The cache lies in the checkout, so that a second run takes seconds.
+    """
+    command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml")]
+    command += ["--cache-dir", str(ROOT / ".mypy_cache"), "--no-error-summary", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -57,7 +62,7 @@ def room_of(line: str) -> str:
 
 def main() -> int:
     """Print what mypy says and how many errors each room has; mypy's exit code."""
-    code, printed = check(*sys.argv[1:])
+    code, printed = check()
     print(printed, end="")
     errors = errors_of(printed)
     print(f"{len(errors)} errors in {PACKAGE}", dict(sorted(Counter(map(room_of, errors)).items())))
