@@ -1,4 +1,4 @@
-"""What the methods do and cost, in one table for docs/results.md and a smaller one for the README, from result files."""
+"""What the methods do and cost, in a table for docs/results.md and a smaller one for the README, from results."""
 
 import json
 from collections.abc import Mapping

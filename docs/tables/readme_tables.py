@@ -1,4 +1,4 @@
-"""The tables of README.md, CONTRIBUTING.md and the pages in docs/, made from the code, from docstrings and from results.
+"""The tables of README.md, CONTRIBUTING.md and the pages in docs/, made from code, docstrings and results.
 
 `python docs/tables/readme_tables.py` rewrites them all in place, or those that are named; a test checks that they are
 current.
@@ -15,6 +15,7 @@ from generate_features import features_markdown
 from house import ROOT
 from measured_digest import digest_markdown, helps_markdown
 from measured_table import measured_markdown, timings_markdown
+from vlm_guard.eval.tasks.shared.table import tasks_markdown
 from vlm_guard.families.table import models_markdown, models_summary
 from vlm_guard.method.table import methods_markdown, settings_markdown
 
@@ -23,6 +24,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "settings": settings_markdown,
     "families": models_summary,
     "models": models_markdown,
+    "tasks": tasks_markdown,
     "features": features_markdown,
     "digest": digest_markdown,
     "measured": measured_markdown,
@@ -42,6 +44,7 @@ PAGES = (
     "docs/methods.md",
     "docs/models.md",
     "docs/results.md",
+    "docs/tasks.md",
 )
 _SECTION = re.compile(r"(<!-- (?P<name>\w+) -->\n).*?(<!-- end of (?P=name) -->)", re.DOTALL)
 
