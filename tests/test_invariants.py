@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from vlm_guard import wrap
+from vlm_guard.method.hooks import acts_in_model
 from vlm_guard.method.registry import method_class
 from zoo import UNEQUAL_PROMPTS, Prompt, assert_pristine
 
@@ -15,7 +16,7 @@ torch.set_num_threads(1)
 METHODS = [
     name
     for name in method_cases.names()
-    if method_class(name).edits_attention() or method_class(name).overrides("attach")
+    if acts_in_model(method_class(name))
     # Methods that edit a contrast branch only act inside generate: tests/test_contrast.py, tests/methods.
     if method_class(name).edited_branch == "positive"
 ]
