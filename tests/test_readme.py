@@ -8,7 +8,7 @@ from measured_digest import verdict
 from readme_tables import SECTIONS, with_tables
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = ("README.md", "docs/results.md", "docs/methods.md")
+FILES = ("README.md", "docs/results.md", "docs/methods.md", "docs/new-method.md")
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -1,7 +1,7 @@
 """The tables of README.md and of pages in docs/, made from the methods, profiles, model and feature tables and results.
 
-`python docs/tables/readme_tables.py README.md docs/results.md docs/methods.md` rewrites them in place; a test checks
-that they are current.
+`python docs/tables/readme_tables.py FILE ...` rewrites them in place; a test checks that they are current and names the
+files.
 """
 
 import re
@@ -13,11 +13,12 @@ from generate_features import features_markdown
 from measured_digest import digest_markdown
 from measured_table import measured_markdown, timings_markdown
 from vlm_guard.families.table import models_markdown
-from vlm_guard.method.table import methods_markdown, settings_markdown
+from vlm_guard.method.table import hooks_markdown, methods_markdown, settings_markdown
 
 SECTIONS: dict[str, Callable[[], str]] = {
     "methods": methods_markdown,
     "settings": settings_markdown,
+    "hooks": hooks_markdown,
     "models": models_markdown,
     "features": features_markdown,
     "digest": digest_markdown,
