@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from vlm_guard.method.base import Method
+from vlm_guard.method.method_text import is_outside
 from vlm_guard.method.registry import method_class, method_names, resolve_methods
 
 _IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*\s*:\s*[A-Za-z_]")
@@ -60,6 +61,9 @@ def controls_of(name: str) -> list[OptionControl]:
     Raises:
         ValueError: there is no such method.
     """
+    if is_outside(name):
+        # `wrap` runs a method's file when it is named; a visitor of a page must not choose what is run.
+        raise ValueError(f"{name!r} is none of this page's methods: {', '.join(guarding_methods())}")
     return [_control(name, item) for item in fields(method_class(name))]
 
 

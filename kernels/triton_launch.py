@@ -96,7 +96,7 @@ def launch_attention(
         position_bias, _strides(position_bias, 3),
         bias, _strides(bias, 3), 0 if bias is None else bias.shape[3],
         gain, _strides(gain, 3), 0 if gain is None else gain.shape[3],
-        mask, _strides(mask, 3), True if mask is not None and mask.dtype != torch.bool else None,
+        mask, _strides(mask, 3), 1 if mask is not None and mask.dtype != torch.bool else None,
         row_positions, _strides(row_positions, 1),
         segment_ids, _strides(segment_ids, 2), 0 if segment_ids is None else min(keys, segment_ids.shape[2]),
     )  # fmt: skip

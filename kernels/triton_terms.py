@@ -25,7 +25,7 @@ class ScoreTerms(NamedTuple):
 
     `position_bias`, `bias`, `gain` and `mask` are [B or 1, H or 1, R or 1, keys]; `row_positions` is [B or 1, R] and
     `segment_ids` [B or 1, H or 1, keys]. `bias_keys`, `gain_keys` and `segment_keys` say how many keys are described;
-    the rest is text without bias and gain. `mask_is_float` is True or None.
+    the rest is text without bias and gain. `mask_is_float` is 1 or None.
     """
 
     scaling: float
@@ -40,7 +40,7 @@ class ScoreTerms(NamedTuple):
     gain_keys: int
     mask: Tensor | None
     mask_strides: Strides | None
-    mask_is_float: bool | None
+    mask_is_float: int | None  # no bool: the interpreter of Triton 3.7 takes none inside a tuple
     row_positions: Tensor | None
     row_position_strides: Strides | None
     segment_ids: Tensor | None

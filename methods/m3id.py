@@ -35,6 +35,7 @@ class M3ID(ContrastMethod):
 
     title = "M3ID"
     paper = "Multi-Modal Hallucination Control by Visual Information Grounding, CVPR 2024, arXiv 2403.14003"
+    counts_steps = True
 
     forgetting: float = option(
         0.02,

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import method_cases
 import pytest
 import torch
 
@@ -19,7 +20,6 @@ torch.set_num_threads(1)
 GUIDE = Path(__file__).parents[1] / "docs" / "new-family.md"
 LONGEST_FAMILY = 30
 OF_PIXELS = ["llava", "video_llava", "llava_pixtral", "mistral3", "gemma3", "paligemma", "deepseek_vl", "janus"]
-PACKED = {"llava_pixtral", "mistral3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "glm4v"}
 
 
 @torch.no_grad()
@@ -74,7 +74,7 @@ def test_every_family_has_a_grid_or_says_why_not(zoo_model, family):
 @pytest.mark.parametrize("family", sorted(set(families()) - {"git"}))
 def test_every_family_has_a_usable_tower_or_says_why_not(zoo_model, family):
     zoo = zoo_model(family)
-    if family in PACKED:
+    if method_cases.tower_type(family) in entry_of(zoo.config.model_type).packed_towers:
         with pytest.raises(ValueError, match="as one sequence"):
             describe_vision_tower(zoo.model, "this test")
     elif entry_of(zoo.config.model_type).no_tower:

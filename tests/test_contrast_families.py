@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vlm_guard import wrap
-from vlm_guard.contrast.layer_contrast import _after_output_embeddings
+from vlm_guard.contrast.layer_contrast import after_output_embeddings
 from vlm_guard.families.architecture import describe_architecture
 from vlm_guard.method.branch_prompt import image_markers
 from vlm_guard.methods.dola import DoLa
@@ -158,7 +158,7 @@ def early_logits(zoo, inputs, ids, generated, layers):
             hook.remove()
     with torch.no_grad():
         early = [zoo.model.get_output_embeddings()(entered[index])[0].float() for index in layers]
-        return final, torch.stack([_after_output_embeddings(zoo.model)(logits) for logits in early])
+        return final, torch.stack([after_output_embeddings(zoo.model)(logits) for logits in early])
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -1,11 +1,14 @@
 """The tables of README.md and of pages in docs/ are current, and the README's commands are the ones that CI runs."""
 
+import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from measured_digest import verdict
 from readme_tables import SECTIONS, with_tables
+from vlm_guard.builtin_model import BUILTIN_DIR
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = ("README.md", "docs/results.md", "docs/methods.md", "docs/new-method.md")
@@ -55,3 +58,20 @@ def test_ci_runs_the_readmes_test_command():
     commands = [line for line in lines if line.startswith("python3 -m venv .venv")]
     assert len(commands) == 2
     assert commands[1] in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_the_readmes_python_example_runs(tmp_path, monkeypatch, capsys):
+    """As it is printed, with the built-in model's folder for the model and any picture for the photograph."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    code = code.replace("llava-hf/llava-1.5-7b-hf", str(BUILTIN_DIR)).replace("max_new_tokens=128", "max_new_tokens=4")
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (96, 96), (120, 180, 90)).save("photo.jpg")
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip()
+
+
+def test_the_readme_installs_the_pinned_releases_of_torch():
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    line = next(line for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if "--index-url" in line)
+    assert {word for word in line.split() if "==" in word} <= set(pins)

@@ -1,16 +1,35 @@
 """vlm_guard: fewer hallucinations from the Hugging Face vision-language model you already load."""
 
+import sys
 from importlib import import_module
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
 # `methods/`, `kernels/`, `eval/` and `demo/` stand beside this folder in a checkout. An installed package maps
-# them to sub-packages; a checkout that is run without being installed needs its root on this package's path.
+# them to sub-packages; a checkout that is run without being installed needs them found where they stand.
+_SIBLINGS = ("methods", "kernels", "eval", "demo")
 _root = Path(__file__).resolve().parents[1]
-if not (Path(__file__).parent / "kernels").is_dir() and (_root / "kernels" / "__init__.py").is_file():
-    __path__.append(str(_root))
+
+
+class _SiblingFinder:
+    """Finds exactly the four sub-packages that stand beside this folder, and nothing else of the checkout's root."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        """What Python's import asks every finder."""
+        package, _, part = name.rpartition(".")
+        if package != __name__ or part not in _SIBLINGS:
+            return None
+        folder = _root / part
+        return spec_from_file_location(name, folder / "__init__.py", submodule_search_locations=[str(folder)])
+
+
+if all((_root / part / "__init__.py").is_file() for part in _SIBLINGS):
+    sys.meta_path.insert(0, _SiblingFinder)  # before an installed checkout, which may be another one
 
 if TYPE_CHECKING:
     from vlm_guard.builtin_model import builtin

@@ -5,7 +5,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = ("torch", "transformers", "accelerate", "triton", "pycocotools", "pillow", "numpy", "gradio", "matplotlib")
+LIBRARIES = (
+    "torch",
+    "torchvision",
+    "transformers",
+    "accelerate",
+    "triton",
+    "pycocotools",
+    "pillow",
+    "numpy",
+    "gradio",
+    "matplotlib",
+)
 
 
 def library_versions() -> dict[str, str]:
@@ -56,6 +67,21 @@ def attention_backends() -> dict[str, str]:
     return report
 
 
+def problems() -> dict[str, str]:
+    """What is wrong with this installation, one sentence each."""
+    from vlm_guard.families.processor_needs import torchvision_problem
+
+    found = {}
+    if version_of("vlm-guard") is not None:
+        found["vlm-guard"] = (
+            "the distribution vlm-guard is an unrelated project whose package is called vlm_guard, too, so one hides "
+            "the other: pip uninstall vlm-guard, then install vlm-guard-hf again"
+        )
+    if problem := torchvision_problem():
+        found["torchvision"] = problem
+    return found or {"found": "none"}
+
+
 def examine() -> dict[str, dict[str, Any]]:
     """Everything `vlm-guard doctor` prints, by section."""
     from vlm_guard.families.profiles import all_profiles, user_profiles
@@ -70,4 +96,5 @@ def examine() -> dict[str, dict[str, Any]]:
             "profiles": ", ".join(profile.name for profile in all_profiles()) or "none",
             "your profiles go to": str(user_profiles()),
         },
+        "problems": problems(),
     }

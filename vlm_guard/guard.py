@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from vlm_guard.contrast.answer_attention import paired_attention
 from vlm_guard.contrast.branched_generate import contrast_arguments, only_contrast
-from vlm_guard.families.architecture import describe_architecture, unwrap
+from vlm_guard.contrast.forward_pass import ContrastForward
+from vlm_guard.families.architecture import Architecture, describe_architecture, unwrap
 from vlm_guard.families.layers import select_layers
 from vlm_guard.families.profiles import Profile, find_profile
 from vlm_guard.method.attention_calls import SLOT, BoundMethod, LayerSlot
@@ -33,6 +34,7 @@ from vlm_guard.runtime.reading import Call, Reading
 from vlm_guard.runtime.refused_calls import refuse_class_generate, refuse_continuous_batching
 from vlm_guard.runtime.trace import AttentionTrace
 from vlm_guard.runtime.vision_hooks import install_vision
+from vlm_guard.self_check import check_unknown_family
 
 GUARD_ATTRIBUTE = "_vlm_guard"
 
@@ -73,6 +75,7 @@ def wrap(
             f"or combine methods in one call, for example '{active}+vcd'"
         )
     methods = resolve_methods(method, options)
+    check_unknown_family(inner, methods, Guard)
     guard = Guard(model, processor, methods, profile=profile, attention_backend=attention_backend)
     guard.attach()
     return guard
@@ -91,6 +94,7 @@ class Guard(AbstractContextManager):
         decoding: compiles decode steps.
         observers: shows methods the hidden states of a prompt.
         placement: sees whether the model's modules are where they were.
+        contrasting: contrasts the logits of passes outside of `generate`, or None.
         switched: the configurations whose attention implementation was switched.
     """
 
@@ -102,6 +106,7 @@ class Guard(AbstractContextManager):
         *,
         profile: Profile | None = None,
         attention_backend: str | None = None,
+        architecture: Architecture | None = None,
     ) -> None:
         inner = unwrap(model)
         self.model = model
@@ -109,7 +114,7 @@ class Guard(AbstractContextManager):
         self.target = GuardTarget(
             model=inner,
             processor=processor,
-            architecture=describe_architecture(inner),
+            architecture=architecture or describe_architecture(inner),
             profile=profile or find_profile(inner.config),
         )
         profile = self.target.profile
@@ -124,6 +129,7 @@ class Guard(AbstractContextManager):
         self.placement = Placement(inner, self.target.architecture)
         self.decoding = CompiledDecode(self)
         self.observers = LayerObservers(self)
+        self.contrasting = None if self.contrast is None else ContrastForward(self)
         self.switched: list[Any] = []
         # What follows the model's calls stays while the guard is suspended; what edits them does not.
         self._following = Undo()

@@ -3,13 +3,16 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PretrainedConfig, PreTrainedModel
 
 from vlm_guard.builtin_model import BUILTIN_DIR, builtin
 from vlm_guard.families.architecture import inference_device
+from vlm_guard.families.processor_needs import advice, refuse_missing_folder
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _FULL_HASH_LIMIT = 2**31
@@ -27,7 +30,7 @@ class LoadedModel:
         identity: what results say about the model, see `identify`.
     """
 
-    model: PreTrainedModel
+    model: "PreTrainedModel"
     processor: Any
     identity: dict[str, Any]
 
@@ -82,8 +85,9 @@ def load_model(
         trust_remote_code: run Python code that comes with the checkpoint; never without being asked.
 
     Raises:
-        ValueError: the name can be neither found nor loaded, or dtype or device is wrong.
-        FileNotFoundError: a folder is given that is not a checkpoint.
+        ValueError: the name can be neither found nor loaded, or dtype or device is wrong; what its processor lacks is
+            said with the line that installs it.
+        FileNotFoundError: a folder is given that is not there or not a checkpoint.
     """
     chosen = choose_device(device)
     weights_type = choose_dtype(dtype, chosen)
@@ -93,26 +97,34 @@ def load_model(
         folder = Path(name)
         if folder.is_dir() and not (folder / "config.json").is_file():
             raise FileNotFoundError(f"{folder} is no checkpoint: it has no config.json")
+        refuse_missing_folder(name)
         options = {"revision": revision, "trust_remote_code": trust_remote_code}
         try:
+            from transformers import AutoModelForImageTextToText, AutoProcessor
+
             processor = AutoProcessor.from_pretrained(name, **options)
             model = AutoModelForImageTextToText.from_pretrained(
                 name, dtype=weights_type or "auto", device_map=device_map, **options
             )
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0][:300]
-            raise ValueError(f"cannot load {name!r} as a vision-language model: {reason}") from error
+        except (OSError, ValueError, ImportError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+            lacks = advice(name, revision) if isinstance(error, ImportError | ValueError) else ""
+            if lacks:
+                reason = reason.partition(". ")[0].removesuffix(".") + "."
+            raise ValueError(f"cannot load {name!r} as a vision-language model: {reason}{lacks}") from error
         model = model.eval() if device_map is not None else model.eval().to(chosen)
     prepare_processor(processor)
     return LoadedModel(model=model, processor=processor, identity=identify(name, model))
 
 
-def load_config(name: str, revision: str | None = None, trust_remote_code: bool = False) -> PretrainedConfig:
+def load_config(name: str, revision: str | None = None, trust_remote_code: bool = False) -> "PretrainedConfig":
     """The configuration of a model, without its weights; see `load_model` for the arguments.
 
     Raises:
         ValueError: it can be neither found nor read.
     """
+    from transformers import AutoConfig
+
     source = BUILTIN_DIR if name == "builtin" else name
     try:
         return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
@@ -129,7 +141,7 @@ def prepare_processor(processor: Any) -> None:
         tokenizer.pad_token = tokenizer.eos_token
 
 
-def identify(name: str, model: PreTrainedModel) -> dict[str, Any]:
+def identify(name: str, model: "PreTrainedModel") -> dict[str, Any]:
     """Which weights these are, as written into results.
 
     A local folder is named by its last part, so that no machine's paths get into results, and by a hash of its

@@ -115,6 +115,10 @@ class GIFT(Method):
         plan = self.prepare(target)
         return tuple(sorted({plan.saliency, *plan.enhanced}))
 
+    def prompt_layers(self, target: GuardTarget) -> tuple[int, ...]:
+        """The saliency layer; the enhanced ones look at the rows of the answer."""
+        return (self.prepare(target).saliency,)
+
     def begin_forward(self, call: ForwardCall) -> None:
         """Find the question in the prompt; read the prompt ahead where the saliency would come too late."""
         state, plan, ids = call.state, call.prepared, call.inputs["input_ids"]

@@ -151,7 +151,11 @@ def inject(plan: Injection, layer: int, rows: Tensor, seen: dict[int, Tensor]) -
     if not below:
         return None
     wide = rows.to(torch.float32)
-    total = sum(plan.sources[source] * seen[source].to(device=rows.device, dtype=torch.float32) for source in below)
+    # A layer that shares an earlier one's keys may compute fewer rows than its sources: the last ones.
+    count = rows.shape[1]
+    total = sum(
+        plan.sources[source] * seen[source][:, -count:].to(device=rows.device, dtype=torch.float32) for source in below
+    )
     added = wide + plan.strength * total
     norm = added.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
     return (added * (wide.norm(dim=-1, keepdim=True) / norm)).to(rows.dtype)

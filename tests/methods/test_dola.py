@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vlm_guard import wrap
-from vlm_guard.contrast.layer_contrast import _after_output_embeddings, _read_out
+from vlm_guard.contrast.layer_contrast import _read_out, after_output_embeddings
 from vlm_guard.methods.dola import DoLa, layer_divergence
 from zoo import Prompt
 
@@ -76,7 +76,7 @@ def test_read_out_of_the_last_layer_is_the_models_own(zoo_model):
         with torch.no_grad():
             whole = zoo.model(**inputs, output_hidden_states=True)
             logits = zoo.model.get_output_embeddings()(whole.hidden_states[-1][:, -1])
-            read = _after_output_embeddings(zoo.model)(logits.float())
+            read = after_output_embeddings(zoo.model)(logits.float())
         assert torch.allclose(read, whole.logits[:, -1].float(), atol=1e-4), family
 
 
@@ -84,9 +84,14 @@ class Target:
     """As much of a target as the choice of candidates needs."""
 
     def __init__(self, depth, tied):
-        text = type("Text", (), {"tie_word_embeddings": tied})()
-        config = type("Config", (), {"get_text_config": lambda self, decoder: text})()
-        self.model = type("Model", (), {"config": config})()
+        entering = torch.nn.Embedding(7, 4)
+        leaving = torch.nn.Linear(4, 7, bias=False)
+        leaving.weight = entering.weight if tied else leaving.weight
+        self.model = type(
+            "Model",
+            (),
+            {"get_input_embeddings": lambda self: entering, "get_output_embeddings": lambda self: leaving},
+        )()
         self.architecture = type("Architecture", (), {"depth": depth})()
 
 

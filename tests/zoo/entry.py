@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -66,7 +67,6 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {}
-_MODULES = ("llava_like", "qwen_like", "gemma_like", "idefics_like", "tiled", "unusual", "cross_attention")
 
 
 def register(family: Family) -> Family:
@@ -75,9 +75,10 @@ def register(family: Family) -> Family:
 
 
 def families() -> list[str]:
-    """Names of all families, in the order in which they are registered."""
-    for module in _MODULES:
-        importlib.import_module(f"zoo.{module}")
+    """Names of all families: every file of this folder that registers one is found by being there."""
+    for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
+        if not path.stem.startswith("test_"):
+            importlib.import_module(f"zoo.{path.stem}")
     return list(FAMILIES)
 
 

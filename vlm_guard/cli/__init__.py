@@ -8,6 +8,7 @@ TypeError, FileNotFoundError or ImportError with a helpful message: they are pri
 import os
 import sys
 from importlib import import_module
+from io import TextIOWrapper
 from pathlib import Path
 
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
@@ -43,10 +44,25 @@ def build_app():  # noqa: ANN201 - the type would need typer at import
     return app
 
 
+def _cause(error: Exception) -> str:
+    """What lies behind an import that failed, where it is known and the error does not say it."""
+    if not isinstance(error, ImportError):
+        return ""
+    from vlm_guard.families.processor_needs import torchvision_problem
+
+    problem = torchvision_problem()
+    return f" {problem}" if problem and problem not in str(error) else ""
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 fine, 1 the run failed, 2 wrong use."""
     import typer
 
+    from vlm_guard.untrusted.printed_text import one_line
+
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a sign that the terminal cannot show must not stop a run
     # Typer has carried its own copy of click's errors since some version; their base is found by name in either.
     usage_error = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
     try:
@@ -64,6 +80,6 @@ def main(arguments: list[str] | None = None) -> None:
     except USER_ERRORS as error:
         if os.environ.get("VLM_GUARD_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(str(error)) or type(error).__name__}{_cause(error)}", file=sys.stderr)
         sys.exit(WRONG_USE)
     sys.exit(code if isinstance(code, int) else OK)

@@ -65,7 +65,7 @@ def command(
             report(note)
     else:
         from vlm_guard.bench.generate import benchmark_generate
-        from vlm_guard.eval.run.settings import parse_options
+        from vlm_guard.method.method_text import parse_options
 
         if len(model or []) > 1 or len(batch or []) > 1:
             raise ValueError("bench generate takes one --model and one --batch")

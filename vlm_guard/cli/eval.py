@@ -13,7 +13,9 @@ def command(
     data: Annotated[str | None, typer.Option(help="scenes:SPLIT[:SEED] or coco:FOLDER. [scenes:common]")] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(help="none, var, var+vcd, var:move_fraction=0.6, ...; repeat it, the first is the baseline."),
+        typer.Option(
+            help="none, var, var+vcd, pai:gain=0.4+var, my_file.py, ...; repeat it, the first is the baseline."
+        ),
     ] = None,
     options: Annotated[
         list[str] | None, typer.Option("--set", help="Option of a method: var.move_fraction=0.5; may be repeated.")
@@ -70,7 +72,8 @@ def command(
     "accelerate launch -m vlm_guard.eval" (GPUs, machines) or "torchrun --nproc-per-node 2 -m vlm_guard.eval" (CPU).
     """
     from vlm_guard.eval.run.command import run_command
-    from vlm_guard.eval.run.settings import parse_options, read_settings
+    from vlm_guard.eval.run.settings import read_settings
+    from vlm_guard.method.method_text import parse_options
 
     flags = {
         "model": model,

@@ -11,7 +11,8 @@ def command(
     prompt: Annotated[str, typer.Argument(help="What to ask.")] = "Please describe this image in detail.",
     model: Annotated[str, typer.Option(help="builtin, a folder or a Hugging Face id.")] = "builtin",
     method: Annotated[
-        list[str] | None, typer.Option(help="none, var, var+vcd, ...; repeat it to see several answers. [var]")
+        list[str] | None,
+        typer.Option(help="none, var, pai:gain=0.4+var, my_file.py, ...; repeat it to see several answers. [var]"),
     ] = None,
     options: Annotated[
         list[str] | None, typer.Option("--set", help="Option of a method: var.move_fraction=0.5; may be repeated.")
@@ -34,8 +35,12 @@ def command(
 
     if not image.is_file():
         raise FileNotFoundError(f"there is no picture {image}")
-    from vlm_guard.eval.run.settings import parse_methods, parse_options
+    from vlm_guard.eval.run.settings import parse_methods
+    from vlm_guard.method.method_text import parse_options
+    from vlm_guard.untrusted.picture_reader import read_picture
+    from vlm_guard.untrusted.printed_text import printable, printable_json
 
+    picture = read_picture(image)
     specs = parse_methods(method or ["var"], parse_options(options or []))
     from vlm_guard.eval.run.ask import ask
     from vlm_guard.eval.run.generation import Decoding
@@ -44,7 +49,7 @@ def command(
     loaded = load_model(model, dtype=dtype, device=device, device_map=device_map, trust_remote_code=trust_remote_code)
     answers = ask(
         loaded,
-        image,
+        picture,
         prompt,
         specs,
         decoding=Decoding(do_sample=sample),
@@ -53,9 +58,9 @@ def command(
         attention_backend=attention_backend,
     )
     if as_json:
-        print(json.dumps([asdict(answer) for answer in answers], indent=2, ensure_ascii=False))
+        print(printable_json(json.dumps([asdict(answer) for answer in answers], indent=2, ensure_ascii=False)))
         return
     for answer in answers:
         if len(answers) > 1:
-            print(f"[{answer.method}, {answer.tokens} tokens, {answer.seconds:.2f} s]")
-        print(answer.text)
+            print(f"[{printable(answer.method)}, {answer.tokens} tokens, {answer.seconds:.2f} s]")
+        print(printable(answer.text))

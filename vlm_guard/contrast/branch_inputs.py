@@ -82,7 +82,7 @@ def prepare_branch(
         if "cross_attention_mask" in kwargs:
             kwargs["cross_attention_mask"] = prompt.follow_sight(kwargs["cross_attention_mask"])
         _refuse_position_bound(kwargs, branch)
-    with torch.no_grad(), _kept_rope_deltas(model):
+    with torch.no_grad(), kept_rope_deltas(model):
         if given.model_kwargs.get("position_ids") is not None:
             kwargs["position_ids"] = model._prepare_position_ids_for_generation(prompt.input_ids, kwargs)
         if shared is not None:
@@ -165,7 +165,7 @@ def _refuse_position_bound(kwargs: Mapping[str, Any], branch: Branch) -> None:
 
 
 @contextmanager
-def _kept_rope_deltas(model: PreTrainedModel) -> Iterator[None]:
+def kept_rope_deltas(model: PreTrainedModel) -> Iterator[None]:
     """Models with multimodal rotary positions remember an offset of their last prompt; the branch must not be it."""
     owners = [module for module in (model, model.base_model) if "rope_deltas" in module.__dict__]
     kept = [module.rope_deltas for module in owners]

@@ -49,11 +49,12 @@ class LayerContrastModel(StandIn):
         head = model.get_output_embeddings()
         if head is None:
             raise ValueError(f"{type(model).__name__} has no output embeddings, so early layers have no logits")
-        self._norm = _final_norm(model) if getattr(method, "final_norm", False) else None
-        self._finish = _after_output_embeddings(model)
+        self._norm = final_norm(model) if getattr(method, "final_norm", False) else None
+        self._finish = after_output_embeddings(model)
         self._last: dict[int, Tensor] = {}
         self._early: Tensor | None = None
-        modules = {entry.index: entry.layer for entry in architecture.layers}
+        # All layers: in some families only some of them are attention.
+        modules = architecture.decoder_layers
         self._hooks = [
             modules[layer].register_forward_pre_hook(partial(self._keep, layer), with_kwargs=True) for layer in layers
         ]
@@ -125,7 +126,7 @@ def _read_out(head: nn.Linear, hidden: Tensor) -> Tensor:
     return nn.functional.linear(hidden, head.weight)
 
 
-def _final_norm(model: PreTrainedModel) -> nn.Module:
+def final_norm(model: PreTrainedModel) -> nn.Module:
     """The decoder's norm before the output embeddings.
 
     Raises:
@@ -140,7 +141,7 @@ def _final_norm(model: PreTrainedModel) -> nn.Module:
     return norm
 
 
-def _after_output_embeddings(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
+def after_output_embeddings(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
     """What the model's forward pass does to its logits [..., V] after the output embeddings."""
     scale, divisor, softcap = (
         _logit_setting(model, name) for name in ("logit_scale", "logits_scaling", "final_logit_softcapping")

@@ -1,7 +1,7 @@
 """How a model is shaped: its decoder layers, the attention modules that can be edited, and its visual token ids.
 
 This is the only place that looks into model classes. What differs between families stands in their entries
-(`vlm_guard/architectures/`); the generic entry fits every model whose decoder dispatches attention through
+(`vlm_guard/families/known/`); the generic entry fits every model whose decoder dispatches attention through
 transformers' interface and whose image positions are placeholder ids in `input_ids`.
 """
 
@@ -25,12 +25,15 @@ class AttentionLayer:
         layer: the layer.
         attention: its attention module.
         reads_image: whether the module is a cross-attention whose keys are the image, all of them visual.
+        last_rows_only: whether the layer reads an earlier layer's keys and values, so that of a prompt it computes only
+            the rows whose logits are wanted: in `generate`, the last one.
     """
 
     index: int
     layer: nn.Module
     attention: nn.Module
     reads_image: bool = False
+    last_rows_only: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -159,6 +162,7 @@ def _visual_token_ids(model: PreTrainedModel, entry: ArchitectureEntry) -> tuple
 def _attention_layers(model: PreTrainedModel, entry: ArchitectureEntry) -> tuple[AttentionLayer, ...]:
     decoder = model.get_submodule(entry.decoder) if entry.decoder else model.get_decoder()
     modules = dict(decoder.named_modules())
+    first_sharing = getattr(decoder, "first_kv_shared_layer_idx", None)
     found = []
     for name, module in modules.items():
         if not dispatches_attention(type(module)) or "vision" in name:
@@ -168,7 +172,9 @@ def _attention_layers(model: PreTrainedModel, entry: ArchitectureEntry) -> tuple
         index = getattr(module, "layer_idx", None)
         if parent is not None:
             index = len(found) if index is None else index
-            found.append(AttentionLayer(index, parent, module, reads_image=own_name == entry.cross_attention))
+            reads_image = own_name == entry.cross_attention
+            last_rows_only = first_sharing is not None and index >= first_sharing
+            found.append(AttentionLayer(index, parent, module, reads_image, last_rows_only))
     return tuple(sorted(found, key=lambda layer: layer.index))
 
 

@@ -1,6 +1,6 @@
 """What a model family is, in one declarative entry, and how the entry of a model is found.
 
-Every file of `vlm_guard/architectures/` holds entries of related families; other packages offer theirs in the
+Every file of `vlm_guard/families/known/` holds entries of related families; other packages offer theirs in the
 entry-point group `vlm_guard.families.known`, or by `register_architecture`. A model without an entry is served by
 `GENERIC`, which fits whatever sends its decoder attention through transformers' interface and marks images by
 placeholder ids in `input_ids`.

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vlm_guard.families.patch_grid import PlacedImage, place_images, require_grid
     from vlm_guard.families.pictures import flat_pictures, magnify_regions, recover_pictures, seen_part, stretch
     from vlm_guard.families.profiles import Fact
+    from vlm_guard.families.tied_embeddings import has_tied_embeddings
     from vlm_guard.families.vision_tower import VisionTower, describe_vision_tower
     from vlm_guard.method.attention_calls import AttentionCall, HiddenCall
     from vlm_guard.method.base import Method, RowScope, Sign, option, variant_option
@@ -54,6 +55,7 @@ _HOMES = {
     "families.patch_grid": ("PlacedImage", "place_images", "require_grid"),
     "families.pictures": ("flat_pictures", "magnify_regions", "recover_pictures", "seen_part", "stretch"),
     "families.profiles": ("Fact",),
+    "families.tied_embeddings": ("has_tied_embeddings",),
     "families.vision_tower": ("VisionTower", "describe_vision_tower"),
     "method.attention_calls": ("AttentionCall", "HiddenCall"),
     "method.base": ("Method", "RowScope", "Sign", "option", "variant_option"),
@@ -126,6 +128,7 @@ __all__ = [
     "find_function",
     "first_visual",
     "flat_pictures",
+    "has_tied_embeddings",
     "head_list",
     "image_inputs",
     "image_markers",

@@ -12,6 +12,9 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+from vlm_guard.method.option_types import check_type
+from vlm_guard.untrusted.printed_text import shown
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -92,6 +95,7 @@ class Method:
             depend on what the queries, keys and values of a step contain.
         whole_prompt: the rows of a prompt that it must see in one pass ("all", "text"), because it learns from them as
             a whole; a cached beginning with such rows is refused. None for methods that read row by row.
+        counts_steps: whether its contrast of logits depends on how many tokens of the answer come before.
         compiles: whether a decode step with this method can be one compiled graph: what it does in a step is nothing,
             or a steady edit, or a contrast of logits. Without it the steps run uncompiled.
         observes_hidden: whether `observe_hidden` wants the hidden states that enter the layers.
@@ -111,6 +115,7 @@ class Method:
     hidden_rows: ClassVar[RowScope] = "answer"
     steady: ClassVar[bool] = False
     whole_prompt: ClassVar[RowScope | None] = None
+    counts_steps: ClassVar[bool] = False
     compiles: ClassVar[bool] = False
     observes_hidden: ClassVar[bool] = False
     edited_branch: ClassVar[Sign] = "positive"
@@ -131,7 +136,7 @@ class Method:
             departing = (item for item in fields(self) if "published" in item.metadata)
             self._take({item.name: (item.metadata["published"], PUBLISHED) for item in departing})
         for item in fields(self):
-            _check_option(self.name or type(self).__name__, item, getattr(self, item.name))
+            _check_option(type(self), item, getattr(self, item.name))
 
     def with_settings(self, settings: "Mapping[str, Setting]") -> Self:
         """The same method with a model's published settings, for the options that were not given.
@@ -177,6 +182,13 @@ class Method:
         from vlm_guard.families.layers import select_layers_of
 
         return select_layers_of(getattr(self, "layers", "all"), target)
+
+    def prompt_layers(self, target: "GuardTarget") -> tuple[int, ...]:
+        """The decoder layers of which it must see more rows of a prompt than the last; none by default.
+
+        A method with `whole_prompt` must see those of all its layers, unless it says which.
+        """
+        return self.active_layers(target) if self.whole_prompt is not None else ()
 
     def observe_hidden(self, call: "HiddenCall") -> None:
         """See the hidden state entering a layer while the prompt is read; may store findings in `call.memory`."""
@@ -285,13 +297,13 @@ class Method:
         return {"method": self.name, "options": options, "sources": dict(self._sources)}
 
 
-def _check_option(method: str, item: Field, value: Any) -> None:
+def _check_option(cls: type[Method], item: Field, value: Any) -> None:
+    method = cls.name or cls.__name__
+    check_type(method, cls, item, value)
     allowed, choices = item.metadata.get("range"), item.metadata.get("choices")
     if choices is not None and value not in choices:
-        raise ValueError(f"{method}: option {item.name} is {value!r}; allowed: {', '.join(choices)}")
+        raise ValueError(f"{method}: option {item.name} is {shown(value)}; allowed: {', '.join(choices)}")
     if allowed is None or value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{method}: option {item.name} must be a number, given {value!r}")
     if not math.isfinite(value) or not allowed[0] <= value <= allowed[1]:
-        raise ValueError(f"{method}: option {item.name} is {value!r}; allowed: {allowed[0]} to {allowed[1]}")
+        raise ValueError(f"{method}: option {item.name} is {shown(value)}; allowed: {allowed[0]} to {allowed[1]}")

@@ -3,13 +3,15 @@
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import Field, fields
+from dataclasses import fields
 from functools import cache
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
 from vlm_guard.method.base import Method
+from vlm_guard.method.method_text import is_outside, parse_method_text
+from vlm_guard.method.option_types import from_text
 
 ENTRY_POINT_GROUP = "vlm_guard.methods"
 
@@ -57,11 +59,15 @@ def method_names() -> list[str]:
 
 
 def method_class(name: str) -> type[Method]:
-    """The class of a method.
+    """The class of a method, by name or (`vlm_guard.method.method_text`) from a file or module of the user's.
 
     Raises:
         ValueError: unknown name; the message suggests the nearest ones.
     """
+    if is_outside(name):
+        from vlm_guard.method.outside_methods import outside_method
+
+        return outside_method(name)
     if name not in _REGISTERED:
         if name in method_files():
             import_module(f"vlm_guard.methods.{name}")
@@ -70,10 +76,29 @@ def method_class(name: str) -> type[Method]:
                 if entry.name == name:
                     entry.load()
     if name not in _REGISTERED:
-        near = difflib.get_close_matches(name, method_names(), n=2, cutoff=0.4)
+        near = difflib.get_close_matches(name.lower(), method_names(), n=2, cutoff=0.4)
+        near = near[:1] if name.lower() in near else near
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
         raise ValueError(f"unknown method {name!r}.{hint} Available: {', '.join(method_names())}")
     return _REGISTERED[name]
+
+
+def read_method_text(text: str) -> tuple[list[str], dict[str, Any]]:
+    """The names of a line such as "pai:gain=0.4+var", and its settings by "pai.gain"; own files are loaded.
+
+    Raises:
+        ValueError: a name or a setting is malformed, or one is given twice. FileNotFoundError: no such file.
+    """
+    names, options = [], {}
+    for part in parse_method_text(text, method_names()):
+        name = method_class(part.reference).name if is_outside(part.reference) else part.reference
+        names.append(name)
+        for key, value in part.options.items():
+            full = key if "." in key else f"{name}.{key}"
+            if full in options:
+                raise ValueError(f"setting {full!r} is given twice in {text!r}")
+            options[full] = value
+    return names, options
 
 
 def make_method(name: str, options: Mapping[str, Any]) -> Method:
@@ -89,31 +114,18 @@ def make_method(name: str, options: Mapping[str, Any]) -> Method:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"{name} has no option {key!r}.{hint} Its options: {', '.join(known) or 'none'}")
-    return cls(**{key: _convert(name, known[key], value) for key, value in options.items()})
-
-
-def _convert(method: str, item: Field, value: Any) -> Any:
-    """Command-line text to the type of the option's default."""
-    if not isinstance(value, str) or isinstance(item.default, str):
-        return value
-    if value.lower() in ("none", "null"):
-        return None
-    if isinstance(item.default, bool):
-        if value.lower() not in ("true", "false", "1", "0", "yes", "no"):
-            raise ValueError(f"{method}: option {item.name} must be true or false, given {value!r}")
-        return value.lower() in ("true", "1", "yes")
-    if item.metadata.get("range") is not None:
-        try:
-            return int(value) if isinstance(item.default, int) else float(value)
-        except ValueError:
-            raise ValueError(f"{method}: option {item.name} must be a number, given {value!r}") from None
-    return value
+    return cls(
+        **{
+            key: from_text(name, cls, known[key], value) if isinstance(value, str) else value
+            for key, value in options.items()
+        }
+    )
 
 
 def resolve_methods(
     method: "str | Method | Sequence[str | Method]", options: Mapping[str, Any] | None = None
 ) -> tuple[Method, ...]:
-    """Methods from a name ("var"), a combination ("var+vcd"), an object, or a list of these.
+    """Methods from a line ("var", "var+vcd", "pai:gain=0.4+var"), an object, or a list of these.
 
     Options without a prefix belong to the only method; with several methods write `var.move_fraction`.
 
@@ -125,13 +137,23 @@ def resolve_methods(
     listed = [method] if isinstance(method, str | Method) else method
     if not isinstance(listed, Sequence):
         raise TypeError(f"method must be a name such as 'var', a Method, or a list of these; given {method!r}")
+    written: dict[str, Any] = {}
     for entry in listed:
-        items.extend(part.strip() for part in entry.split("+")) if isinstance(entry, str) else items.append(entry)
+        if not isinstance(entry, str):
+            items.append(entry)
+            continue
+        found, settings = read_method_text(entry)
+        items.extend(found)
+        written.update(settings)
     names = [item if isinstance(item, str) else item.name for item in items if isinstance(item, str | Method)]
     if len(names) != len(items) or not items:
         raise TypeError(f"method must be a name such as 'var', a Method, or a list of these; given {method!r}")
     if len(set(names)) != len(names):
         raise ValueError(f"the same method is named twice in {'+'.join(names)}")
+    for key, value in written.items():
+        if key in given or (len(items) == 1 and key.partition(".")[2] in given):
+            raise ValueError(f"setting {key!r} is given twice: in {method!r} and as an option")
+        given[key] = value
     resolved = []
     for item, name in zip(items, names):
         own = {key.split(".", 1)[1]: given.pop(key) for key in list(given) if key.startswith(f"{name}.")}

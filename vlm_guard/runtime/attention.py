@@ -252,7 +252,12 @@ class _Context:
     @property
     def first_key(self) -> int:
         """Position of key 0; the cache of a sliding or chunked layer holds only the last keys."""
-        return max(0, self.state.offset + self.query.shape[2] - self.key.shape[2])
+        return max(0, self.first_row + self.query.shape[2] - self.key.shape[2])
+
+    @property
+    def first_row(self) -> int:
+        """Position of query 0; layers that share another layer's keys leave the first rows of a prompt out."""
+        return self.state.offset + self.state.skipped(self.query.shape[2])
 
     def problem(self, rows: RowSelection | None, edit: AttentionEdit) -> AttentionProblem:
         """The operation for the selected rows (all of them when `rows` is None)."""
@@ -296,7 +301,7 @@ class _Context:
         """[B, G, R, Dv] values of the query rows themselves."""
         if self.own_key is not None:
             return self.value.index_select(2, self.own_key)
-        first = self.state.offset - self.first_key
+        first = self.first_row - self.first_key
         own = self.value[:, :, first : first + self.query.shape[2]]
         return own if rows is None else rows.take(own)
 

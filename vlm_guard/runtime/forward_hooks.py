@@ -43,7 +43,7 @@ def follow_forwards(guard: "Guard", begins: bool) -> list[Undo]:
     reading = _ForwardReading(guard)
     hooks = [
         inner.register_forward_pre_hook(_Hook(guard, kept_out(reading.before)), with_kwargs=True),
-        inner.register_forward_hook(_Hook(guard, kept_out(reading.after)), always_call=True),
+        inner.register_forward_hook(_Hook(guard, kept_out(reading.after)), always_call=True, with_kwargs=True),
     ]
     if begins:
         hooks.append(inner.register_forward_pre_hook(_Hook(guard, kept_out(reading.begin)), with_kwargs=True))
@@ -93,7 +93,10 @@ class _ForwardReading:
         if self.around is not None:
             # The pass began with the whole model, whose vision tower has been seen by now.
             running.findings = self.around.findings
-        self._read(running, module, args, self.named(kwargs))
+        named = self.named(kwargs)
+        self._read(running, module, args, named)
+        if self.guard.contrasting is not None:
+            self.guard.contrasting.begin(running, named)
 
     def _read(self, running: RunningPass, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         guard, reading = self.guard, self.guard.reading
@@ -160,11 +163,21 @@ class _ForwardReading:
                 bound.method.begin_forward(call)
         return args, without_double_prompt(inputs)
 
-    def after(self, module: nn.Module, args: tuple, output: Any) -> None:
+    def after(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         """The pass has ended, or failed: then there is no output."""
-        running = self.guard.reading.leave()
-        if running is None or output is None:
-            return
+        with self.guard.reading.holding():
+            running = self.guard.reading.leave()
+            if running is None:
+                return None
+            if output is not None:
+                self._see(running, output)
+            if self.guard.contrasting is None:
+                return None
+            given = {**kwargs, "input_ids": args[0]} if args else kwargs
+            return self.guard.contrasting.finish(running, given, output)
+
+    def _see(self, running: RunningPass, output: Any) -> None:
+        """What is to be seen of a pass that has gone well."""
         state = running.state
         if state is not None and state.cache is None and not running.open_call:
             # A decoding loop over `model(...)` goes on with the cache that its first pass has made.

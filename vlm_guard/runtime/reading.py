@@ -209,7 +209,7 @@ class Reading:
     def enter(self) -> RunningPass:
         """A forward pass of the model begins; until it is known whose it is, it is left as it is."""
         self._lock.acquire()
-        running = RunningPass()
+        running = RunningPass(of_call=bool(self._calls))
         self._passes.append(running)
         self.current = running
         return running
@@ -239,7 +239,6 @@ class Reading:
         """
         running = self._passes[-1]
         call = self._calls[-1] if self._calls else None
-        running.of_call = call is not None
         if offset:
             self._continue(running, call, input_ids, cache, offset)
         elif call is not None and self._begins(call, input_ids, cache):

@@ -1,0 +1,105 @@
+"""How methods with their settings are written in one line, the same in Python, on the command line and in tables.
+
+    pai                          one method
+    pai:gain=0.4,layers=2-8      with settings
+    pai:gain=0.4+var             two methods, applied in order
+    var+vcd:vcd.strength=2       a setting may say whose it is, which need not be the method before it
+    my_method.py:strength=1      the method in a file of your own, also my_method.py:MyMethod where it holds several
+    my.module:MyMethod           a class that Python can import
+
+A file or module named like this is run. That happens only for names of these two forms, which nobody but the user
+who writes the line can bring in.
+"""
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from vlm_guard.untrusted.printed_text import shown
+
+_FILE = r"(?:[A-Za-z]:[\\/])?[^+:]+\.py(?::[A-Za-z_]\w*(?=[:+]|$))?"
+_CLASS = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*(?=[:+]|$)"
+_OUTSIDE = re.compile(rf"{_FILE}|{_CLASS}")
+_NAME = re.compile(r"[^+:]*")
+_BETWEEN_OPTIONS = re.compile(r",(?=\s*[\w.]+\s*=)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodPart:
+    """One method of a line.
+
+    Attributes:
+        reference: its name, or the file or class it is in.
+        options: its settings as they are written, the values still text.
+    """
+
+    reference: str
+    options: Mapping[str, str]
+
+
+def is_outside(reference: str) -> bool:
+    """Whether a reference is a file or an importable class instead of a name."""
+    return _OUTSIDE.fullmatch(reference) is not None
+
+
+def parse_options(pairs: Collection[str], place: str = "--set") -> dict[str, str]:
+    """Options from `name=value` texts, for example "var.move_fraction=0.5".
+
+    Args:
+        pairs: the texts.
+        place: where they were written, for the error.
+
+    Raises:
+        ValueError: a text has no equals sign.
+    """
+    options = {}
+    for pair in pairs:
+        name, found, value = pair.partition("=")
+        if not found or not name.strip():
+            raise ValueError(f"{place} takes METHOD.OPTION=VALUE such as var.move_fraction=0.5, given {shown(pair)}")
+        options[name.strip()] = value.strip()
+    return options
+
+
+def parse_method_text(text: str, known: Collection[str]) -> list[MethodPart]:
+    """The methods of a line with their settings.
+
+    Args:
+        text: see above.
+        known: the names of all methods. Inside a setting's value, a plus sign is the end of it only before one of
+            these, or before a file or class: values may have plus signs of their own.
+
+    Raises:
+        ValueError: a setting has no equals sign, or a method's name is empty.
+    """
+    parts, rest = [], text
+    while True:
+        found = _reference(rest, known)
+        reference, rest = found.strip(), rest[len(found) :]
+        if not reference:
+            raise ValueError(f"a method's name is missing in {text!r}; write for example var, var+vcd or pai:gain=0.4")
+        own = ""
+        if rest.startswith(":"):
+            own, rest = _until_next_method(rest[1:], known)
+        pairs = _BETWEEN_OPTIONS.split(own) if own.strip() else []
+        parts.append(MethodPart(reference=reference, options=parse_options(pairs, f"{reference}:")))
+        if not rest:
+            return parts
+        rest = rest.removeprefix("+")
+
+
+def _reference(text: str, known: Collection[str]) -> str:
+    """What `text` begins with: a file, a class or a name."""
+    outside = _OUTSIDE.match(text)
+    if outside is not None and outside[0].partition(":")[0].strip() not in known:
+        return outside[0]
+    return _NAME.match(text)[0]
+
+
+def _until_next_method(text: str, known: Collection[str]) -> tuple[str, str]:
+    """The settings at the begin of `text`, and what follows from the plus sign of the next method on."""
+    for plus in re.finditer(r"\+", text):
+        name = _reference(text[plus.end() :], known).strip()
+        if name in known or is_outside(name):
+            return text[: plus.start()], text[plus.start() :]
+    return text, ""
