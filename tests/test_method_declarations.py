@@ -11,7 +11,8 @@ from vlm_guard.method.hooks import HOOKS, acts_before_logits, acts_in_model, hoo
 from vlm_guard.method.registry import method_class, method_names
 
 METHODS_FOLDER = Path(__file__).parents[1] / "methods"
-FILES = sorted(METHODS_FOLDER.rglob("*.py"))
+# The folder's own __init__ finds methods and is none.
+FILES = sorted({*METHODS_FOLDER.rglob("*.py")} - {METHODS_FOLDER / "__init__.py"})
 # What a method may import of this project: the public face, the kernels, its own folder and what methods share.
 ALLOWED = ("vlm_guard.method", "vlm_guard.kernels")
 

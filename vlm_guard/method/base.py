@@ -157,7 +157,7 @@ class Method:
         object.__setattr__(method, "_sources", dict(self._sources))
         method._take({name: (setting.value, setting.origin) for name, setting in values.items()})
         for item in fields(method):
-            _check_option(self.name, item, getattr(method, item.name))
+            _check_option(type(self), item, getattr(method, item.name))
         return method
 
     def _take(self, values: "Mapping[str, tuple[Any, str]]") -> None:
