@@ -30,6 +30,7 @@ from vlm_guard.kernels.attention_edit import AttentionEdit
 from vlm_guard.method.attention_calls import AttentionCall
 from vlm_guard.method.base import Method, Station
 from vlm_guard.method.contrasting import Branch, ContrastCall
+from vlm_guard.method.target import GuardTarget
 
 LENGTH = 22
 VISUAL = slice(5, 17)
@@ -50,9 +51,21 @@ class UnchangedWeights(Method):
     name: ClassVar[str] = "the check of edits"
     stations: ClassVar[tuple[Station, ...]] = ("attention",)
 
+    def prepare(self, target: GuardTarget) -> int:
+        """How many query heads a layer is said to have; 0 where several processes share them."""
+        return 0 if (target.model.tp_size or 1) > 1 else target.architecture.heads
+
     def edit_attention(self, call: AttentionCall) -> AttentionEdit:
-        """A gain of 0, an output scale of 1 and nothing of the row's own value."""
+        """A gain of 0, an output scale of 1 and nothing of the row's own value.
+
+        Raises:
+            ValueError: the layer has other heads than its model's configuration says.
+        """
         query, key = call.query, call.key
+        if call.prepared and query.shape[1] != call.prepared:
+            raise ValueError(
+                f"layer {call.layer} has {query.shape[1]} query heads, and the configuration says {call.prepared}"
+            )
         nothing = query.new_zeros(query.shape[:2], dtype=torch.float32)
         gain = query.new_zeros(1, 1, 1, key.shape[2], dtype=torch.float32)
         return AttentionEdit(gain=gain, head_scale=nothing + 1, self_mix=nothing)
@@ -249,6 +262,8 @@ def _words(error: Exception) -> str:
 def _quietly(model: PreTrainedModel) -> Iterator[None]:
     """In evaluation mode, without gradients or warnings; afterwards the model is as it was."""
     training = [module for module in model.modules() if module.training]
+    # Models with positions in three parts remember an offset of their last prompt.
+    offsets = [(module, module.rope_deltas) for module in model.modules() if hasattr(module, "rope_deltas")]
     model.eval()
     try:
         with torch.no_grad(), warnings.catch_warnings():
@@ -257,6 +272,5 @@ def _quietly(model: PreTrainedModel) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-        for module in model.modules():
-            if hasattr(module, "rope_deltas"):
-                module.rope_deltas = None
+        for module, offset in offsets:
+            module.rope_deltas = offset

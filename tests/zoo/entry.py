@@ -59,6 +59,8 @@ class Family:
     """False where the text decoder does not go through transformers' attention interface."""
     batch_invariant: bool = True
     """False where the stock model gives a padded row other logits than the row alone; ``facts`` says how much."""
+    cache_invariant: bool = True
+    """False where the stock model decodes a padded row with a cache to other logits than without one."""
     stock_failures: tuple[str, ...] = ()
     """Features of ``generate`` that fail on the unguarded model, named as in tests/zoo/test_stock_generate.py."""
     stock_differences: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Gemma 4: patches of any grid pooled 3 x 3, heads of two sizes, layers that read another layer's keys and values."""
+"""Gemma 4: patches of any grid pooled 3 x 3, heads of two sizes, layers that read another layer's keys."""
 
 from __future__ import annotations
 

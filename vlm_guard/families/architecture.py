@@ -11,7 +11,7 @@ from functools import cache
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from vlm_guard.families.family import ArchitectureEntry, entry_of
 
@@ -137,26 +137,62 @@ def describe_architecture(model: PreTrainedModel) -> Architecture:
         )
     token_ids = _visual_token_ids(model, entry)
     if not token_ids:
-        raise ValueError(
-            f"{type(model).__name__} ({model_type}) has no image_token_id in its configuration: it is a text model, "
-            "or it feeds images past the prompt; see 'vlm-guard models'"
-        )
+        raise ValueError(_no_token_ids(model, entry))
     text = model.config.get_text_config(decoder=True)
     return Architecture(
         entry=entry,
         model_type=model_type,
         generator=generator,
-        depth=text.num_hidden_layers,
+        depth=_size(text, "num_hidden_layers", model_type),
         layers=layers,
         visual_token_ids=token_ids,
-        hidden_size=text.hidden_size,
-        heads=text.num_attention_heads,
+        hidden_size=_size(text, "hidden_size", model_type),
+        heads=_size(text, "num_attention_heads", model_type),
     )
 
 
+def _size(text: PreTrainedConfig, name: str, model_type: str) -> int:
+    """One size that all decoder layers have.
+
+    Raises:
+        ValueError: they differ, or the configuration does not tell.
+    """
+    try:
+        size = getattr(text, name, None)
+    except RuntimeError:  # transformers' answer where layers have their own.
+        size = None
+    if not isinstance(size, int):
+        raise ValueError(
+            f"{model_type} models cannot be guarded: their configuration gives no {name} that holds for every decoder "
+            "layer, and methods need one; see 'vlm-guard models' for families that work"
+        )
+    return size
+
+
 def _visual_token_ids(model: PreTrainedModel, entry: ArchitectureEntry) -> tuple[int, ...]:
-    found = [getattr(model.config, name, None) for name in entry.token_id_fields]
+    found = [_field(model.config, name) for name in entry.token_id_fields]
     return tuple(dict.fromkeys(value for value in found if isinstance(value, int) and value >= 0))
+
+
+def _field(config: PreTrainedConfig, name: str) -> object:
+    """A field of the configuration, or after a dot one of a part of it."""
+    found: object = config
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
+def _no_token_ids(model: PreTrainedModel, entry: ArchitectureEntry) -> str:
+    """Why a model without ids of visual tokens is refused."""
+    name = f"{type(model).__name__} ({model.config.model_type})"
+    sees = any("vision" in part or "image" in part for part in model.config.to_dict())
+    if not sees:
+        return f"{name} has no part that reads images in its configuration: it is a text model; see 'vlm-guard models'"
+    return (
+        f"{name} reads images, but its configuration has none of {', '.join(entry.token_id_fields)}, so its visual "
+        "tokens cannot be found in a prompt; where another field holds their id, set that one, or register an entry "
+        "with token_id_fields (docs/new-family.md)"
+    )
 
 
 def _attention_layers(model: PreTrainedModel, entry: ArchitectureEntry) -> tuple[AttentionLayer, ...]:

@@ -1,6 +1,7 @@
 """Which types of values an option takes, read from its declaration, and how text becomes one of them."""
 
 import numbers
+import sys
 import typing
 from collections.abc import Callable
 from dataclasses import MISSING, Field
@@ -20,11 +21,15 @@ _WORDS = {
 
 
 @cache
-def _hints(cls: type) -> dict[str, Any]:
+def _hint(cls: type, name: str, declared: Any) -> Any:
+    """The annotation of a field; one written as text is looked up in the module of its class."""
+    if not isinstance(declared, str):
+        return declared
+    holder = type("Holder", (), {"__annotations__": {name: declared}})
     try:
-        return typing.get_type_hints(cls)
-    except Exception:  # a method of another package may name a type that cannot be found at run time
-        return {}
+        return typing.get_type_hints(holder, vars(sys.modules[cls.__module__]))[name]
+    except Exception:  # a method of another package may name a type that is only there for a checker
+        return None
 
 
 def accepted_types(cls: type, item: Field) -> tuple[Any, ...]:
@@ -33,7 +38,7 @@ def accepted_types(cls: type, item: Field) -> tuple[Any, ...]:
     Returns:
         Out of bool, int, float, str, Callable and the type of None; empty where any value may be right.
     """
-    hint = _hints(cls).get(item.name)
+    hint = _hint(cls, item.name, item.type)
     parts = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, _UnionType) else (hint,)
     found = tuple(Callable if _is_function(part) else part for part in parts)
     if not all(part in _WORDS for part in found):
