@@ -1,7 +1,7 @@
 """The tables of README.md and of pages in docs/, made from methods, profiles, tasks, models, features and results.
 
-`python docs/tables/readme_tables.py README.md docs/models.md docs/results.md docs/methods.md docs/tasks.md` rewrites
-them in place; a test checks that they are current.
+`python docs/tables/readme_tables.py FILE ...` rewrites them in place; a test checks that they are current and names the
+files.
 """
 
 import re
@@ -14,11 +14,12 @@ from measured_digest import digest_markdown
 from measured_table import measured_markdown, timings_markdown
 from vlm_guard.eval.tasks.shared.table import tasks_markdown
 from vlm_guard.families.table import models_markdown, models_summary
-from vlm_guard.method.table import methods_markdown, settings_markdown
+from vlm_guard.method.table import hooks_markdown, methods_markdown, settings_markdown
 
 SECTIONS: dict[str, Callable[[], str]] = {
     "methods": methods_markdown,
     "settings": settings_markdown,
+    "hooks": hooks_markdown,
     "families": models_summary,
     "models": models_markdown,
     "tasks": tasks_markdown,
