@@ -22,12 +22,13 @@ from vlm_guard.method.registry import resolve_methods
 from vlm_guard.method.requirements import refuse_trace, refuse_unmet_needs
 from vlm_guard.method.state import GenerationState, PromptTokens
 from vlm_guard.method.target import GuardTarget
+from vlm_guard.per_call import PerCall
 from vlm_guard.runtime.attention_switch import follow_attention, restore_attention, switch_attention
 from vlm_guard.runtime.compiled_decode import CompiledDecode, refuse_compiled_parts
 from vlm_guard.runtime.forward_hooks import follow_forwards
 from vlm_guard.runtime.generate_arguments import generate_arguments
 from vlm_guard.runtime.hidden_edits import install_hidden_edits
-from vlm_guard.runtime.installation import Undo, put_on
+from vlm_guard.runtime.installation import GUARD_ATTRIBUTE, Undo, put_on
 from vlm_guard.runtime.layer_observers import LayerObservers
 from vlm_guard.runtime.placement import Placement
 from vlm_guard.runtime.reading import Call, Reading
@@ -35,8 +36,6 @@ from vlm_guard.runtime.refused_calls import refuse_class_generate, refuse_contin
 from vlm_guard.runtime.trace import AttentionTrace
 from vlm_guard.runtime.vision_hooks import install_vision
 from vlm_guard.self_check import check_unknown_family
-
-GUARD_ATTRIBUTE = "_vlm_guard"
 
 
 def wrap(
@@ -135,6 +134,8 @@ class Guard(AbstractContextManager):
         self._following = Undo()
         self._editing = Undo()
         self._attached = False
+        self._follows_passes = False
+        self._per_call = PerCall(self)
         # Layers with an edit, of the negative and of the positive branch.
         self._edited_layers: tuple[frozenset[int], ...] = (frozenset(), frozenset())
 
@@ -148,8 +149,18 @@ class Guard(AbstractContextManager):
         """Whether the model is guarded by this guard now."""
         return self._attached
 
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """The guarded model's `generate`."""
+    def generate(self, *args: Any, method: str | Method | Sequence[str | Method] | None = None, **kwargs: Any) -> Any:
+        """The guarded model's `generate`, also with another method for this call alone.
+
+        Args:
+            *args: of `generate`.
+            method: as for `wrap`, with its options beside it (`method="vcd", strength=0.5`) or in its text
+                ("vcd:strength=0.5"); "none" answers as the model is. By default the guard's own methods. A call from
+                another thread waits until the running one is done.
+            **kwargs: of `generate`; `model.generate(..., guard="vcd:strength=0.5")` does the same.
+        """
+        if method is not None:
+            return self._per_call.generate(method, args, kwargs)
         return self.model.generate(*args, **kwargs)
 
     def findings(self, method: str) -> SimpleNamespace:
@@ -192,7 +203,7 @@ class Guard(AbstractContextManager):
             followed, edited = len(self._following), len(self._editing)
             if not self.switched:
                 self._install_slots([])
-            if not self._following:
+            if not self._follows_passes:
                 self._install_following()
             self.reading.tracer = AttentionTrace(layers=chosen)
         try:
@@ -213,6 +224,8 @@ class Guard(AbstractContextManager):
             raise ValueError("this model is already guarded; call .remove() on that guard first")
         try:
             self._attached = True
+            inner = self.target.model
+            self._following.add(put_on(inner, "generate", self._following_generate(inner.generate)))
             if self._follows:
                 self._install_following()
             self._install_edits()
@@ -284,9 +297,12 @@ class Guard(AbstractContextManager):
         """Follow every forward pass and `generate` call of the model."""
         inner, generator = self.target.model, self.target.architecture.generator
         begins = any(bound.method.overrides("begin_forward") for bound in self.methods)
-        self._following.add(*follow_forwards(self, begins))
+        self._follows_passes = True
+        self._following.add(self._follow_no_more, *follow_forwards(self, begins))
         self._following.add(refuse_continuous_batching(inner), refuse_class_generate(self, generator))
-        self._following.add(put_on(inner, "generate", self._following_generate(inner.generate)))
+
+    def _follow_no_more(self) -> None:
+        self._follows_passes = False
 
     def _install_edits(self) -> None:
         inner = self.target.model
@@ -328,6 +344,9 @@ class Guard(AbstractContextManager):
                 # Whoever kept this function after `remove`, or calls it inside `suspended`, gets the model as it is.
                 if reading.is_paused or not self._attached:
                     return original(*args, **kwargs)
+                choice = kwargs.pop("guard", None)
+                if choice is not None:
+                    return self._per_call.generate(choice, args, kwargs)
                 # Families encode pictures before their first pass.
                 follow_attention()
                 with reading.generating() as call:

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlm_guard.eval.run.received import check_samples
 from vlm_guard.eval.run.records import Record, read_records
 from vlm_guard.eval.run.results import SAMPLES_FILE, MethodResult, RunResults, read_results
 from vlm_guard.eval.run.resume import differing_fields
 from vlm_guard.eval.run.summary import MethodRecords
+from vlm_guard.untrusted.paths import Inside
 
 # Settings that do not change what a number means, but may move it a little or change what it cost.
 _NOTED = ("model", "decoding.batch_size", "decoding.seed", "profile", "environment.versions", "environment.hardware")
@@ -51,7 +53,7 @@ def compare_runs(folders: Sequence[Path], baseline: str | None = None, resamples
     for folder, run in zip(folders[1:], runs[1:]):
         notes += check_comparable(runs[0], run, folders[0], folder)
     entries = _label(folders, runs)
-    records = {label: _records(folder, method) for label, folder, _, method in entries}
+    records = {label: _records(folder, run, method) for label, folder, run, method in entries}
     read = {label: MethodRecords(items) for label, items in records.items()}
     chosen = baseline if baseline is not None else entries[0][0]
     if chosen not in read:
@@ -101,11 +103,13 @@ def _label(folders: Sequence[Path], runs: Sequence[RunResults]) -> list[tuple[st
     return entries
 
 
-def _records(folder: Path, method: MethodResult) -> list[Record]:
+def _records(folder: Path, run: RunResults, method: MethodResult) -> list[Record]:
     path = folder / method.directory / SAMPLES_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{folder} lacks {method.directory}/{SAMPLES_FILE}, which its results come from")
-    return list(read_records(path)[0].values())
+    records = list(read_records(Inside(folder).check(path))[0].values())
+    check_samples(records, run.tasks, path)
+    return records
 
 
 def _meaning(run: RunResults) -> dict[str, Any]:

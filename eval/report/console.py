@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vlm_guard.eval.run.results import Difference, Estimate, MethodResult, RunResults
+from vlm_guard.untrusted.printed_text import one_line
 
 ARROWS = {"better": "green", "worse": "red", "changed": "yellow", "unclear": "dim"}
 COLUMNS: tuple[tuple[str, str], ...] = (
@@ -126,10 +127,10 @@ def _metric_table(results: RunResults, columns: Sequence[tuple[str, str]]) -> Ta
         table.add_column(label, justify="right", overflow="fold")
     for method in results.methods:
         cells = [_value_cell(name, method.estimates.get(name)) for name, _ in columns]
-        table.add_row(Text(method.label, style="bold"), *cells)
+        table.add_row(Text(one_line(method.label), style="bold"), *cells)
         if method.difference_to_baseline:
             cells = [_difference_cell(name, method.difference_to_baseline.get(name)) for name, _ in columns]
-            table.add_row(Text(f"  − {results.baseline}", style="dim"), *cells)
+            table.add_row(Text(f"  − {one_line(results.baseline)}", style="dim"), *cells)
     return table
 
 
@@ -155,7 +156,7 @@ def _cost_table(methods: Sequence[MethodResult]) -> Table:
     for method in methods:
         counts = method.samples.values()
         table.add_row(
-            Text(method.label, style="bold"),
+            Text(one_line(method.label), style="bold"),
             f"{method.cost.seconds:.1f}",
             f"{method.cost.tokens}",
             f"{method.cost.tokens_per_second:.0f}",
@@ -170,8 +171,8 @@ def _cost_table(methods: Sequence[MethodResult]) -> Table:
 def print_results(console: Console, results: RunResults) -> None:
     """Everything a person wants to know at the end of a run."""
     model, data = results.model, results.data
-    title = f"\n{model['name']} on {data['name']}, {data['images']} images, {model['dtype']}"
-    console.print(title, style="bold", markup=False, highlight=False)
+    title = one_line(f"{model['name']} on {data['name']}, {data['images']} images, {model['dtype']}")
+    console.print(f"\n{title}", style="bold", markup=False, highlight=False)
     for table in results_tables(results):
         console.print()
         console.print(table)
@@ -182,7 +183,7 @@ def print_results(console: Console, results: RunResults) -> None:
         style="dim",
     )
     for note in results.notes:
-        console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
+        console.print(f"note: {one_line(note)}", style="yellow", markup=False, soft_wrap=True)
     skipped = max(len(method.skipped_images) for method in results.methods)
     if skipped:
         console.print(f"{skipped} images could not be read and were skipped; results.json lists them.", style="yellow")

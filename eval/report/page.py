@@ -3,57 +3,23 @@
 The page holds everything it needs (thumbnails, data, style, script) and loads nothing, so it can be mailed or archived.
 """
 
-import base64
-import io
 import json
+import re
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from vlm_guard.eval.report.compare import Comparison
 from vlm_guard.eval.report.console import COLUMNS
+from vlm_guard.eval.report.pictures import image_folder, picture_in
 from vlm_guard.eval.report.tables import caption_of, legend_of
-from vlm_guard.eval.run.generation import read_image
 from vlm_guard.eval.run.metrics import CHAIR_METRICS, Metric, pope_metrics
 from vlm_guard.eval.run.records import Record
-from vlm_guard.eval.run.results import RUN_FILE, MethodResult, RunResults
+from vlm_guard.eval.run.results import MethodResult, RunResults
 
-THUMBNAIL_SIDE = 288
-_JPEG_QUALITY = 78
 _DATA_MARK = "/*REPORT_DATA*/"
 _TITLE_MARK = "REPORT_TITLE"
-
-
-def thumbnail(path: Path, side: int = THUMBNAIL_SIDE) -> str:
-    """An image as a small JPEG in a data address; its longer side has at most `side` pixels.
-
-    Raises:
-        OSError: the file is missing or damaged.
-    """
-    picture = read_image(path)
-    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-    content = io.BytesIO()
-    picture.save(content, "JPEG", quality=_JPEG_QUALITY, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode("ascii")
-
-
-def image_folder(comparison: Comparison) -> Path | None:
-    """Where the pictures lay when a run was made, if that folder is still there.
-
-    It stands in the runs' `run.json` only: results.json is made to be passed on and names no folder of a machine.
-    """
-    for method in comparison.results.methods:
-        path = comparison.folders[method.label] / method.directory / RUN_FILE
-        if not path.is_file():
-            continue
-        for session in reversed(json.loads(path.read_text(encoding="utf-8")).get("sessions", [])):
-            folder = session.get("image_folder")
-            if folder and Path(folder).is_dir():
-                return Path(folder)
-    return None
 
 
 def build_report(comparison: Comparison, *, images: Path | None = None, limit: int = 500) -> str:
@@ -66,7 +32,7 @@ def build_report(comparison: Comparison, *, images: Path | None = None, limit: i
         limit: at most this many images are shown, evenly spread over the run; the numbers are always those of all.
 
     Raises:
-        ValueError: `limit` is below 1.
+        ValueError: `limit` is below 1, a record's picture leads out of the folder, or a `run.json` is damaged.
     """
     if limit < 1:
         raise ValueError(f"the limit is {limit}; it must be at least 1")
@@ -93,7 +59,9 @@ def build_report(comparison: Comparison, *, images: Path | None = None, limit: i
     # "<" must not appear inside the script element: a caption could hold "</script>".
     content = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     title = data["title"].replace("&", "&amp;").replace("<", "&lt;")
-    return template.replace(_TITLE_MARK, title, 1).replace(_DATA_MARK, content, 1)
+    parts = {_TITLE_MARK: title, _DATA_MARK: content}
+    # In one pass: a model's name that looks like a mark must not be filled in itself.
+    return re.sub("|".join(map(re.escape, parts)), lambda match: parts[match[0]], template)
 
 
 def _group(records: Iterable[Record]) -> dict[int, list[Record]]:
@@ -170,17 +138,8 @@ def _item(
                 )
                 question["answers"][label] = [score["answer"], record["text"]]
     item["questions"] = list(item["questions"].values())
-    item["picture"] = _picture(folder, first["image"])
+    item["picture"] = picture_in(folder, first["image"], f"sample {first['sample']!r}")
     return item
-
-
-def _picture(folder: Path | None, name: str) -> str | None:
-    if folder is None:
-        return None
-    try:
-        return thumbnail(folder / name)
-    except OSError:
-        return None
 
 
 def _protocol(results: RunResults) -> list[list[str]]:

@@ -12,6 +12,7 @@ from vlm_guard.eval.run.records import Record
 from vlm_guard.eval.run.results import RunResults
 from vlm_guard.eval.run.statistics import LEVEL
 from vlm_guard.eval.run.summary import BOOTSTRAP_SEED
+from vlm_guard.untrusted.printed_text import one_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,7 +59,7 @@ def plot_chair(results: RunResults) -> "Figure":
                 100 * up.value,
                 xerr=_arms(across.value, across.low, across.high, scale),
                 yerr=_arms(up.value, up.low, up.high, 100),
-                label=method.label,
+                label=_label(method.label),
                 capsize=3,
                 **_style(place),
             )
@@ -68,6 +69,11 @@ def plot_chair(results: RunResults) -> "Figure":
     panels[0].legend(frameon=False)
     _entitle(figure, results, f"bars: {round(100 * results.statistics['level'])} % bootstrap intervals over images")
     return figure
+
+
+def _label(text: str) -> str:
+    """Text as it stands: matplotlib would set what is between dollar signs as a formula."""
+    return one_line(text).replace("$", "\\$")
 
 
 def _arms(value: float, low: float, high: float, scale: float) -> list[list[float]]:
@@ -109,7 +115,7 @@ def plot_mention_order(comparison: Comparison) -> "Figure":
         outside = (1 - LEVEL) / 2
         low, high = np.quantile(shares, [outside, 1 - outside], axis=0)
         style = _style(place)
-        axes.plot(positions, 100 * ratio(total[:, 0], total[:, 1])[known], label=method.label, **style)
+        axes.plot(positions, 100 * ratio(total[:, 0], total[:, 1])[known], label=_label(method.label), **style)
         axes.fill_between(positions, low[known], high[known], color=style["color"], alpha=0.12, linewidth=0)
     if not drawn:
         raise ValueError("these runs have no captions (task chair) to plot")
@@ -144,7 +150,7 @@ def plot_pope(results: RunResults) -> "Figure":
                 [position + offset for position, _ in known],
                 [100 * item.value for _, item in known],
                 yerr=arms,
-                label=method.label,
+                label=_label(method.label),
                 capsize=3,
                 **_style(place),
             )
@@ -162,7 +168,8 @@ def plot_pope(results: RunResults) -> "Figure":
 
 def _entitle(figure: "Figure", results: RunResults, note: str) -> None:
     data = results.data
-    figure.suptitle(f"{results.model['name']} on {data['name']}, {data['images']} images\n{note}", fontsize=9)
+    title = _label(f"{results.model['name']} on {data['name']}, {data['images']} images")
+    figure.suptitle(f"{title}\n{note}", fontsize=9)
 
 
 def save_plots(comparison: Comparison, folder: Path, style: str = "png") -> list[Path]:

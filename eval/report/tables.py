@@ -8,6 +8,7 @@ from typing import Any
 
 from vlm_guard.eval.report.console import COLUMNS, difference_text, shown
 from vlm_guard.eval.run.results import MethodResult, RunResults
+from vlm_guard.untrusted.printed_text import csv_cell, markdown_text
 
 FORMATS = ("markdown", "csv", "json", "html")
 
@@ -58,7 +59,7 @@ def _csv(rows: list[dict[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in rows)
     return text.getvalue()
 
 
@@ -115,7 +116,8 @@ def legend_of(results: RunResults) -> str:
 
 def _decoding(decoding: dict[str, Any]) -> str:
     if decoding["do_sample"]:
-        return f"sampled (temperature {decoding['temperature']}, top-p {decoding['top_p']}, seed {decoding['seed']})"
+        temperature, top_p, seed = (decoding.get(name, "not said") for name in ("temperature", "top_p", "seed"))
+        return f"sampled (temperature {temperature}, top-p {top_p}, seed {seed})"
     return f"{decoding['num_beams']} beams" if decoding["num_beams"] > 1 else "greedy"
 
 
@@ -127,9 +129,9 @@ def _markdown(results: RunResults) -> str:
     header = _header(results)
     lines = [f"| {' | '.join(header)} |", f"|{'---|' + '---:|' * (len(header) - 1)}"]
     for method in results.methods:
-        label = method.label.replace("|", "\\|")
+        label = markdown_text(method.label)
         lines.append(f"| {' | '.join([label, *_cells(results, method), *_costs(method)])} |")
-    return "\n".join(lines) + f"\n\n{caption_of(results)} {legend_of(results)}\n"
+    return "\n".join(lines) + f"\n\n{markdown_text(f'{caption_of(results)} {legend_of(results)}')}\n"
 
 
 def _html(results: RunResults) -> str:

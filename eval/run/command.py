@@ -12,6 +12,7 @@ from vlm_guard.eval.run.dry_run import print_dry_run
 from vlm_guard.eval.run.results import RESULTS_FILE
 from vlm_guard.eval.run.runner import evaluate
 from vlm_guard.eval.run.settings import RunSettings
+from vlm_guard.untrusted.printed_text import printable_json
 
 
 def run_command(settings: RunSettings, out: Path, *, dry_run: bool, as_json: bool) -> None:
@@ -33,7 +34,7 @@ def run_command(settings: RunSettings, out: Path, *, dry_run: bool, as_json: boo
     if results is None:
         return
     if as_json:
-        sys.stdout.write(results.to_json() + "\n")
+        sys.stdout.write(printable_json(results.to_json()) + "\n")
     else:
         console = Console()
         print_results(console, results)

@@ -15,12 +15,13 @@ from torch import Tensor
 from vlm_guard.eval.run.prompting import PromptTemplate
 from vlm_guard.eval.tasks.base import Sample
 from vlm_guard.families.architecture import inference_device
+from vlm_guard.untrusted.picture_reader import read_picture
 
 
 class Decoding(BaseModel):
     """How tokens are chosen. Greedy by default; everything else of the checkpoint's generation settings stays."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     do_sample: bool = False
     temperature: float = Field(1.0, gt=0)
@@ -83,21 +84,6 @@ class AnsweredBatch:
     memory_kind: str
 
 
-def read_image(path: Path) -> Image.Image:
-    """An image file as RGB, fully decoded.
-
-    Raises:
-        OSError: the file is missing, damaged or no image.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except OSError:
-        raise
-    except (SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises for damaged files
-        raise OSError(f"{path.name}: {error}") from error
-
-
 def prepare_batch(
     samples: Sequence[Sample], images: dict[int, Path], template: PromptTemplate, processor: Any
 ) -> PreparedBatch:
@@ -106,12 +92,10 @@ def prepare_batch(
     reasons: dict[int, str] = {}
     for image_id in dict.fromkeys(sample.image_id for sample in samples):
         try:
-            pictures[image_id] = read_image(images[image_id])
+            pictures[image_id] = read_picture(images[image_id])
         except OSError as error:
-            name = images[image_id].name
-            reasons[image_id] = (
-                f"no file {name}" if isinstance(error, FileNotFoundError) else f"cannot read {name}: {error}"
-            )
+            missing = isinstance(error, FileNotFoundError)
+            reasons[image_id] = f"no file {images[image_id].name}" if missing else str(error)
     readable = tuple(sample for sample in samples if sample.image_id in pictures)
     inputs = None
     if readable:

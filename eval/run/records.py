@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from vlm_guard.untrusted.json_files import parse_json, text_field
 from vlm_guard.whole_files import write_atomically
 
 Record = dict[str, Any]
@@ -32,9 +33,9 @@ def read_records(path: Path) -> tuple[dict[str, Record], int]:
     records = {}
     for number, line in enumerate(content[:whole].splitlines(), 1):
         try:
-            record = json.loads(line)
-            records[record[KEY]] = record
-        except (ValueError, KeyError, TypeError) as error:
+            record = parse_json(line.decode("utf-8"), "it")
+            records[text_field(record, KEY, "it")] = record
+        except (ValueError, AttributeError) as error:
             raise ValueError(
                 f"{path} line {number} is damaged ({error}); delete that line (its sample is computed again) or start "
                 "anew with --no-resume"

@@ -9,6 +9,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from vlm_guard.eval.run.received import check_results, first_problem
+from vlm_guard.untrusted.json_files import read_json
+from vlm_guard.untrusted.printed_text import SHOWN_CHARACTERS, one_line, shown
 from vlm_guard.whole_files import write_atomically
 
 SCHEMA_VERSION = "1.0"
@@ -128,12 +131,15 @@ def read_results(folder: Path) -> RunResults:
         raise FileNotFoundError(
             f"there is no {RESULTS_FILE} in {folder}; 'vlm-guard eval' writes it when it has finished"
         )
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is no results file: it holds {shown(content)}")
+    version = one_line(str(content.get("schema_version", "")), SHOWN_CHARACTERS)
+    readable = SCHEMA_VERSION.partition(".")[0]
+    if version.partition(".")[0] != readable:
+        raise ValueError(f"{path} has schema version {version or 'none'}, this program reads {readable}.x")
+    check_results(content, path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        version = str(content.get("schema_version", ""))
-        if version.partition(".")[0] != SCHEMA_VERSION.partition(".")[0]:
-            readable = SCHEMA_VERSION.partition(".")[0]
-            raise ValueError(f"{path} has schema version {version or 'none'}, this program reads {readable}.x")
         return RunResults(**content)
-    except (json.JSONDecodeError, AttributeError, TypeError, ValidationError) as error:
-        raise ValueError(f"{path} is no results file: {error}") from error
+    except ValidationError as error:
+        raise ValueError(f"{path} is no results file: {first_problem(error)}") from error

@@ -13,6 +13,7 @@ from typing import Any
 from vlm_guard.eval.run.distributed import ProcessGroup
 from vlm_guard.eval.run.records import Record, SampleLog, read_records, write_records
 from vlm_guard.eval.run.results import RESULTS_FILE, RUN_FILE, SAMPLES_FILE
+from vlm_guard.untrusted.json_files import read_json
 from vlm_guard.whole_files import write_atomically
 
 _ABSENT = "absent"
@@ -76,8 +77,8 @@ class MethodFolder:
                 old.unlink(missing_ok=True)
         if path.exists():
             try:
-                known = json.loads(path.read_text(encoding="utf-8"))
-                fingerprint, self.sessions = known["fingerprint"], known["sessions"]
+                known = read_json(path)
+                fingerprint, self.sessions = known["fingerprint"], list(known["sessions"])
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{path} is damaged ({error}); start anew with --no-resume") from error
             differing = differing_fields(fingerprint, self.fingerprint)

@@ -4,13 +4,14 @@
 part needs word vectors of a large spaCy model and is not scored here. The data is not part of this project.
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vlm_guard.eval.tasks.chair.captions import read_records
+from vlm_guard.untrusted.json_files import read_records, text_field, whole_number
+from vlm_guard.untrusted.paths import relative_name
+from vlm_guard.untrusted.printed_text import shown
 
 # AMBER's annotation types and the dimension and part its script counts them under.
 _TYPES = {
@@ -59,27 +60,36 @@ def read_amber(queries: str | Path, annotations: str | Path) -> list[AmberQuesti
         FileNotFoundError: a file is missing.
         ValueError: a question has no annotation, or one of an unknown type or truth.
     """
-    truths: dict[int, Mapping[str, Any]] = {record["id"]: record for _, record in read_records(annotations)}
+    truths: dict[int, dict[str, Any]] = {}
+    for number, record in read_records(annotations):
+        where = f"{annotations}: record {number}"
+        known = whole_number(record.get("id"), "id", where)
+        text_field(record, "type", where)
+        if known in truths:
+            raise ValueError(f"{where} has id {known}, which stands in the file before")
+        truths[known] = record
     questions = []
     for number, record in read_records(queries):
         if missing := [key for key in ("id", "image", "query") if key not in record]:
             raise ValueError(f"{queries}: record {number} has no {', '.join(missing)}; is it an AMBER query file?")
-        truth = truths.get(record["id"])
+        where = f"{queries}: record {number}"
+        question_id = whole_number(record["id"], "id", where)
+        truth = truths.get(question_id)
         if truth is None:
-            raise ValueError(f"{annotations} has nothing on question {record['id']} of {queries}")
+            raise ValueError(f"{annotations} has nothing on question {question_id} of {queries}")
         if truth["type"] == "generative":
             continue
-        if truth["type"] not in _TYPES or truth["truth"] not in ("yes", "no"):
+        if truth["type"] not in _TYPES or truth.get("truth") not in ("yes", "no"):
             raise ValueError(
-                f"{annotations}: question {record['id']} has the type {truth['type']!r} and the truth "
-                f"{truth['truth']!r}; known types are {', '.join(_TYPES)}, truths yes and no"
+                f"{annotations}: question {question_id} has the type {shown(truth['type'])} and the truth "
+                f"{shown(truth.get('truth'))}; known types are {', '.join(_TYPES)}, truths yes and no"
             )
         dimension, part = _TYPES[truth["type"]]
         questions.append(
             AmberQuestion(
-                question_id=record["id"],
-                image=record["image"],
-                text=record["query"],
+                question_id=question_id,
+                image=relative_name(text_field(record, "image", where), where),
+                text=text_field(record, "query", where),
                 label=truth["truth"],
                 dimension=dimension,
                 part=part,
@@ -170,11 +180,15 @@ def read_amber_answers(questions: Sequence[AmberQuestion], path: str | Path) -> 
         FileNotFoundError: there is no such file.
         ValueError: a question has no answer, or a record is incomplete.
     """
-    responses = {}
+    responses: dict[int, str] = {}
     for number, record in read_records(path):
         if not {"id", "response"} <= record.keys():
-            raise ValueError(f"{path}: record {number} needs 'id' and 'response'; it has {json.dumps(list(record))}")
-        responses[record["id"]] = record["response"]
+            raise ValueError(f"{path}: record {number} needs 'id' and 'response'; it has {shown(list(record))}")
+        where = f"{path}: record {number}"
+        question_id = whole_number(record["id"], "id", where)
+        if question_id in responses:
+            raise ValueError(f"{where} answers question {question_id} a second time")
+        responses[question_id] = text_field(record, "response", where)
     missing = [question.question_id for question in questions if question.question_id not in responses]
     if missing:
         raise ValueError(f"{path} has no answer to {len(missing)} of {len(questions)} questions, e.g. {missing[0]}")

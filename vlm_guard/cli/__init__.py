@@ -3,11 +3,14 @@
 A command file defines `command(...)` with Typer annotations; its name is the file's (underscores become dashes). Heavy
 imports belong inside the function, so that `--help` answers without importing torch. User errors are ValueError,
 TypeError, FileNotFoundError or ImportError with a helpful message: they are printed in one line, exit code 2.
+
+May import: everything.
 """
 
 import os
 import sys
 from importlib import import_module
+from io import TextIOWrapper
 from pathlib import Path
 
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
@@ -57,6 +60,11 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 fine, 1 the run failed, 2 wrong use."""
     import typer
 
+    from vlm_guard.untrusted.printed_text import one_line
+
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a sign that the terminal cannot show must not stop a run
     # Typer has carried its own copy of click's errors since some version; their base is found by name in either.
     usage_error = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
     try:
@@ -74,6 +82,6 @@ def main(arguments: list[str] | None = None) -> None:
     except USER_ERRORS as error:
         if os.environ.get("VLM_GUARD_TRACEBACK"):
             raise
-        print(f"error: {error}{_cause(error)}", file=sys.stderr)
+        print(f"error: {one_line(str(error) + _cause(error)) or type(error).__name__}", file=sys.stderr)
         sys.exit(WRONG_USE)
     sys.exit(code if isinstance(code, int) else OK)

@@ -12,6 +12,9 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+from vlm_guard.method.option_types import check_type
+from vlm_guard.untrusted.printed_text import shown
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -133,7 +136,7 @@ class Method:
             departing = (item for item in fields(self) if "published" in item.metadata)
             self._take({item.name: (item.metadata["published"], PUBLISHED) for item in departing})
         for item in fields(self):
-            _check_option(self.name or type(self).__name__, item, getattr(self, item.name))
+            _check_option(type(self), item, getattr(self, item.name))
 
     def with_settings(self, settings: "Mapping[str, Setting]") -> Self:
         """The same method with a model's published settings, for the options that were not given.
@@ -154,7 +157,7 @@ class Method:
         object.__setattr__(method, "_sources", dict(self._sources))
         method._take({name: (setting.value, setting.origin) for name, setting in values.items()})
         for item in fields(method):
-            _check_option(self.name, item, getattr(method, item.name))
+            _check_option(type(self), item, getattr(method, item.name))
         return method
 
     def _take(self, values: "Mapping[str, tuple[Any, str]]") -> None:
@@ -294,13 +297,13 @@ class Method:
         return {"method": self.name, "options": options, "sources": dict(self._sources)}
 
 
-def _check_option(method: str, item: Field, value: Any) -> None:
+def _check_option(cls: type[Method], item: Field, value: Any) -> None:
+    method = cls.name or cls.__name__
+    check_type(method, cls, item, value)
     allowed, choices = item.metadata.get("range"), item.metadata.get("choices")
     if choices is not None and value not in choices:
-        raise ValueError(f"{method}: option {item.name} is {value!r}; allowed: {', '.join(choices)}")
+        raise ValueError(f"{method}: option {item.name} is {shown(value)}; allowed: {', '.join(choices)}")
     if allowed is None or value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{method}: option {item.name} must be a number, given {value!r}")
     if not math.isfinite(value) or not allowed[0] <= value <= allowed[1]:
-        raise ValueError(f"{method}: option {item.name} is {value!r}; allowed: {allowed[0]} to {allowed[1]}")
+        raise ValueError(f"{method}: option {item.name} is {shown(value)}; allowed: {allowed[0]} to {allowed[1]}")
