@@ -79,6 +79,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "probe_layers": "0-1",
     },
     "gift": {"content_words": "all"},
+    "carve": {"layers": "all"},
     "icd": {"text": "151 152 153 154 155 156", "place": "start"},
     "m3id": {"forgetting": 0.5},
     "lqcd": {"neutraliser": without_the_last_but_one},

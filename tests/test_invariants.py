@@ -1,6 +1,7 @@
 """What must hold for every method on every architecture of the zoo."""
 
 import warnings
+from dataclasses import fields
 
 import method_cases
 import pytest
@@ -71,7 +72,7 @@ def close(first, second, scale):
 def test_neutral_options_are_the_identity(zoo, method):
     inputs = zoo.make_inputs(zoo.adapt(PROMPTS))
     plain = logits(zoo.model, inputs)
-    neutral = {item: value for item, value in vars(method_class(method).neutral()).items()}
+    neutral = _neutral_options(method)
     kept = {
         key: value
         for key, value in method_cases.options(method, zoo.family.name).items()
@@ -84,9 +85,13 @@ def test_neutral_options_are_the_identity(zoo, method):
     assert_pristine(zoo.model)
 
 
-def _neutral_names(method):
-    from dataclasses import fields
+def _neutral_options(method):
+    """The method's options at their neutral values."""
+    neutral = method_class(method).neutral()
+    return {item.name: getattr(neutral, item.name) for item in fields(neutral)}
 
+
+def _neutral_names(method):
     return {item.name for item in fields(method_class(method)) if "neutral" in item.metadata}
 
 
@@ -156,7 +161,7 @@ def steps(zoo, inputs, method=None, neutral=False, **extra):
             options = method_cases.options(method, zoo.family.name)
             if neutral:
                 fixed = {name: value for name, value in options.items() if name not in _neutral_names(method)}
-                options = vars(method_class(method).neutral()) | fixed
+                options = _neutral_options(method) | fixed
             with wrap(zoo.model, method_cases.processor(method, zoo.family.name), method, **options) as guard:
                 output = guard.generate(**inputs, **settings, **extra)
     return output.sequences[:, -3:], torch.stack(output.logits, 1)
