@@ -14,8 +14,8 @@ from zoo import UNEQUAL_PROMPTS, Prompt, assert_pristine
 
 torch.set_num_threads(1)
 
-# What acts inside the model is seen in one forward pass. What acts on logits, on the inputs of `generate` or on the branch
-# of a contrast is seen in what is generated. A method that does both is in both lists.
+# What acts inside the model is seen in one forward pass. What acts on logits, on the inputs of `generate` or on the
+# branch of a contrast is seen in what is generated. A method that does both is in both lists.
 METHODS = [
     name
     for name in method_cases.names()
