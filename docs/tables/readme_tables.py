@@ -1,7 +1,7 @@
-"""The tables of README.md and of pages in docs/, made from the methods, profiles, model and feature tables and results.
+"""The tables of README.md and of pages in docs/, made from methods, profiles, tasks, models, features and results.
 
-`python docs/tables/readme_tables.py README.md docs/models.md docs/results.md docs/methods.md` rewrites them in place; a
-test checks that they are current.
+`python docs/tables/readme_tables.py README.md docs/models.md docs/results.md docs/methods.md docs/tasks.md` rewrites
+them in place; a test checks that they are current.
 """
 
 import re
@@ -12,6 +12,7 @@ from pathlib import Path
 from generate_features import features_markdown
 from measured_digest import digest_markdown
 from measured_table import measured_markdown, timings_markdown
+from vlm_guard.eval.tasks.shared.table import tasks_markdown
 from vlm_guard.families.table import models_markdown, models_summary
 from vlm_guard.method.table import methods_markdown, settings_markdown
 
@@ -20,6 +21,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "settings": settings_markdown,
     "families": models_summary,
     "models": models_markdown,
+    "tasks": tasks_markdown,
     "features": features_markdown,
     "digest": digest_markdown,
     "measured": measured_markdown,

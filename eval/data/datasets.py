@@ -10,7 +10,8 @@ from vlm_guard.eval.data.coco import image_id, read_coco
 from vlm_guard.untrusted.json_files import parse_json, read_text
 
 DEFAULT_COUNT = 500
-_KINDS = "'scenes:common', 'scenes:broken:7741' (split and seed) or 'coco:FOLDER'"
+KINDS = ("scenes", "coco")
+_EXAMPLES = "'scenes:common', 'scenes:broken:7741' (split and seed) or 'coco:FOLDER'"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,9 @@ class EvaluationData:
         selection: how the images were chosen, in words.
         annotation_hashes: sha256 of every annotation file, by file name.
         images_without_file: annotated images that have no file in the folder (they are not asked).
-        mode: CHAIR text mode the reference captions were read with.
+        mode: CHAIR text mode the reference captions were read with; empty where there are none.
+        kind: what stands before the colon of its name.
+        content: what only the tasks of this kind of data know of it, such as their questions.
     """
 
     name: str
@@ -37,7 +40,9 @@ class EvaluationData:
     selection: str
     annotation_hashes: dict[str, str]
     images_without_file: int
-    mode: str
+    mode: str = ""
+    kind: str = "coco"
+    content: Any = None
 
     @property
     def image_ids_hash(self) -> str:
@@ -51,7 +56,7 @@ class EvaluationData:
             "images": len(self.images),
             "image_ids_sha256": self.image_ids_hash,
             "annotations_sha256": self.annotation_hashes,
-            "text_mode": self.mode,
+            **({"text_mode": self.mode} if self.mode else {}),
         }
 
 
@@ -135,8 +140,8 @@ def open_dataset(
         FileNotFoundError: the folder, its annotations or the image list is missing.
     """
     kind, _, rest = name.partition(":")
-    if kind not in ("scenes", "coco") or not rest:
-        raise ValueError(f"unknown data {name!r}; give {_KINDS}")
+    if kind not in KINDS or not rest:
+        raise ValueError(f"unknown data {name!r}; give {_EXAMPLES}")
     if count is not None and count < 1:
         raise ValueError(f"count is {count}; it must be at least 1")
     listed = read_image_ids(image_list) if image_list is not None else None
@@ -162,6 +167,7 @@ def open_dataset(
         annotation_hashes={path.name: hash_file(path) for path in read.annotation_files},
         images_without_file=len(read.missing_images),
         mode=mode,
+        kind=kind,
     )
 
 

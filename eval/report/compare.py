@@ -66,6 +66,8 @@ def compare_runs(folders: Sequence[Path], baseline: str | None = None, resamples
             "label": label,
             **own.summaries(run.tasks),
             "samples": own.sample_counts(),
+            # Files of versions that wrote no plan were complete when they were written.
+            "planned": method.planned or {task: counts.asked for task, counts in method.samples.items()},
             "estimates": own.estimates(draws),
             "difference_to_baseline": own.differences_to(read[chosen], draws) if label != chosen else {},
             "cost": own.cost(),
@@ -78,14 +80,16 @@ def compare_runs(folders: Sequence[Path], baseline: str | None = None, resamples
             "baseline": chosen,
             "methods": methods,
             "statistics": {**runs[0].statistics, "resamples": draws},
-            "notes": list(dict.fromkeys(notes)),
         }
     )
+    # What the runs said about missing records is said anew: some may have been asked since, or lost.
+    notes = [*results.shortfalls(), *(note for note in notes if not note.startswith("incomplete: "))]
+    results = results.model_copy(update={"notes": list(dict.fromkeys(notes))})
     return Comparison(
         results=results,
         records=records,
         folders={label: folder for label, folder, _, _ in entries},
-        notes=tuple(dict.fromkeys(notes)),
+        notes=tuple(results.notes),
     )
 
 

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from vlm_guard.eval.report.compare import Comparison
-from vlm_guard.eval.report.console import COLUMNS
+from vlm_guard.eval.report.console import columns_of
 from vlm_guard.eval.report.pictures import image_folder, picture_in
 from vlm_guard.eval.report.tables import caption_of, legend_of
-from vlm_guard.eval.run.metrics import CHAIR_METRICS, Metric, pope_metrics
 from vlm_guard.eval.run.records import Record
 from vlm_guard.eval.run.results import MethodResult, RunResults
+from vlm_guard.eval.run.summary import MethodRecords
+from vlm_guard.eval.tasks.shared.registry import task_class
 
 _DATA_MARK = "/*REPORT_DATA*/"
 _TITLE_MARK = "REPORT_TITLE"
@@ -50,7 +51,7 @@ def build_report(comparison: Comparison, *, images: Path | None = None, limit: i
         "images": results.data["images"],
         "shown": len(shown),
         "notes": results.notes,
-        "metrics": _metric_rows(results),
+        "metrics": _metric_rows(comparison),
         "methods": [_method(method) for method in results.methods],
         "items": [_item(image_id, results, by_image, folder) for image_id in shown],
         "protocol": _protocol(results),
@@ -77,17 +78,26 @@ def _spread(ids: Sequence[int], limit: int) -> list[int]:
     return [ids[place * len(ids) // limit] for place in range(limit)]
 
 
-def _metric_rows(results: RunResults) -> list[dict[str, Any]]:
+def _metric_rows(comparison: Comparison) -> list[dict[str, Any]]:
     """The main metrics in the order of the tables, with what the page needs to draw them."""
-    strategies = sorted({name for method in results.methods if method.pope for name in method.pope["strategies"]})
-    known: dict[str, Metric] = {metric.name: metric for metric in (*CHAIR_METRICS, *pope_metrics(strategies))}
-    rows = []
-    for name, label in COLUMNS:
-        if name in known and any(name in method.estimates for method in results.methods):
-            metric = known[name]
-            scale = 1 if metric.kind == "length" else 100
-            rows.append({"name": name, "label": label.rstrip(" ↑↓"), "better": metric.better, "scale": scale})
-    return rows
+    known = {
+        metric.name: metric
+        for records in comparison.records.values()
+        for metrics in MethodRecords(records).metrics().values()
+        for metric in metrics
+    }
+    return [
+        {
+            "name": column.metric,
+            "label": column.label.rstrip(" ↑↓"),
+            "better": known[column.metric].better,
+            "scale": 1 if column.kind == "length" else 100,
+            "group": task_class(task).table_title,
+        }
+        for task, columns in columns_of(comparison.results).items()
+        for column in columns
+        if column.metric in known
+    ]
 
 
 def _method(method: MethodResult) -> dict[str, Any]:
@@ -113,30 +123,17 @@ def _item(
         for record in answers:
             if "error" in record:
                 item["error"] = record["error"]
-            elif record["task"] == "chair":
-                score = record["score"]
-                item["objects"] = score["objects"]
-                item["captions"][label] = {
-                    "text": record["text"],
-                    "mentions": [
-                        [mention["start"], mention["end"], mention["node"], int(mention["hallucinated"])]
-                        for mention in score["mentions"]
-                    ],
-                    "words": score["words"],
-                    "finished": record["finished"],
-                }
-            else:
-                score = record["score"]
-                question = item["questions"].setdefault(
-                    record["sample"],
-                    {
-                        "text": record["prompt"],
-                        "label": score["label"],
-                        "strategies": score["strategies"],
-                        "answers": {},
-                    },
-                )
-                question["answers"][label] = [score["answer"], record["text"]]
+                continue
+            entry = task_class(record["task"]).page_entry(record)
+            if "caption" in entry:
+                item["objects"] = entry["objects"]
+                item["captions"][label] = entry["caption"]
+                continue
+            question = item["questions"].setdefault(
+                record["sample"],
+                {"text": entry["question"], "label": entry["label"], "strategies": entry["groups"], "answers": {}},
+            )
+            question["answers"][label] = [entry["answer"], record["text"]]
     item["questions"] = list(item["questions"].values())
     item["picture"] = picture_in(folder, first["image"], f"sample {first['sample']!r}")
     return item

@@ -23,7 +23,7 @@ def predict(run: Evaluation) -> dict[str, Any]:
     tasks: dict[str, Any] = {}
     for name, task in run.tasks.items():
         batches = [batch for batch in run.batches if batch.task is task]
-        prepared = prepare_batch(batches[0].samples, run.data.images, run.template, processor)
+        prepared = prepare_batch(batches[0].samples, task, run.template, processor)
         if not prepared.samples:
             raise ValueError(f"no image of the first batch can be read: {next(iter(prepared.broken.values()))}")
         samples = sum(len(batch.samples) for batch in batches)

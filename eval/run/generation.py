@@ -9,32 +9,13 @@ from typing import Any
 
 import torch
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from vlm_guard.eval.run.decoding import Decoding
 from vlm_guard.eval.run.prompting import PromptTemplate
-from vlm_guard.eval.tasks.base import Sample
+from vlm_guard.eval.tasks.base import Sample, Task
 from vlm_guard.families.architecture import inference_device
 from vlm_guard.untrusted.picture_reader import read_picture
-
-
-class Decoding(BaseModel):
-    """How tokens are chosen. Greedy by default; everything else of the checkpoint's generation settings stays."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-    do_sample: bool = False
-    temperature: float = Field(1.0, gt=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    num_beams: int = Field(1, ge=1)
-
-    def arguments(self) -> dict[str, Any]:
-        """The arguments of `generate`."""
-        if self.do_sample:
-            sampling = {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
-        else:
-            sampling = {"temperature": None, "top_p": None, "top_k": None}
-        return {"do_sample": self.do_sample, "num_beams": self.num_beams, **sampling}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,24 +65,30 @@ class AnsweredBatch:
     memory_kind: str
 
 
-def prepare_batch(
-    samples: Sequence[Sample], images: dict[int, Path], template: PromptTemplate, processor: Any
-) -> PreparedBatch:
-    """Read the images of a batch (each once) and make the model's inputs."""
-    pictures: dict[int, Image.Image] = {}
-    reasons: dict[int, str] = {}
-    for image_id in dict.fromkeys(sample.image_id for sample in samples):
+def prepare_batch(samples: Sequence[Sample], task: Task, template: PromptTemplate, processor: Any) -> PreparedBatch:
+    """Read the pictures of a batch (each form of each once) and make the model's inputs."""
+    pictures: dict[tuple[int, str], Image.Image] = {}
+    reasons: dict[tuple[int, str], str] = {}
+    for sample in samples:
+        place = (sample.image_id, sample.variant)
+        if place in pictures or place in reasons:
+            continue
         try:
-            pictures[image_id] = read_picture(images[image_id])
+            pictures[place] = task.picture(sample, read_picture)
         except OSError as error:
             missing = isinstance(error, FileNotFoundError)
-            reasons[image_id] = f"no file {images[image_id].name}" if missing else str(error)
-    readable = tuple(sample for sample in samples if sample.image_id in pictures)
+            reasons[place] = f"no file {task.data.images[sample.image_id].name}" if missing else str(error)
+    readable = tuple(sample for sample in samples if (sample.image_id, sample.variant) in pictures)
     inputs = None
     if readable:
         prompts = [sample.prompt for sample in readable]
-        inputs = template.encode(processor, [pictures[sample.image_id] for sample in readable], prompts)
-    broken = {sample.key: reasons[sample.image_id] for sample in samples if sample.image_id in reasons}
+        shown = [pictures[sample.image_id, sample.variant] for sample in readable]
+        inputs = template.encode(processor, shown, prompts)
+    broken = {
+        sample.key: reasons[sample.image_id, sample.variant]
+        for sample in samples
+        if (sample.image_id, sample.variant) in reasons
+    }
     return PreparedBatch(samples=readable, inputs=inputs, broken=broken)
 
 

@@ -6,58 +6,17 @@ two seconds.
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from vlm_guard.eval.tasks.shared.received import Amount, Count, Received, Whole
+from vlm_guard.eval.tasks.shared.registry import task_class, task_names
 from vlm_guard.untrusted.paths import relative_name
 from vlm_guard.untrusted.printed_text import one_line, shown
 
-Count = Annotated[int, Field(ge=0, le=2**53)]
-Amount = Annotated[float, Field(ge=0, le=1e15)]
-Whole = Annotated[int, Field(ge=-(10**18), le=10**18)]
 
-
-def _is_name(text: str) -> str:
-    if not text.isprintable() or len(text) > _LONGEST_NAME:
-        raise ValueError(f"a name has at most {_LONGEST_NAME} signs, all of which can be shown")
-    return text
-
-
-_LONGEST_NAME = 100
-Name = Annotated[str, AfterValidator(_is_name)]
-"""Text that becomes part of a metric's name."""
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
-
-
-class _Mention(_Part):
-    node: str
-    text: str
-    start: Count
-    end: Count
-    hallucinated: bool
-
-
-class _ChairScore(_Part):
-    mentions: list[_Mention]
-    objects: list[str]
-    chair_s: Annotated[int | bool | float, Field(ge=0, le=1)]
-    tokens: Count
-    words: Count
-    repeated_4_grams: Annotated[float, Field(ge=0, le=1)]
-
-
-class _PopeScore(_Part):
-    answer: Literal["yes", "no", "unparsed"]
-    label: Literal["yes", "no"]
-    object: str
-    strategies: Annotated[list[Name], Field(min_length=1)]
-
-
-class _Record(_Part):
+class _Record(Received):
     sample: str
     task: str
     image_id: Whole
@@ -79,73 +38,49 @@ class _Answered(_Record):
     memory_kind: str
 
 
-_SCORES: dict[str, type[BaseModel]] = {"chair": _ChairScore, "pope": _PopeScore}
-
-
-class _Data(_Part):
+class _Data(Received):
     name: str
     images: Count
     annotations_sha256: dict[str, str] = {}
 
 
-class _Chair(_Part):
-    text_mode: str
-    prompt: str
-    max_new_tokens: Count
-
-
-class _Pope(_Part):
-    suffix: str
-    parser: str
-
-
-class _Decoding(_Part):
+class _Decoding(Received):
     do_sample: bool
     num_beams: Count
 
 
-class _Model(_Part):
+class _Model(Received):
     name: str
     dtype: str
 
 
-class _Statistics(_Part):
+class _Statistics(Received):
     level: Annotated[float, Field(gt=0, lt=1)]
     resamples: Annotated[int, Field(ge=1, le=1_000_000)]
 
 
-class _Environment(_Part):
+class _Environment(Received):
     versions: dict[str, Any]
     hardware: dict[str, Any]
     git: dict[str, Any] | None = None
 
 
-class _Options(_Part):
+class _Options(Received):
     method: str
     options: dict[str, Any]
 
 
-class _PopeSummary(_Part):
-    strategies: dict[str, Any]
-
-
-class _Method(_Part):
+class _Method(Received):
     label: str
     directory: str
     methods: list[_Options]
-    pope: _PopeSummary | None = None
 
 
-class _Tasks(_Part):
-    chair: _Chair | None = None
-    pope: _Pope | None = None
-
-
-class _Results(_Part):
+class _Results(Received):
     created: str
     data: _Data
     image_ids: list[Whole]
-    tasks: _Tasks
+    tasks: dict[str, dict[str, Any]]
     template: dict[str, Any]
     decoding: _Decoding
     model: _Model
@@ -166,6 +101,13 @@ def check_results(content: Mapping[str, Any], path: Path) -> None:
         read = _Results.model_validate(dict(content))
     except ValidationError as error:
         raise ValueError(f"{path} is no results file: {first_problem(error)}") from error
+    for name, described in read.tasks.items():
+        if name not in task_names():  # one of a package that is not installed here: nothing reads what it says
+            continue
+        try:
+            task_class(name).Described.model_validate(described)
+        except ValidationError as error:
+            raise ValueError(f"{path} is no results file: tasks.{name}.{first_problem(error)}") from error
     if len(set(read.image_ids)) < len(read.image_ids):
         raise ValueError(f"{path} is no results file: 'image_ids' lists an image twice")
     labels = [method.label for method in read.methods]
@@ -191,13 +133,14 @@ def check_samples(records: Iterable[Mapping[str, Any]], tasks: Iterable[str], pa
             the file and the sample.
     """
     known = set(tasks)
+    checked = {name: task_class(name).Score for name in known if name in task_names()}
     for record in records:
         where = f"{path}: sample {shown(record.get('sample'))}"
         task = record.get("task")
         try:
             (_Skipped if "error" in record else _Answered).model_validate(record)
-            if "error" not in record and task in _SCORES:
-                _SCORES[task].model_validate(record["score"])
+            if "error" not in record and task in checked:
+                checked[task].model_validate(record["score"])
         except ValidationError as error:
             raise ValueError(f"{where} is damaged: {first_problem(error)}") from error
         if task not in known:

@@ -69,6 +69,9 @@ class MethodResult(_Part):
     directory: str
     methods: list[dict[str, Any]]
     samples: dict[str, SampleCounts]
+    planned: dict[str, int] = {}
+    # Every task's summary stands under the task's name, as a further field. These two are written down because files of
+    # schema 1 always have them, with null where the task was not asked.
     chair: dict[str, Any] | None = None
     pope: dict[str, Any] | None = None
     estimates: dict[str, Estimate]
@@ -77,6 +80,28 @@ class MethodResult(_Part):
     task_costs: dict[str, Cost]
     sessions: list[dict[str, Any]]
     skipped_images: list[dict[str, Any]] = []
+
+    def shortfalls(self) -> dict[str, tuple[int, int]]:
+        """The tasks that lack records, with the number of records and of planned samples.
+
+        Files of versions that wrote no `planned` say nothing about it: they were complete when they were written.
+        """
+        asked = {task: counts.asked for task, counts in self.samples.items()}
+        return {
+            task: (asked.get(task, 0), planned)
+            for task, planned in self.planned.items()
+            if asked.get(task, 0) < planned
+        }
+
+    @property
+    def complete(self) -> bool:
+        """Whether every planned sample of every task has a record."""
+        return not self.shortfalls()
+
+    @property
+    def shown_label(self) -> str:
+        """The label as tables show it: an incomplete method says so."""
+        return self.label if self.complete else f"{self.label} (incomplete)"
 
 
 class RunResults(_Part):
@@ -107,6 +132,15 @@ class RunResults(_Part):
             if result.label == label:
                 return result
         raise ValueError(f"the run has no method {label!r}; it has {', '.join(item.label for item in self.methods)}")
+
+    def shortfalls(self) -> list[str]:
+        """A sentence for every method and task that lacks records; empty for a whole run."""
+        return [
+            f"incomplete: {method.label} has records of {asked} of {planned} samples of {task}; run the same "
+            "'vlm-guard eval' again to ask the rest"
+            for method in self.methods
+            for task, (asked, planned) in method.shortfalls().items()
+        ]
 
     def save(self, folder: Path) -> Path:
         """Write `results.json` into the folder, atomically."""

@@ -167,7 +167,8 @@ class GridScore:
         }
 
 
-def _correct_cells(grid: np.ndarray, answer: np.ndarray | None) -> np.ndarray:
+def correct_cells(grid: np.ndarray, answer: np.ndarray | None) -> np.ndarray:
+    """Which cells of a grid an answer has right, bool (height, width); none where there is no grid of this shape."""
     if answer is None or answer.shape != grid.shape:
         return np.zeros(grid.shape, dtype=bool)
     return answer == grid
@@ -180,7 +181,7 @@ def score_grids(grids: Sequence[np.ndarray], answers: Sequence[str]) -> GridScor
         ValueError: there are more grids than answers or fewer.
     """
     read = [parse_grid(text, *grid.shape) for grid, text in zip(grids, answers, strict=True)]
-    correct = [_correct_cells(grid, answer) for grid, answer in zip(grids, read)]
+    correct = [correct_cells(grid, answer) for grid, answer in zip(grids, read)]
     return GridScore(
         grids=len(grids),
         exact=sum(bool(right.all()) for right in correct),
@@ -199,7 +200,7 @@ def accuracy_map(grids: Sequence[np.ndarray], answers: Sequence[str]) -> np.ndar
     """
     if len({grid.shape for grid in grids}) != 1:
         raise ValueError("an accuracy map needs grids, all of one shape")
-    correct = [_correct_cells(grid, parse_grid(text, *grid.shape)) for grid, text in zip(grids, answers, strict=True)]
+    correct = [correct_cells(grid, parse_grid(text, *grid.shape)) for grid, text in zip(grids, answers, strict=True)]
     return np.mean(correct, axis=0)
 
 
