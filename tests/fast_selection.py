@@ -45,5 +45,7 @@ def is_fast(item: pytest.Item) -> bool:
     """Whether a test belongs to the selection."""
     path = item.path.as_posix().rpartition("/tests/")[2]
     listed = any(path == name or path.startswith(f"{name}/") for name in FILES)
-    family = item.callspec.params.get("family", FAMILY) if hasattr(item, "callspec") else FAMILY
-    return listed and family == FAMILY and item.get_closest_marker("slow") is None
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    # The family of a test is its parameter of that name, or the name of the model that a fixture builds.
+    families = {parameters[name] for name in ("family", "zoo") if name in parameters}
+    return listed and families <= {FAMILY} and item.get_closest_marker("slow") is None

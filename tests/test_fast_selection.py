@@ -18,13 +18,6 @@ def test_the_listed_files_exist():
 def test_the_selection_has_every_method_on_one_family():
     command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-m", "fast", "-p", "no:cacheprovider"]
     done = subprocess.run([*command, "tests/test_invariants.py"], capture_output=True, text=True, cwd=ROOT, timeout=300)
-    names = [line.partition("[")[2].rstrip("]") for line in done.stdout.splitlines() if "[" in line and "::" in line]
-    assert names and all(name.partition("-")[0] == FAMILY for name in names)
-    assert {name.partition("-")[2] for name in names} >= set(method_names()) - {
-        "none",
-        "vcd",
-        "m3id",
-        "icd",
-        "lqcd",
-        "dola",
-    }
+    cases = {line.partition("[")[2].rstrip("]") for line in done.stdout.splitlines() if "::" in line and "[" in line}
+    assert {family for family, _, _ in (case.partition("-") for case in cases)} == {FAMILY}
+    assert {method for _, _, method in (case.partition("-") for case in cases)} >= set(method_names()) - {"none"}

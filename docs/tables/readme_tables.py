@@ -17,11 +17,12 @@ from measured_digest import digest_markdown, helps_markdown
 from measured_table import measured_markdown, timings_markdown
 from vlm_guard.eval.tasks.shared.table import tasks_markdown
 from vlm_guard.families.table import models_markdown, models_summary
-from vlm_guard.method.table import methods_markdown, settings_markdown
+from vlm_guard.method.table import hooks_markdown, methods_markdown, settings_markdown
 
 SECTIONS: dict[str, Callable[[], str]] = {
     "methods": methods_markdown,
     "settings": settings_markdown,
+    "hooks": hooks_markdown,
     "families": models_summary,
     "models": models_markdown,
     "tasks": tasks_markdown,
@@ -43,6 +44,7 @@ PAGES = (
     "docs/features.md",
     "docs/methods.md",
     "docs/models.md",
+    "docs/new-method.md",
     "docs/results.md",
     "docs/tasks.md",
 )

@@ -5,6 +5,7 @@ from typing import Any
 
 from vlm_guard.families.profiles import settings_by_model
 from vlm_guard.method.base import Method
+from vlm_guard.method.hooks import HOOKS
 from vlm_guard.method.registry import method_class, method_names
 
 
@@ -44,6 +45,15 @@ def _describe_option(item: Any) -> dict[str, Any]:
         "help": details.get("help", ""),
         "paper": details.get("paper", ""),
     }
+
+
+def hooks_markdown() -> str:
+    """The table of the hooks that a method may define, with the first line of what each says of itself."""
+    lines = ["| hook | station | every step | what it does |", "|---|---|---|---|"]
+    for name, hook in HOOKS.items():
+        said = (getattr(Method, name).__doc__ or "").strip().splitlines()[0]
+        lines.append(f"| `{name}` | {hook.station or '-'} | {'yes' if hook.per_step else 'no'} | {said} |")
+    return "\n".join(lines) + "\n"
 
 
 def settings_markdown() -> str:
