@@ -94,15 +94,8 @@ def outside(*arguments):
 def test_a_method_of_ones_own():
     answers = outside("examples/own_method.py").splitlines()
     assert [line.partition("]")[0] for line in answers] == ["[strength 0.0", "[strength 0.5", "[strength 1.0"]
-    same = outside(
-        "-m",
-        "vlm_guard",
-        "generate",
-        picture(4),
-        "What is in this picture?",
-        "--method",
-        "examples/own_method.py:strength=1",
-    )
+    command = ("-m", "vlm_guard", "generate", picture(4), "--method", "examples/own_method.py:strength=1")
+    same = outside(*command)
     assert same.strip() == answers[2].partition("] ")[2].strip()
     assert answers[0].partition("]")[2] != answers[2].partition("]")[2]
 
