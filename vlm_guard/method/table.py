@@ -1,4 +1,4 @@
-"""Methods as rows: for the command line, the README's table, the demo and the tests."""
+"""Methods as rows: for the command line, the tables of docs/methods.md, the demo and the tests."""
 
 from dataclasses import asdict, fields
 from typing import Any
@@ -70,7 +70,7 @@ def settings_markdown() -> str:
 
 
 def methods_markdown() -> str:
-    """The README's method table."""
+    """The table of methods in docs/methods.md."""
     lines = ["| method | acts on | needs | compiles | what it does | paper |", "|---|---|---|---|---|---|"]
     for name in method_names():
         row = describe_class(method_class(name))
