@@ -22,7 +22,8 @@ def has_tied_embeddings(model: PreTrainedModel) -> bool:
     if first is second:
         return True
     in_memory = first.device.type != "meta" and second.device.type != "meta"
-    if in_memory and first.shape == second.shape and first.dtype == second.dtype:
+    # Weights that are spread over processes are wrappers without memory of their own: all have the address 0.
+    if in_memory and first.shape == second.shape and first.dtype == second.dtype and first.data_ptr():
         return first.data_ptr() == second.data_ptr()
     return _were_tied(model, entering, leaving)
 
