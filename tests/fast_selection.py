@@ -13,7 +13,6 @@ FILES = (
     "eval/test_chair_captions.py",
     "eval/test_chair_text.py",
     "eval/test_coco.py",
-    "eval/test_compare.py",
     "eval/test_datasets.py",
     "eval/test_pope.py",
     "eval/test_pope_parsers.py",
@@ -33,7 +32,6 @@ FILES = (
     "test_house.py",
     "test_invariants.py",
     "test_method_text.py",
-    "test_processor_needs.py",
     "test_published_settings.py",
     "test_readme.py",
 )

@@ -48,6 +48,7 @@ class Architecture:
         depth: number of decoder layers.
         layers: the decoder layers whose attention goes through the interface, ascending.
         visual_token_ids: placeholder ids of images and videos.
+        marker_ids: ids of markers that the model embeds together with the image they stand around.
         hidden_size: width of the decoder.
         heads: query heads of a layer.
     """
@@ -58,6 +59,7 @@ class Architecture:
     depth: int
     layers: tuple[AttentionLayer, ...]
     visual_token_ids: tuple[int, ...]
+    marker_ids: tuple[int, ...]
     hidden_size: int
     heads: int
 
@@ -146,6 +148,7 @@ def describe_architecture(model: PreTrainedModel) -> Architecture:
         depth=_size(text, "num_hidden_layers", model_type),
         layers=layers,
         visual_token_ids=token_ids,
+        marker_ids=tuple(id_ for name in entry.marker_id_fields for id_ in _field(model.config, name) or ()),
         hidden_size=_size(text, "hidden_size", model_type),
         heads=_size(text, "num_attention_heads", model_type),
     )
