@@ -11,7 +11,8 @@ import gradio as gr
 
 from vlm_guard.demo.answering import AnsweringModel
 from vlm_guard.demo.context import DemoContext
-from vlm_guard.demo.layout import FIRST_PROMPT, default_methods, lay_out
+from vlm_guard.demo.layout import FIRST_PROMPT, lay_out
+from vlm_guard.demo.opening import opening_setting
 from vlm_guard.demo.pictures import open_pictures
 from vlm_guard.demo.uploads import MAX_UPLOAD_BYTES
 from vlm_guard.demo.visitors import Visitors
@@ -46,7 +47,8 @@ def build_app(
     """
     context = DemoContext(model=AnsweringModel(model=model, processor=processor), browser=open_pictures(data))
     if opening:
-        context.find_opening(FIRST_PROMPT, default_methods())
+        setting = opening_setting(context.model_name)
+        context.find_opening(FIRST_PROMPT, setting.methods, setting.options)
     visitors = Visitors()
     with gr.Blocks(title="vlm_guard", analytics_enabled=False, fill_width=True) as app:
         page = lay_out(context)

@@ -6,7 +6,8 @@ from vlm_guard.demo.marked_answer import answer_html, card_html, escape, facts_h
 from vlm_guard.demo.pictures import Picture
 
 PICTURE_PIXELS = 576
-LOOK_HINT = '<p class="vg-hint">First compare the two answers; then press a word, here or there.</p>'
+LOOK_HINT = '<p class="vg-hint">There is no answer to this picture yet: press “Compare”, then press a word.</p>'
+PRESS_HINT = '<p class="vg-hint">Press a word to see where the model looked when it was about to say it.</p>'
 ASK_HINT = '<p class="vg-hint">No question asked yet.</p>'
 
 
@@ -18,8 +19,8 @@ def header_html(model_line: str) -> str:
     )
 
 
-def picture_html(picture: Picture, total: int) -> str:
-    """The picture with its title and, folded away, what is in it."""
+def picture_html(picture: Picture, total: int, note: str = "") -> str:
+    """The picture with its title, what must be said about it, and, folded away, what is in it."""
     place = f"{picture.place} of {total}" if picture.place else "your picture"
     if picture.objects is None:
         truth = "<p>What is in it is not known here.</p>"
@@ -29,7 +30,8 @@ def picture_html(picture: Picture, total: int) -> str:
     image = enlarge(picture.image, PICTURE_PIXELS)
     return (
         f'<figure class="vg-picture"><img src="{data_uri(image)}" alt="{escape(picture.alt_text)}">'
-        f"<figcaption><span>{escape(picture.title)}</span><span>{escape(place)}</span></figcaption></figure>{truth}"
+        f"<figcaption><span>{escape(picture.title)}</span><span>{escape(place)}</span></figcaption></figure>"
+        f"{message_html('note', note)}{truth}"
     )
 
 
@@ -62,9 +64,11 @@ def below_html(comparison: Comparison, note: str = "") -> str:
     return shown + legend_html(comparison.picture.objects is not None)
 
 
-def look_words_html(comparison: Comparison, side: str, word: int) -> str:
-    """Both answers once more for the tab "Where it looked", the pressed word marked."""
-    parts = []
+def look_words_html(comparison: Comparison | None, side: str = "", word: int = -1) -> str:
+    """Both answers once more for the tab "Where it looked", the pressed word marked, and before a press what to do."""
+    if comparison is None or not comparison.complete:
+        return LOOK_HINT
+    parts = [] if side else [PRESS_HINT]
     for which in ("plain", "guarded"):
         answer, other = comparison.answer(which), comparison.answer("guarded" if which == "plain" else "plain")
         if answer is not None and answer.ending != "running":

@@ -31,6 +31,7 @@ def command(
 ) -> None:
     """Ask a model about a picture, guarded; give --method several times to compare answers."""
     import json
+    import sys
     from dataclasses import asdict
 
     if not image.is_file():
@@ -40,8 +41,9 @@ def command(
 
     specs = parse_methods(method or ["var"], parse_options(options or []))
     from vlm_guard.eval.run.ask import ask
-    from vlm_guard.eval.run.generation import Decoding
+    from vlm_guard.eval.run.generation import Decoding, read_image
     from vlm_guard.eval.run.models import load_model
+    from vlm_guard.eval.scenes.recognise import note_about
 
     loaded = load_model(model, dtype=dtype, device=device, device_map=device_map, trust_remote_code=trust_remote_code)
     answers = ask(
@@ -54,6 +56,9 @@ def command(
         seed=seed,
         attention_backend=attention_backend,
     )
+    if note := note_about(model, read_image(image)):
+        # Not among the answers, which may be piped on.
+        print(f"note: {note}", file=sys.stderr)
     if as_json:
         print(json.dumps([asdict(answer) for answer in answers], indent=2, ensure_ascii=False))
         return
