@@ -25,6 +25,7 @@ MOST_WAITING = 16
 MOST_SESSIONS = 200
 # Gradio confines the style sheet to what it wraps; these rules are for the wrapping itself.
 _HEAD = """<style>
+html { scrollbar-gutter: stable; }
 @media (max-width: 900px) { .gradio-container, .gradio-container .main { padding-inline: 8px !important; } }
 </style>"""
 _STYLE = Path(__file__).parent / "style.css"

@@ -159,9 +159,11 @@ def _look_tab(page: Page) -> None:
         panels.LOOK_HINT if opening is None else panels.look_words_html(opening[0]), "vg-look-words"
     )
     with gr.Row(elem_classes="vg-look-settings"):
-        parts["layer"] = gr.Dropdown(layer_choices(layers), value=METHOD_LAYERS, label="Layers", elem_id="vg-layer")
+        parts["layer"] = gr.Dropdown(
+            layer_choices(layers), value=METHOD_LAYERS, label="Layers, mean of", elem_id="vg-layer"
+        )
         parts["head"] = gr.Dropdown(
-            head_choices(architecture.heads), value=ALL_HEADS, label="Heads", elem_id="vg-head-choice"
+            head_choices(architecture.heads), value=ALL_HEADS, label="Heads, mean of", elem_id="vg-head-choice"
         )
         parts["absolute"] = gr.Checkbox(
             False, label="Absolute scale", info="One scale for all words.", elem_id="vg-absolute"

@@ -1,5 +1,7 @@
 """The page's fixed and changing pieces of HTML that belong to no single tab."""
 
+from typing import Literal
+
 from vlm_guard.demo.comparing import Comparison, verdict
 from vlm_guard.demo.heat_maps import data_uri, enlarge
 from vlm_guard.demo.marked_answer import answer_html, card_html, escape, facts_html, legend_html, message_html
@@ -7,7 +9,15 @@ from vlm_guard.demo.pictures import Picture
 
 PICTURE_PIXELS = 576
 LOOK_HINT = '<p class="vg-hint">There is no answer to this picture yet: press “Compare”, then press a word.</p>'
-PRESS_HINT = '<p class="vg-hint">Press a word to see where the model looked when it was about to say it.</p>'
+_WORD_HINTS = {
+    "press": "Press a word to see where the model looked when it was about to say it.",
+    "reading": "Reading the attention along this answer …",
+    "again": "Press another word to look there.",
+}
+READING_MAPS = (
+    '<div class="vg-maps vg-reading" aria-hidden="true">' + '<figure class="vg-map"><div></div></figure>' * 3 + "</div>"
+)
+"""Takes the place of the maps before the first ones are there, so that the page keeps its height."""
 ASK_HINT = '<p class="vg-hint">No question asked yet.</p>'
 
 
@@ -64,11 +74,17 @@ def below_html(comparison: Comparison, note: str = "") -> str:
     return shown + legend_html(comparison.picture.objects is not None)
 
 
-def look_words_html(comparison: Comparison | None, side: str = "", word: int = -1) -> str:
-    """Both answers once more for the tab "Where it looked", the pressed word marked, and before a press what to do."""
-    if comparison is None or not comparison.complete:
+def look_words_html(
+    comparison: Comparison | None,
+    side: str = "",
+    word: int = -1,
+    hint: Literal["press", "reading", "again"] = "press",
+) -> str:
+    """Both answers once more for the tab "Where it looked", the pressed word marked, under a line on what to do."""
+    answers = [] if comparison is None else [comparison.plain, comparison.guarded]
+    if comparison is None or all(answer is None or answer.ending == "running" for answer in answers):
         return LOOK_HINT
-    parts = [] if side else [PRESS_HINT]
+    parts = [f'<p class="vg-hint" role="status">{_WORD_HINTS[hint]}</p>']
     for which in ("plain", "guarded"):
         answer, other = comparison.answer(which), comparison.answer("guarded" if which == "plain" else "plain")
         if answer is not None and answer.ending != "running":

@@ -138,33 +138,32 @@ def wire_look(page: Page) -> None:
     """Press a word, choose layer and head."""
     settings = [page.layer, page.head, page.absolute]
 
-    def press(comparison: Comparison | None, event: gr.EventData) -> tuple:
+    def press(comparison: Comparison | None, before: tuple[str, int] | None, event: gr.EventData) -> tuple:
         side, word = getattr(event, "side", None), getattr(event, "word", None)
         if comparison is None or side not in ("plain", "guarded") or not isinstance(word, int):
             return _unchanged(4)
-        words = panels.look_words_html(comparison, side, word)
-        return (
-            (side, word),
-            words,
-            message_html("note", "Reading the attention along this answer …"),
-            gr.Tabs(selected="look"),
-        )
+        words = panels.look_words_html(comparison, side, word, "reading")
+        # The last maps stay until the new ones are there: a page that shrinks and grows again scrolls away.
+        maps = panels.READING_MAPS if before is None else gr.skip()
+        return (side, word), words, maps, gr.Tabs(selected="look")
 
     def look(
         comparison: Comparison | None, selection: tuple[str, int] | None, layer: str, head: str, absolute: bool
-    ) -> str:
+    ) -> tuple:
         if comparison is None or selection is None:
-            return ""
+            return panels.look_words_html(comparison), ""
+        words = panels.look_words_html(comparison, *selection, hint="again")
         try:
             chosen = LookSettings(layer=layer, head=head, absolute=bool(absolute))
-            return look_at(page.context, comparison, *selection, chosen)
+            return words, look_at(page.context, comparison, *selection, chosen)
         except Exception as error:
-            return message_html("error", told(error))
+            return words, message_html("error", told(error))
 
     pressed = [page.selection, page.look_words, page.look, page.tabs]
     for panel in (page.plain_card, page.guarded_card, page.look_words):
-        panel.select(press, page.comparison, pressed, **QUICK).then(
-            look, [page.comparison, page.selection, *settings], page.look, **ONE_AT_A_TIME
+        panel.select(press, [page.comparison, page.selection], pressed, **QUICK).then(
+            look, [page.comparison, page.selection, *settings], [page.look_words, page.look], **ONE_AT_A_TIME
         )
     for setting in settings:
-        setting.input(look, [page.comparison, page.selection, *settings], page.look, **ONE_AT_A_TIME)
+        asked = [page.comparison, page.selection, *settings]
+        setting.input(look, asked, [page.look_words, page.look], **ONE_AT_A_TIME)
