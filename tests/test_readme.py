@@ -11,7 +11,7 @@ from readme_tables import SECTIONS, with_tables
 from vlm_guard.builtin_model import BUILTIN_DIR
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = ("README.md", "docs/results.md", "docs/methods.md")
+FILES = ("README.md", "docs/results.md", "docs/methods.md", "docs/performance.md")
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -1,7 +1,7 @@
 """The tables of README.md and of pages in docs/, made from the methods, profiles, model and feature tables and results.
 
-`python docs/tables/readme_tables.py README.md docs/results.md docs/methods.md` rewrites them in place; a test checks
-that they are current.
+`python docs/tables/readme_tables.py README.md docs/results.md docs/methods.md docs/performance.md` rewrites them in
+place; a test checks that they are current.
 """
 
 import re
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from generate_features import features_markdown
 from measured_digest import digest_markdown
-from measured_table import measured_markdown, timings_markdown
+from measured_table import linear_markdown, measured_markdown, timings_markdown
 from vlm_guard.families.table import models_markdown
 from vlm_guard.method.table import methods_markdown, settings_markdown
 
@@ -23,6 +23,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "digest": digest_markdown,
     "measured": measured_markdown,
     "timings": timings_markdown,
+    "linear": linear_markdown,
 }
 _SECTION = re.compile(r"(<!-- (?P<name>\w+) -->\n).*?(<!-- end of (?P=name) -->)", re.DOTALL)
 

@@ -101,3 +101,8 @@ def test_unanswered_rows_are_empty_not_wrong():
     shown = ladder_html([asked("no")], False, "pai", TEMPLATE)
     assert "✗" not in re.sub(r"<[^>]*>", "", shown) and "not asked yet" in shown
     assert summary([asked("no")], False) == ""
+
+
+def test_questions_are_sentences():
+    asked = PopeQuestion(question_id=1, image_id=1, image="1.png", text="Is there a skis in the image?", label="yes", object="skis", strategy="random")  # fmt: skip
+    assert ladder([asked])[0].text == "Is there a pair of skis in the image?"
