@@ -5,6 +5,7 @@ import pytest
 
 from vlm_guard.demo.yes_no import AskedQuestion, ask, ladder, ladder_html, own_question, summary
 from vlm_guard.eval.tasks.pope.leading_queries import LEADING_TEMPLATES
+from vlm_guard.eval.tasks.pope.questions import PopeQuestion
 from vlm_guard.method.registry import resolve_methods
 
 TEMPLATE = next(iter(LEADING_TEMPLATES))
