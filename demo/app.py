@@ -1,6 +1,8 @@
 """The page as a Gradio application, and how it is served."""
 
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,8 @@ from typing import Any
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from vlm_guard.demo.answering import AnsweringModel
 from vlm_guard.demo.context import DemoContext
@@ -20,9 +24,14 @@ from vlm_guard.demo.wiring import wire_copying, wire_options, wire_pictures
 from vlm_guard.demo.wiring_answers import wire_comparison, wire_look
 from vlm_guard.demo.wiring_questions import wire_questions
 from vlm_guard.eval.data.datasets import EvaluationData
+from vlm_guard.untrusted.printed_text import shown
 
 MOST_WAITING = 16
 MOST_SESSIONS = 200
+UPLOAD_CHECK_SECONDS = 60
+UPLOAD_LIFE_SECONDS = 300
+OWN_HOSTS = ("127.0.0.1", "localhost")
+_HOST_NAME = re.compile(r"(\*\.)?[A-Za-z0-9]([A-Za-z0-9.-]{0,250}[A-Za-z0-9])?")
 # Gradio confines the style sheet to what it wraps; these rules are for the wrapping itself.
 _HEAD = """<style>
 html { scrollbar-gutter: stable; }
@@ -51,7 +60,9 @@ def build_app(
         setting = opening_setting(context.model_name)
         context.find_opening(FIRST_PROMPT, setting.methods, setting.options)
     visitors = Visitors()
-    with gr.Blocks(title="vlm_guard", analytics_enabled=False, fill_width=True) as app:
+    # Files of uploads that no page ever asked about are deleted too, and all of them when the server stops.
+    delete_cache = (UPLOAD_CHECK_SECONDS, UPLOAD_LIFE_SECONDS)
+    with gr.Blocks(title="vlm_guard", analytics_enabled=False, fill_width=True, delete_cache=delete_cache) as app:
         page = lay_out(context)
         wire_pictures(page, visitors)
         wire_options(page, app, wire_copying(page, app))
@@ -103,14 +114,45 @@ def _theme() -> gr.themes.Base:
     )
 
 
-def launch_options(port: int | None = None) -> dict[str, Any]:
-    """Arguments of `launch`: this machine only, nothing shared, nothing sent, uploads limited."""
+def check_hosts(names: Sequence[str]) -> tuple[str, ...]:
+    """Further names that a browser may call the page by.
+
+    Args:
+        names: host names such as "demo.example.org", or "*.example.org" for all names under one; without a port.
+
+    Raises:
+        ValueError: one is no host name.
+    """
+    for name in names:
+        if not _HOST_NAME.fullmatch(name):
+            raise ValueError(
+                f"the host {shown(name)} is no host name; give one such as demo.example.org or *.example.org, without "
+                "'http://' and without a port"
+            )
+    return tuple(name.lower() for name in names)
+
+
+def launch_options(port: int | None = None, hosts: Sequence[str] = ()) -> dict[str, Any]:
+    """Arguments of `launch`: this machine only, nothing shared, nothing sent, uploads limited.
+
+    A page of another site can make a browser ask this server under that site's name (DNS rebinding); requests under
+    other names than `OWN_HOSTS` and `hosts` are refused.
+
+    Args:
+        port: the port; the first free one by default.
+        hosts: further names, for a proxy in front of the page.
+
+    Raises:
+        ValueError: a name is no host name.
+    """
+    allowed = [*OWN_HOSTS, *check_hosts(hosts)]
     return {
         "server_name": "127.0.0.1",
         "server_port": port,
         "share": False,
         "show_error": False,
         "max_file_size": MAX_UPLOAD_BYTES,
+        "app_kwargs": {"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=allowed, www_redirect=False)]},
         "allowed_paths": [],
         "state_session_capacity": MOST_SESSIONS,
         "footer_links": [],

@@ -13,6 +13,7 @@ from vlm_guard.demo.look_panel import ALL_HEADS, METHOD_LAYERS, head_choices, la
 from vlm_guard.demo.marked_answer import legend_html
 from vlm_guard.demo.method_options import method_choices, setting_text
 from vlm_guard.demo.opening import opening_setting
+from vlm_guard.demo.uploads import read_once
 from vlm_guard.eval.tasks.pope.leading_queries import LEADING_TEMPLATES
 
 FIRST_PROMPT = "Please describe this image in detail."
@@ -95,8 +96,10 @@ def _picture_column(page: Page) -> None:
             elem_id="vg-id",
             html_attributes=gr.InputHTMLAttributes(enterkeyhint="go"),
         )
-        parts["upload"] = gr.UploadButton(
-            "Your picture", size="sm", type="binary", file_types=["image"], min_width=80, elem_id="vg-upload"
+        parts["upload"] = read_once(
+            gr.UploadButton(
+                "Your picture", size="sm", type="binary", file_types=["image"], min_width=80, elem_id="vg-upload"
+            )
         )
     parts["picture_error"] = plain_panel("", "vg-picture-error")
     parts["prompt"] = gr.Textbox(

@@ -3,7 +3,6 @@
 import difflib
 import random
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from PIL import Image
 
@@ -11,6 +10,7 @@ from vlm_guard.demo.opening import example_data
 from vlm_guard.eval.data.coco import image_id
 from vlm_guard.eval.data.datasets import EvaluationData, open_dataset
 from vlm_guard.eval.tasks.pope.questions import PopeQuestion, build_questions
+from vlm_guard.untrusted.picture_reader import read_picture
 
 EXAMPLE_COUNT = 200
 
@@ -71,7 +71,7 @@ class PictureBrowser:
             hint = f"; the nearest is {near[0]}" if near else ""
             raise ValueError(f"{self.data.name} has no image {number}{hint}")
         return Picture(
-            image=_read(self.data.images[number]),
+            image=read_picture(self.data.images[number]),
             title=self.names.get(number, f"{self.data.name}, image {number}"),
             image_id=number,
             objects=tuple(self.data.objects[number]),
@@ -119,15 +119,6 @@ class PictureBrowser:
                     of_image.setdefault(question.image_id, []).append(question)
             self._questions[known] = of_image
         return self._questions[known].get(picture.image_id, [])
-
-
-def _read(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        # The name alone: a visitor has no business with the machine's folders.
-        raise ValueError(f"the picture {path.name} cannot be read: {type(error).__name__}") from error
 
 
 def open_pictures(data: str | EvaluationData | None = None) -> PictureBrowser:

@@ -1,9 +1,18 @@
-"""Pictures that visitors send: decoded by Pillow only, with limits on bytes, pixels and formats."""
+"""Pictures that visitors send: one is decoded at a time, with limits on bytes and pixels, and no file of it is kept."""
 
-import io
-import warnings
+import contextlib
+import ctypes
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
-from PIL import Image, ImageOps
+import gradio as gr
+from PIL import Image
+
+from vlm_guard.untrusted.picture_reader import FORMATS, read_picture, refuse_picture
+
+__all__ = ["FORMATS", "MAX_UPLOAD_BYTES", "MAX_UPLOAD_PIXELS", "decode_upload", "read_once", "shrink"]
 
 MAX_UPLOAD_BYTES = 8 * 2**20
 """Largest file that is accepted."""
@@ -14,13 +23,39 @@ MAX_UPLOAD_PIXELS = 24_000_000
 LARGEST_SIDE = 2048
 """Pictures are scaled down to this many pixels on the longer side; models look at fewer."""
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+# A small file can hold a picture that takes 200 MB while it is decoded, and visitors come in numbers. One thread
+# decodes them all: what the allocator keeps for a thread is kept once.
+_DECODER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode-upload")
+
+
+def read_once(button: gr.UploadButton) -> gr.UploadButton:
+    """Make a button delete a visitor's file as soon as it is read, so that nothing that was sent stays on the disk.
+
+    The button then gives None where the file has gone, as when two visitors send the same one at the same moment.
+    """
+    read = button.preprocess
+
+    def preprocess(payload: Any) -> Any:
+        try:
+            return read(payload)
+        except FileNotFoundError:
+            return None
+        finally:
+            path = getattr(payload, "path", None)
+            if path:
+                with contextlib.suppress(OSError):
+                    Path(path).unlink()
+                    Path(path).parent.rmdir()  # Gradio makes a folder for every file
+
+    # On the instance: Gradio writes a file beside the source of every class that is derived from a component.
+    button.preprocess = preprocess  # type: ignore[method-assign]
+    return button
 
 
 def decode_upload(content: bytes) -> Image.Image:
     """The picture in a visitor's file, upright, RGB, at most `LARGEST_SIDE` pixels long.
 
-    Of an animated file the first frame counts.
+    Waits while another visitor's picture is decoded. Of an animated file the first frame counts.
 
     Raises:
         ValueError: the file is empty, too large, of another format, damaged, or has too many pixels.
@@ -31,47 +66,29 @@ def decode_upload(content: bytes) -> Image.Image:
         raise ValueError(
             f"the file has {len(content) / 2**20:.1f} MB; at most {MAX_UPLOAD_BYTES // 2**20} MB are accepted"
         )
+    return _DECODER.submit(_decode, content).result()
+
+
+def _decode(content: bytes) -> Image.Image:
     try:
-        with warnings.catch_warnings():
-            # Pillow only warns about pictures up to twice its own limit.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
-                _check_size(picture.size)
-                # JPEG can be decoded at a fraction of its size, which saves memory for large photographs.
-                picture.draft("RGB", (LARGEST_SIDE, LARGEST_SIDE))
-                upright = ImageOps.exif_transpose(picture)
-                return shrink(_on_white(upright), LARGEST_SIDE)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise ValueError(_too_many_pixels("far too many")) from None
-    except (OSError, SyntaxError, EOFError, ValueError, MemoryError) as error:
-        if isinstance(error, _Refused):
-            raise ValueError(str(error)) from None
-        raise ValueError(f"the file is no readable picture; accepted formats: {', '.join(FORMATS)}") from None
+        return read_picture(
+            content, "your file", max_pixels=MAX_UPLOAD_PIXELS, longest=LARGEST_SIDE, check_size=_check_shape
+        )
+    finally:
+        _give_back_memory()
 
 
-class _Refused(ValueError):
-    """A picture that was refused before it was decoded."""
+def _give_back_memory() -> None:
+    """Hand freed memory to the system where the C library has a call for it (glibc); it keeps hundreds of MB else."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
 
 
-def _check_size(size: tuple[int, int]) -> None:
+def _check_shape(size: tuple[int, int]) -> None:
     width, height = size
-    if width * height > MAX_UPLOAD_PIXELS:
-        raise _Refused(_too_many_pixels(f"{width} x {height}"))
     if min(size) < 8 or max(size) > 50 * min(size):
-        raise _Refused(f"the picture has {width} x {height} pixels; it is too small or too narrow to be looked at")
-
-
-def _too_many_pixels(given: str) -> str:
-    return f"the picture has {given} pixels; at most {MAX_UPLOAD_PIXELS // 10**6} million are accepted"
-
-
-def _on_white(picture: Image.Image) -> Image.Image:
-    """RGB; transparent parts become white instead of whatever colour hides behind them."""
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        background = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(background, picture)
-    return picture.convert("RGB")
+        raise refuse_picture(f"it has {width} x {height} pixels, too small or too narrow to be looked at")
 
 
 def shrink(picture: Image.Image, longest: int) -> Image.Image:

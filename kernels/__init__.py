@@ -1,4 +1,7 @@
-"""The attention operation with its three edit points: reference, torch and Triton backends."""
+"""The attention operation with its three edit points: reference, torch and Triton backends.
+
+May import: nothing else of this project.
+"""
 
 if __name__ == "kernels":
     # The repository root is on sys.path, so this folder shadows Hugging Face's `kernels` package, which

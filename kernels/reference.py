@@ -86,11 +86,15 @@ def _add_to_described(scores: Tensor, change: Tensor) -> Tensor:
 
 
 def _softmax(scores: Tensor, sink_logits: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Softmax over keys (and the learned sink logits, whose weight is dropped); fully masked rows give zeros."""
+    """Softmax over keys (and the learned sink logits, whose weight is dropped); fully masked rows give zeros.
+
+    A row that a model masks everywhere with its lowest finite number attends evenly. Its logsumexp is that number, next
+    to which the logarithm of the number of keys is lost: it says nothing of the weights.
+    """
+    keys = scores.shape[-1]
     if sink_logits is not None:
         sinks = sink_logits.to(scores.dtype).reshape(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1)
-        logsumexp = torch.cat((scores, sinks), -1).logsumexp(-1)
-    else:
-        logsumexp = scores.logsumexp(-1)
-    weights = (scores - logsumexp.masked_fill(logsumexp == float("-inf"), 0)[..., None]).exp()
-    return weights, logsumexp
+        scores = torch.cat((scores, sinks), -1)
+    logsumexp = scores.logsumexp(-1)
+    unseen = (logsumexp == float("-inf"))[..., None]
+    return scores.softmax(-1)[..., :keys].masked_fill(unseen, 0), logsumexp

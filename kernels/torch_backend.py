@@ -57,12 +57,15 @@ def _attend(problem: AttentionProblem, rows: slice) -> EditedAttention:
         scores = _add_described(scores, _rows(edit.bias, rows, 2).to(wide))
     scores = _apply_mask(scores, problem, rows)
 
-    logsumexp = None
-    if problem.sink_logits is None and problem.mask is None and problem.row_positions is None:
+    if problem.sink_logits is not None:
+        weights, logsumexp = _softmax_with_sinks(scores, problem.sink_logits)
+    else:
         logsumexp = scores.logsumexp(-1) if problem.return_statistics else None
         weights = scores.softmax(-1)
-    else:
-        weights, logsumexp = _softmax_with_sinks(scores, problem.sink_logits)
+        if problem.mask is not None or problem.row_positions is not None or edit.bias is not None:
+            # A row that may attend to nothing has weights of zero, not NaN.
+            unseen = scores.amax(-1, keepdim=True) == float("-inf")
+            weights = weights.masked_fill(unseen, 0)
 
     masses = None
     if edit.segments is not None:
@@ -157,13 +160,9 @@ def _apply_mask(scores: Tensor, problem: AttentionProblem, rows: slice) -> Tenso
     return scores.masked_fill(~_rows(allowed, rows, 2), float("-inf"))
 
 
-def _softmax_with_sinks(scores: Tensor, sink_logits: Tensor | None) -> tuple[Tensor, Tensor]:
-    logsumexp = scores.logsumexp(-1)
-    if sink_logits is not None:
-        logsumexp = torch.logaddexp(logsumexp, sink_logits.to(scores.dtype).reshape(1, -1, 1))
-    # A fully masked row has logsumexp -inf: subtracting 0 instead gives weights of zero, not NaN.
-    safe = torch.where(logsumexp == float("-inf"), torch.zeros_like(logsumexp), logsumexp)
-    return (scores - safe[..., None]).exp(), logsumexp
+def _softmax_with_sinks(scores: Tensor, sink_logits: Tensor) -> tuple[Tensor, Tensor]:
+    logsumexp = torch.logaddexp(scores.logsumexp(-1), sink_logits.to(scores.dtype).reshape(1, -1, 1))
+    return (scores - logsumexp[..., None]).exp(), logsumexp
 
 
 def _edit_output(output: Tensor, problem: AttentionProblem, rows: slice, per_group: int) -> Tensor:

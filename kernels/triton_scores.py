@@ -228,8 +228,8 @@ def segment_factors(text, text_sink, visual_sink, content, terms, batch, head, r
 
 @triton.jit
 def load_per_head(tensor, strides, batch, head):
-    """A [B or 1, H or 1] tensor at (batch, head), float32."""
-    pointer = tensor + batch_offset(strides, batch)
+    """A [B or 1, H or 1] tensor at (batch, head), float32, in the shape of `head` also where one value serves all."""
+    offset = head * 0
     if strides[1] is not None:
-        pointer += head * strides[1]
-    return tl.load(pointer).to(tl.float32)
+        offset = head * strides[1]
+    return tl.load(tensor + batch_offset(strides, batch) + offset).to(tl.float32)

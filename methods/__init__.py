@@ -2,6 +2,8 @@
 
 `from vlm_guard.methods import VAR` gives a method's class. Its file is found by reading the files, and only that one
 is imported, so that importing this package does not import torch.
+
+May import: `vlm_guard.method` and `vlm_guard.kernels`, and nothing deeper.
 """
 
 import ast

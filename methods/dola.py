@@ -28,8 +28,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlm_guard.families.layers import select_layers
-from vlm_guard.method import GuardTarget, Method, cut_implausible, option, register, variant_option
+from vlm_guard.method import (
+    GuardTarget,
+    Method,
+    cut_implausible,
+    has_tied_embeddings,
+    option,
+    register,
+    select_layers,
+    variant_option,
+)
 
 
 @register("dola")
@@ -84,7 +92,7 @@ class DoLa(Method):
         buckets = {"even": range(0, depth, 2), "low": range(0, half, 2), "high": range(half, depth, 2)}
         named = buckets.get(self.candidates)
         layers = tuple(named) if named is not None else select_layers(self.candidates, depth)
-        if target.model.config.get_text_config(decoder=True).tie_word_embeddings:
+        if has_tied_embeddings(target.model):
             layers = tuple(layer for layer in layers if layer > 0)
         if not layers:
             raise ValueError(

@@ -23,19 +23,25 @@ patches one to one (tiles, merged or pooled patches) are refused. The release ap
 row of a batch, and the last image's when there are several; here each row has those of its own images.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from vlm_guard.guard import Guard
 from vlm_guard.kernels.attention_edit import AttentionEdit
-from vlm_guard.method import AttentionCall, GuardTarget, KeyEditMethod, option, register
-from vlm_guard.method.split_heads import refuse_split_tower
-from vlm_guard.method.visual_tokens import spread_over_visual_tokens
-from vlm_guard.runtime.vision_tower import VisionTower, describe_vision_tower, watch_rows
+from vlm_guard.method import (
+    AttentionCall,
+    GuardTarget,
+    KeyEditMethod,
+    VisionPlan,
+    VisionRowCall,
+    VisionTower,
+    describe_vision_tower,
+    option,
+    refuse_split_tower,
+    register,
+    spread_over_visual_tokens,
+)
 
 
 @register("paint")
@@ -92,19 +98,17 @@ class PAINT(KeyEditMethod):
             )
         return tower
 
-    def attach(self, guard: Guard, prepared: VisionTower) -> list[Callable[[], Any]]:
-        """Keep the reference row of the first and of the second but last vision layer."""
-        layers = {"local": 0, "summary": max(0, prepared.depth - 2)}
+    def vision_plan(self, target: GuardTarget, prepared: VisionTower) -> VisionPlan:
+        """The reference row of the first and of the second but last vision layer."""
+        watched = tuple(sorted(set(_marking_layers(prepared).values())))
+        return VisionPlan(tower=prepared, watched=watched, mean_query=self.reference == "mean patch")
 
-        def see(layer: int, weights: Tensor) -> None:
-            if guard.reading.is_probing:
-                return
-            marked = weights.sum(1)[:, int(prepared.has_class_token) :].cpu()
-            for name in (name for name, index in layers.items() if index == layer):
-                vars(guard.findings(self.name)).setdefault(name, []).append(marked)
-
-        wanted = tuple(sorted(set(layers.values())))
-        return watch_rows(prepared, wanted, self.reference == "mean patch", see)
+    def observe_vision(self, call: VisionRowCall) -> None:
+        """Keep the row, summed over heads, without the class token."""
+        tower: VisionTower = call.prepared
+        marked = call.weights.sum(1)[:, int(tower.has_class_token) :].cpu()
+        for name in (name for name, layer in _marking_layers(tower).items() if layer == call.layer):
+            vars(call.found).setdefault(name, []).append(marked)
 
     def edit_keys(self, call: AttentionCall) -> AttentionEdit | None:
         """The gains of the marked tokens, found once for all layers."""
@@ -131,7 +135,7 @@ class PAINT(KeyEditMethod):
 
     def _marked(self, call: AttentionCall, visual: Tensor) -> Tensor:
         """[B, T] float32 gains of the visual tokens [B, T] whose pictures have just passed the vision tower."""
-        seen = vars(call.guard.findings(self.name))
+        seen = vars(call.found)
         if not seen:
             raise ValueError("paint saw no image pass the vision tower; pass pixel_values, not ready image features")
         gains = []
@@ -139,6 +143,11 @@ class PAINT(KeyEditMethod):
             local, summary = marked_tokens(first, late, self.local_share)
             gains.append(local * self.local_gain + summary * self.summary_gain)
         return spread_over_visual_tokens(gains, visual, self.name)
+
+
+def _marking_layers(tower: VisionTower) -> dict[str, int]:
+    """The tower's layers that mark local and summary tokens."""
+    return {"local": 0, "summary": max(0, tower.depth - 2)}
 
 
 def marked_tokens(first: Tensor, late: Tensor, share: float) -> tuple[Tensor, Tensor]:

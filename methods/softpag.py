@@ -12,21 +12,17 @@ Stations: attention (of the branch's rows only) and logits. For the chosen heads
   logits      z' = (1 + strength) z - strength z_perturbed, kept where z >= max z + ln(plausibility)
 
 PAG's s equals 1 + strength. The papers tune on image generation (s 3 to 5), so the defaults here are guesses to start
-from, and say so: strength 1 and plausibility 0.1 as in VCD, degree 1, all heads of the middle layers (30 to 65 % of
-the depth, where LLaVA's heads look at the picture most). `heads_by_visual_share` finds heads on prompts of your own.
+from, and say so: strength 1 and plausibility 0.1 as in VCD, degree 1, all heads of the middle layers (30 to 65 % of the
+depth, where LLaVA's heads look at the picture most). `heads_by_visual_share` of `vlm_guard.calibration.visual_heads`
+finds heads on prompts of your own.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from vlm_guard.families.head_list import head_list, select_heads
-from vlm_guard.families.layers import select_layers_of
-from vlm_guard.guard import wrap
 from vlm_guard.kernels.attention_edit import AttentionEdit
 from vlm_guard.method import (
     AttentionCall,
@@ -37,10 +33,12 @@ from vlm_guard.method import (
     KeyEditMethod,
     RowScope,
     option,
+    own_heads,
     plausibility_option,
     register,
+    select_heads,
+    select_layers_of,
 )
-from vlm_guard.method.split_heads import own_heads
 
 # exp(-10000) is exactly 0 in every floating type, and unlike minus infinity it never makes a NaN.
 REMOVED = -1e4
@@ -132,24 +130,3 @@ def chosen_heads(heads: str, layers: str, target: GuardTarget) -> dict[int, Tens
     if chosen is None:
         return {layer: torch.ones(count, dtype=torch.bool) for layer in select_layers_of(layers, target)}
     return chosen
-
-
-def heads_by_visual_share(model: Any, inputs: Mapping[str, Any], count: int, layers: str = "all") -> str:
-    """The `count` heads that put most attention on visual tokens when they predict the first token.
-
-    Args:
-        model: an unguarded model.
-        inputs: prompts with images, as for `generate`; the shares are averaged over its rows.
-        count: how many heads.
-        layers: the layers to choose from.
-
-    Returns:
-        Items for the option `heads`.
-    """
-    with wrap(model, None, "none") as guard, guard.trace(layers) as trace:
-        guard.generate(**inputs, max_new_tokens=1, do_sample=False)
-        visual = guard.state.visual
-    shares = trace.visual_share(visual)[0].mean(1)
-    chosen = torch.zeros(shares.numel(), dtype=torch.bool)
-    chosen[shares.flatten().topk(min(count, shares.numel())).indices] = True
-    return head_list(dict(zip(trace.layers, chosen.view(shares.shape))))

@@ -80,6 +80,9 @@ class VCD(ContrastMethod):
         """All images with noise; with a seed, the noise of an image is the same in any batch."""
         if self.seed is None:
             return add_noise(pixels, self.noise_step)
+        strips = _strip_lengths(name, pixels, inputs)
+        if strips is not None:
+            return torch.cat([self._noised_image(part, None) for part in pixels.split(strips, -1)], -1)
         parts = pixels.split(_image_lengths(name, pixels, inputs))
         areas = _image_areas(pixels, inputs)
         return torch.cat([self._noised_image(part, area) for part, area in zip(parts, areas)])
@@ -120,6 +123,15 @@ def add_noise(pixels: Tensor, step: int, generator: torch.Generator | None = Non
     share = signal_share(step)
     noise = torch.randn(pixels.shape, generator=generator).to(pixels.device)
     return (share**0.5 * pixels.float() + (1 - share) ** 0.5 * noise).to(pixels.dtype)
+
+
+def _strip_lengths(name: str, pixels: Tensor, inputs: Mapping[str, Any]) -> list[int] | None:
+    """Where the patches of all images lie side by side in one row (MiniCPM-V), how many columns each image has."""
+    sizes = inputs.get("target_sizes_videos" if "video" in name else "target_sizes")
+    if not isinstance(sizes, Tensor) or pixels.dim() != 4 or pixels.shape[0] != 1:
+        return None
+    lengths = (sizes.prod(-1) * pixels.shape[-2]).tolist()
+    return lengths if sum(lengths) == pixels.shape[-1] else None
 
 
 def _image_lengths(name: str, pixels: Tensor, inputs: Mapping[str, Any]) -> list[int]:

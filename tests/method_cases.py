@@ -2,13 +2,58 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
+from transformers import PreTrainedConfig
+
+from vlm_guard.families.family import ArchitectureEntry, entry_of
 from vlm_guard.method.registry import method_names
+from zoo import FAMILIES as FAMILIES_OF_ZOO
 from zoo import families
+from zoo.prompts import BOS, PAD
+from zoo.tiny_processor import PROCESSORS, tiny_processor
 
 # Without a family that is refused, and one without visual tokens in its prompt (tests/test_cross_attention.py).
 FAMILIES = [name for name in families() if name not in {"git", "mllama"}]
+
+WORD_PROCESSOR = {"icd", "lqcd"}
+
+
+class WordTokenizer:
+    """As much of a tokenizer as the methods that edit text need: its words are the ids themselves."""
+
+    all_special_ids = list(range(10))
+    bos_token_id = BOS
+    pad_token_id = PAD
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """The words as numbers."""
+        return [int(word) for word in text.split()]
+
+    def decode(self, ids: list[int], **settings: Any) -> str:
+        """The numbers as words."""
+        return " ".join(map(str, ids))
+
+
+class WordProcessor:
+    """A processor around it."""
+
+    tokenizer = WordTokenizer()
+
+
+def without_the_last_but_one(text: str) -> str:
+    """A question of at least two words without the last but one, which stands for a leading word."""
+    words = text.split()
+    return " ".join(words if len(words) < 2 else [*words[:-2], words[-1]])
+
+
+def processor(name: str, family: str) -> Any:
+    """The processor that `name` is given on the zoo's `family`; None where it needs none."""
+    if name == "carve":
+        return tiny_processor(family)
+    return WordProcessor() if name in WORD_PROCESSOR else None
+
 
 # Random models have no real sinks: low thresholds plant some, so that the edit is really exercised.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -33,45 +78,50 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "layers": "0",
         "probe_layers": "0-1",
     },
-    "gift": {"content_words": "all", "saliency_layer": "0", "layers": "1-"},
+    "gift": {"content_words": "all"},
+    "carve": {"layers": "all"},
+    "icd": {"text": "151 152 153 154 155 156", "place": "start"},
+    "m3id": {"forgetting": 0.5},
+    "lqcd": {"neutraliser": without_the_last_but_one},
 }
+# Methods that look at many rows of a prompt, which layers that share keys and values do not compute.
+WHOLE_PROMPT = {"act", "vhr"}
+ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
-# Methods that need something most families lack; they refuse the others, which their own tests check.
-ONLY_FAMILIES: dict[str, set[str]] = {
-    "paint": {"llava", "video_llava", "llava_gpt_oss", "llava_gemma2"},
-}
+# Vision towers whose first token is a class token.
+CLASS_TOKEN_TOWERS = {"clip_vision_model", "blip_2_vision_model", "instructblip_vision_model"}
 
-# Families without what a method needs with the options above.
+# Vision towers that are given patches instead of pictures.
+PATCH_TOWERS = {"gemma4_vision", "siglip2_vision_model", "molmo2_vision"}
+
+# Families in which a method's options above cannot be met, for a reason that no fact of the family tells.
 REFUSED_FAMILIES: dict[str, set[str]] = {
     "iri": {"blip_2"},  # the feed-forward networks of OPT are no modules
-    "gift": {"qwen3_5"},  # its layer 0 has linear attention
-    # Towers that read patches or pack their images into one sequence, and models without a tower.
-    "uncertainty": {
-        "chameleon",
-        "fuyu",
-        "glm4v",
-        "llava_pixtral",
-        "mistral3",
-        "molmo2",
-        "qwen2_5_vl",
-        "qwen2_vl",
-        "qwen3_5",
-        "qwen3_vl",
-        "qwen3_vl_moe",
-    },
 }
 
 
-FOUR_LAYERS = {
-    "llava_gpt_oss",
-    "llava_gemma2",
-    "gemma3",
-    "paligemma2",
-    "qwen3_5",
-    "aya_vision",
-    "cohere2_vision",
-    "llama4",
-}
+@cache
+def config_of(family: str) -> PreTrainedConfig:
+    """The configuration of the zoo's `family`."""
+    families()
+    return FAMILIES_OF_ZOO[family].model()[1]
+
+
+def entry_of_zoo(family: str) -> ArchitectureEntry:
+    """What the project says of the zoo's `family`."""
+    return entry_of(config_of(family).model_type)
+
+
+def tower_type(family: str) -> str:
+    """`model_type` of the vision tower; empty for a family without one."""
+    return getattr(getattr(config_of(family), "vision_config", None), "model_type", "")
+
+
+def attention_layers(family: str) -> list[int]:
+    """The decoder layers with attention; in some families others are convolutions or linear."""
+    text = config_of(family).get_text_config(decoder=True)
+    kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
+    return [index for index, kind in enumerate(kinds) if kind in ATTENTION_LAYERS]
 
 
 def names() -> list[str]:
@@ -82,11 +132,25 @@ def names() -> list[str]:
 def options(name: str, family: str = "llava") -> dict[str, Any]:
     """Options that make `name` act on the tiny random model of `family`."""
     if name == "iri":
-        rates = ",".join(["0.9", "0.2", "0.5", "0.7"][: 4 if family in FOUR_LAYERS else 3])
+        depth = config_of(family).get_text_config(decoder=True).num_hidden_layers
+        rates = ",".join(["0.9", "0.2", "0.5", "0.7"][:depth])
         return {"attention_rates": rates, "mlp_rates": rates, "attention_strength": 1.0}
+    shared = getattr(config_of(family).get_text_config(decoder=True), "num_kv_shared_layers", 0)
+    if name in WHOLE_PROMPT and shared:
+        return OPTIONS[name] | {"layers": f"0-{attention_layers(family)[-1] - shared}"}
+    if name == "gift":
+        first = attention_layers(family)[0]
+        return OPTIONS[name] | {"saliency_layer": str(first), "layers": f"{first + 1}-"}
     return OPTIONS.get(name, {})
 
 
 def supports(name: str, family: str) -> bool:
     """Whether method `name` works on the zoo's `family`."""
-    return family in ONLY_FAMILIES.get(name, {family}) and family not in REFUSED_FAMILIES.get(name, set())
+    entry = entry_of_zoo(family)
+    if name == "paint":
+        return tower_type(family) in CLASS_TOKEN_TOWERS and not entry.no_grid
+    if name == "carve":
+        return family in PROCESSORS and not entry.no_grid
+    if name == "uncertainty":
+        return not entry.no_tower and tower_type(family) not in {*entry.packed_towers, *PATCH_TOWERS}
+    return family not in REFUSED_FAMILIES.get(name, set())

@@ -7,7 +7,10 @@ from vlm_guard.eval.data.datasets import EvaluationData, open_dataset
 from vlm_guard.eval.run.records import write_records
 from vlm_guard.eval.run.results import MethodResult, RunResults
 from vlm_guard.eval.run.summary import MethodRecords
-from vlm_guard.eval.tasks.base import ChairTask, PopeTask
+from vlm_guard.eval.tasks.chair.settings import ChairSettings
+from vlm_guard.eval.tasks.chair.task import ChairTask
+from vlm_guard.eval.tasks.pope.settings import PopeSettings
+from vlm_guard.eval.tasks.pope.task import PopeTask
 
 Answerer = Callable[[str, int, str], str]
 """From task, image id and prompt to the answer's text."""
@@ -25,7 +28,10 @@ def write_run(
 ) -> RunResults:
     """Write a run of made-up answers and return its results; `changes` go on top of the results' fields."""
     data = open_dataset(f"coco:{coco}", count)
-    tasks = [ChairTask(data, prompt=prompt, max_new_tokens=64), PopeTask(data, strategies=["random", "adversarial"])]
+    tasks = [
+        ChairTask(data, ChairSettings(prompt=prompt, max_new_tokens=64)),
+        PopeTask(data, PopeSettings(strategies=["random", "adversarial"])),
+    ]
     described = {task.name: task.describe() for task in tasks}
     results, read = [], []
     for label, answer in methods.items():

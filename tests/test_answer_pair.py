@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from vlm_guard import wrap
-from vlm_guard.contrast.branch_inputs import TOKEN_TYPES, image_inputs
+from vlm_guard.contrast.answer_attention import paired_attention
+from vlm_guard.contrast.answer_pair import AnswerPair
 from vlm_guard.families.architecture import describe_architecture
 from vlm_guard.method.branch_prompt import INSERTED, GivenPrompt
-from vlm_guard.methods.carve.answer_attention import paired_attention
-from vlm_guard.methods.carve.answer_pair import AnswerPair
+from vlm_guard.method.model_inputs import TOKEN_TYPES, image_inputs
 from vlm_guard.methods.none import PlainModel
 from zoo import UNEQUAL_PROMPTS, assert_pristine
 

@@ -3,23 +3,22 @@
 import re
 from pathlib import Path
 
+import method_cases
 import pytest
 import torch
 
-from vlm_guard import wrap
 from vlm_guard.families import family as entries
 from vlm_guard.families.architecture import describe_architecture
 from vlm_guard.families.family import GENERIC, ArchitectureEntry, entry_of, register_architecture
 from vlm_guard.families.patch_grid import place_images
-from vlm_guard.runtime.vision_tower import describe_vision_tower
-from zoo import FAMILIES, Prompt, assert_pristine, build, families
+from vlm_guard.families.vision_tower import describe_vision_tower
+from zoo import Prompt, families
 
 torch.set_num_threads(1)
 
 GUIDE = Path(__file__).parents[1] / "docs" / "new-family.md"
-LONGEST_FAMILY = 30
+LONGEST_FAMILY = 40
 OF_PIXELS = ["llava", "video_llava", "llava_pixtral", "mistral3", "gemma3", "paligemma", "deepseek_vl", "janus"]
-PACKED = {"llava_pixtral", "mistral3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "glm4v"}
 
 
 @torch.no_grad()
@@ -74,7 +73,7 @@ def test_every_family_has_a_grid_or_says_why_not(zoo_model, family):
 @pytest.mark.parametrize("family", sorted(set(families()) - {"git"}))
 def test_every_family_has_a_usable_tower_or_says_why_not(zoo_model, family):
     zoo = zoo_model(family)
-    if family in PACKED:
+    if method_cases.tower_type(family) in entry_of(zoo.config.model_type).packed_towers:
         with pytest.raises(ValueError, match="as one sequence"):
             describe_vision_tower(zoo.model, "this test")
     elif entry_of(zoo.config.model_type).no_tower:
@@ -94,37 +93,39 @@ def test_unknown_model_types_are_served_by_the_generic_entry():
 
 
 @pytest.fixture
-def guide():
-    """The code blocks of the guide; what running them registers is forgotten afterwards."""
-    known, zoo = dict(entries._REGISTERED), dict(FAMILIES)
-    yield re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+def registered():
+    """What a test registers is forgotten afterwards."""
+    known = dict(entries._REGISTERED)
+    yield
     entries._REGISTERED.clear()
     entries._REGISTERED.update(known)
-    FAMILIES.clear()
-    FAMILIES.update(zoo)
 
 
-def test_the_new_family_of_the_guide(guide):
-    entry_code, zoo_code = guide[:2]
-    lines = [line for code in (entry_code, zoo_code) for line in code.splitlines() if line.strip()]
+def test_the_files_of_the_guide_are_those_that_the_tests_run():
+    """The guide's example is a family of the project, so every test of a family is a test of the guide."""
+    blocks = re.findall(r"```python\n# (\S+)\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+    assert [name for name, _ in blocks] == ["vlm_guard/families/known/vip_llava.py", "tests/zoo/vip_llava.py"]
+    for name, text in blocks:
+        assert (GUIDE.parents[1] / name).read_text(encoding="utf-8") == text
+    lines = [line for _, text in blocks for line in text.splitlines() if line.strip()]
     assert len(lines) <= LONGEST_FAMILY
-    names: dict = {}
-    exec(entry_code, names)
-    entry = next(value for value in names.values() if isinstance(value, ArchitectureEntry))
-    assert entry_of(entry.model_types[0]) is GENERIC, "the example must be a family that has no entry yet"
-    register_architecture(entry)
-    exec(zoo_code, {})
-    zoo = build(entry.zoo[0])
-    assert zoo.config.model_type in entry.model_types
-    inputs = zoo.make_inputs([Prompt(images=1, content=0), Prompt(text_before=7, images=2, content=1)])
-    with torch.no_grad():
-        plain = zoo.model(**inputs).logits
-        with wrap(zoo.model, None, "none"):
-            assert torch.equal(zoo.model(**inputs).logits, plain)
-        options = {"sink_dimensions": "0,5,9", "sink_threshold": 1.2, "min_visual_mass": 0.01, "layers": "all"}
-        with wrap(zoo.model, None, "var", **options) as guard:
-            assert not torch.equal(zoo.model(**inputs).logits, plain)
-            assert torch.equal(guard.state.visual, zoo.expected_visual_mask(inputs))
-    placed = place_images(zoo.model, inputs, zoo.expected_visual_mask(inputs), "this test")
-    assert [image.grid for image in placed] == [(4, 4)] * 3
-    assert_pristine(zoo.model)
+    assert "vip_llava" in families() and "vip_llava" in entry_of("vipllava").zoo
+
+
+def test_a_new_file_is_found_by_being_there(tmp_path):
+    folder = tmp_path / "known"
+    folder.mkdir()
+    (folder / "ours.py").write_text(
+        "from vlm_guard.families.family import ArchitectureEntry\n"
+        'OURS = ArchitectureEntry(family="Ours", model_types=("our_vlm",), refused="it only hums")\n',
+        encoding="utf-8",
+    )
+    assert entries.entries_in(folder)["our_vlm"].refused == "it only hums"
+    (folder / "theirs.py").write_text((folder / "ours.py").read_text(encoding="utf-8"), encoding="utf-8")
+    with pytest.raises(ValueError, match="second entry for the model type 'our_vlm'"):
+        entries.entries_in(folder)
+
+
+def test_an_entry_of_ones_own_takes_a_model_type_over(registered):
+    ours = register_architecture(ArchitectureEntry(family="Ours", model_types=("llava", "our_vlm"), note="ours"))
+    assert entry_of("llava") is ours and entry_of("our_vlm") is ours

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from vlm_guard import wrap
-from vlm_guard.calibration.sinks import SinkMeasurement, calibrate_sinks, new_profile
+from vlm_guard.calibration.new_profile import new_profile
 from vlm_guard.families.profiles import Fact, Profile, Source, all_profiles, find_profile, read_profile
 from vlm_guard.method.registry import method_class
+from vlm_guard.methods.var.sink_search import SinkMeasurement, calibrate_sinks
 from zoo import Prompt, assert_pristine, build
 
 torch.set_num_threads(1)

@@ -88,7 +88,7 @@ def test_one_method_shows_its_options(capsys):
         (["calibrate", "no/such/model"], "no/such/model"),
         (["calibrate", "builtin", "--data", "scenes:nowhere", "--count", "2"], "nowhere"),
         (["calibrate", "builtin", "--data", "photos", "--count", "2"], "photos"),
-        (["calibrate", "builtin", "--count", "2", "--only", "heads"], "known are sinks, layers, zerotuning, iri"),
+        (["calibrate", "builtin", "--count", "2", "--only", "heads"], "known are iri, sinks, zerotuning, layers"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(capsys, picture, arguments, message):

@@ -50,6 +50,12 @@ def zoo(request, zoo_model):
     return zoo_model(request.param)
 
 
+def prompts_of(zoo):
+    """Rows of unequal length, or one alone where the stock model cannot keep padded rows apart."""
+    prompts = zoo.adapt(PROMPTS)
+    return prompts if zoo.family.cache_invariant else prompts[:1]
+
+
 def text_only(zoo, ids):
     removed = {zoo.image_token_id, zoo.video_token_id, *image_markers(zoo.model, None)}
     return [token for token in ids if token not in removed]
@@ -91,11 +97,11 @@ OPTIONS = {
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("method", ["m3id", "vcd", "icd"])
 def test_padded_cached_batch_equals_branches_run_alone(zoo, method):
-    prompts = zoo.adapt(PROMPTS)
+    prompts = prompts_of(zoo)
     inputs = zoo.make_inputs(prompts)
     with wrap(zoo.model, WordProcessor(), method, **OPTIONS[method]) as guard:
         sequences, logits = as_without_cache(guard, inputs)
-    if zoo.family.batch_invariant:
+    if zoo.family.batch_invariant or len(prompts) == 1:
         for row, prompt in enumerate(prompts):
             tokens, rows = oracle.decode(zoo, *expected(zoo, prompt, method), STEPS)
             assert sequences[row, -STEPS:].tolist() == tokens, f"row {row}"
@@ -106,7 +112,7 @@ def test_padded_cached_batch_equals_branches_run_alone(zoo, method):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("scope", ["text", "answer"])
 def test_perturbed_branch_with_a_shared_beginning_equals_whole_passes(zoo, scope):
-    inputs = zoo.make_inputs(zoo.adapt(PROMPTS))
+    inputs = zoo.make_inputs(prompts_of(zoo))
     layers = [entry.index for entry in describe_architecture(zoo.model).layers]
     options = {"layers": ",".join(map(str, layers)), "scope": scope, "plausibility": 0.0}
     plain = zoo.model.generate(**inputs, **RECORD)
@@ -119,7 +125,7 @@ def test_perturbed_branch_with_a_shared_beginning_equals_whole_passes(zoo, scope
 @pytest.mark.filterwarnings("ignore")
 def test_neutral_queries_in_a_padded_cached_batch_equal_each_prompt_alone(zoo):
     """The leading word of every prompt is its last but one, behind all pictures."""
-    prompts = zoo.adapt(PROMPTS)
+    prompts = prompts_of(zoo)
     alone = [zoo.make_inputs([prompt]) for prompt in prompts]
     leading = {str(int(inputs["input_ids"][0, -2])) for inputs in alone}
 
@@ -129,7 +135,7 @@ def test_neutral_queries_in_a_padded_cached_batch_equal_each_prompt_alone(zoo):
     inputs = zoo.make_inputs(prompts)
     with wrap(zoo.model, WordProcessor(), "lqcd", neutraliser=neutralise) as guard:
         sequences, logits = as_without_cache(guard, inputs)
-    if zoo.family.batch_invariant:
+    if zoo.family.batch_invariant or len(prompts) == 1:
         for row, given in enumerate(alone):
             ids = given["input_ids"][0].tolist()
             neutral = [token for token in ids if str(token) not in leading]
@@ -165,11 +171,11 @@ def early_logits(zoo, inputs, ids, generated, layers):
 def test_layers_contrasted_in_a_padded_cached_batch_equal_each_prompt_alone(zoo):
     layers = tuple(entry.index for entry in describe_architecture(zoo.model).layers)[1:]
     method = DoLa(candidates=",".join(map(str, layers)))
-    prompts = zoo.adapt(PROMPTS)
+    prompts = prompts_of(zoo)
     inputs = zoo.make_inputs(prompts)
     with wrap(zoo.model, None, method) as guard:
         sequences, logits = as_without_cache(guard, inputs)
-    if zoo.family.batch_invariant:
+    if zoo.family.batch_invariant or len(prompts) == 1:
         for row, prompt in enumerate(prompts):
             alone = zoo.make_inputs([prompt])
             ids = alone["input_ids"][0].tolist()

@@ -127,7 +127,7 @@ def test_text_model_is_refused():
     config = LlamaConfig(
         hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=20
     )
-    with pytest.raises(ValueError, match="no image_token_id"):
+    with pytest.raises(ValueError, match="it is a text model"):
         wrap(LlamaForCausalLM(config), None, "none")
 
 

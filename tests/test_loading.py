@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from vlm_guard import wrap
-from vlm_guard.calibration.sinks import measure_sinks
 from vlm_guard.families.architecture import inference_device
+from vlm_guard.methods.var.sink_search import measure_sinks
 from zoo import Prompt, assert_pristine, build
 
 torch.set_num_threads(1)

@@ -16,8 +16,9 @@ from vlm_guard.families.table import model_rows
 TESTED = [row["model_type"] for row in model_rows() if row["status"].startswith("tested")]
 # Written down from the processors' own sources, so that a change in transformers or here is noticed.
 VIDEO = {"glm4v", "instructblipvideo", "internvl", "llava_onevision", "molmo2", "qwen2_vl", "qwen2_5_vl", "qwen3_5"}
-VIDEO |= {"qwen3_vl", "qwen3_vl_moe", "smolvlm", "video_llava"}
-OTHER_TORCHVISION = {"cohere2_vision", "llama4", "mistral3"}
+VIDEO |= {"qwen3_vl", "qwen3_vl_moe", "smolvlm", "video_llava", "gemma4", "glm46v", "glm4v_moe", "minicpmv4_6"}
+VIDEO |= {"minimax_m3_vl", "qwen3_5_moe", "video_llama_3"}
+OTHER_TORCHVISION = {"cohere2_vision", "lfm2_vl", "llama4", "mistral3"}
 
 
 def checkpoint(folder, model_type, files=("tokenizer.json", "tokenizer_config.json"), **configs):
@@ -124,7 +125,7 @@ def broken_torchvision(tmp_path, monkeypatch):
 
 
 def test_a_torchvision_that_does_not_fit_is_named(broken_torchvision, tmp_path):
-    from vlm_guard.environment import problems
+    from vlm_guard.cli.doctor import problems
 
     with pytest.raises(ImportError, match=r"operator torchvision::nms .* Repair it: `pip install "):
         needs.processor_needs(checkpoint(tmp_path / "model", "qwen2_vl"))
@@ -199,7 +200,7 @@ def test_doctor_says_that_the_built_in_model_lacks_nothing(capsys):
 
 
 def test_doctor_knows_the_other_project_of_this_name(tmp_path, monkeypatch):
-    from vlm_guard.environment import problems
+    from vlm_guard.cli.doctor import problems
 
     assert "vlm-guard" not in problems(), "the other project is not installed where the tests run"
     information = tmp_path / "vlm_guard-0.2.0.dist-info"

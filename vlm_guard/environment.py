@@ -1,9 +1,8 @@
-"""What this machine offers: versions, devices and attention backends, as `doctor` prints and results record them."""
+"""What this machine offers: versions, the processor and the devices, as `doctor` prints and results record them."""
 
 import platform
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 LIBRARIES = (
     "torch",
@@ -74,51 +73,3 @@ def devices() -> dict[str, str]:
     for index in range(torch.cuda.device_count()):
         found[f"cuda:{index}"] = torch.cuda.get_device_name(index)
     return found
-
-
-def attention_backends() -> dict[str, str]:
-    """Which backend of the edited attention serves each device, and why another does not."""
-    import torch
-
-    from vlm_guard.kernels.edited_attention import default_backend
-
-    report = {"cpu": f"{default_backend(torch.device('cpu'))} (default)"}
-    if torch.cuda.is_available():
-        report["cuda"] = f"{default_backend(torch.device('cuda'))} (default)"
-    else:
-        report["cuda"] = "no CUDA device, so the Triton kernel is not used"
-    return report
-
-
-def problems() -> dict[str, str]:
-    """What is wrong with this installation, one sentence each."""
-    from vlm_guard.families.processor_needs import torchvision_problem
-
-    found = {}
-    if version_of("vlm-guard") is not None:
-        found["vlm-guard"] = (
-            "the distribution vlm-guard is an unrelated project whose package is called vlm_guard, too, so one hides "
-            "the other: pip uninstall vlm-guard, then install vlm-guard-hf again"
-        )
-    if problem := torchvision_problem():
-        found["torchvision"] = problem
-    return found or {"found": "none"}
-
-
-def examine() -> dict[str, dict[str, Any]]:
-    """Everything `vlm-guard doctor` prints, by section."""
-    from vlm_guard.families.profiles import all_profiles, user_profiles
-    from vlm_guard.method.registry import method_names
-
-    return {
-        "versions": library_versions(),
-        "devices": devices(),
-        "type of weights": {"recommended": dtype_advice()},
-        "attention backend": attention_backends(),
-        "vlm_guard": {
-            "methods": ", ".join(method_names()),
-            "profiles": ", ".join(profile.name for profile in all_profiles()) or "none",
-            "your profiles go to": str(user_profiles()),
-        },
-        "problems": problems(),
-    }

@@ -8,31 +8,34 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vlm_guard.contrast.answer_attention import paired_attention
 from vlm_guard.contrast.branched_generate import contrast_arguments, only_contrast
 from vlm_guard.contrast.forward_pass import ContrastForward
-from vlm_guard.families.architecture import describe_architecture, unwrap
+from vlm_guard.families.architecture import Architecture, describe_architecture, unwrap
 from vlm_guard.families.layers import select_layers
 from vlm_guard.families.profiles import Profile, find_profile
 from vlm_guard.method.attention_calls import SLOT, BoundMethod, LayerSlot
 from vlm_guard.method.base import Method
 from vlm_guard.method.forward_call import InputsCall
+from vlm_guard.method.hooks import acts_before_logits
 from vlm_guard.method.registry import resolve_methods
 from vlm_guard.method.requirements import refuse_trace, refuse_unmet_needs
 from vlm_guard.method.state import GenerationState, PromptTokens
 from vlm_guard.method.target import GuardTarget
+from vlm_guard.per_call import PerCall
 from vlm_guard.runtime.attention_switch import follow_attention, restore_attention, switch_attention
 from vlm_guard.runtime.compiled_decode import CompiledDecode, refuse_compiled_parts
 from vlm_guard.runtime.forward_hooks import follow_forwards
 from vlm_guard.runtime.generate_arguments import generate_arguments
-from vlm_guard.runtime.installation import Undo, put_on
+from vlm_guard.runtime.hidden_edits import install_hidden_edits
+from vlm_guard.runtime.installation import GUARD_ATTRIBUTE, Undo, put_on
 from vlm_guard.runtime.layer_observers import LayerObservers
 from vlm_guard.runtime.placement import Placement
 from vlm_guard.runtime.reading import Call, Reading
 from vlm_guard.runtime.refused_calls import refuse_class_generate, refuse_continuous_batching
 from vlm_guard.runtime.trace import AttentionTrace
-
-GUARD_ATTRIBUTE = "_vlm_guard"
-_READING_STATIONS = ("attach", "edit_inputs", "begin_forward")
+from vlm_guard.runtime.vision_hooks import install_vision
+from vlm_guard.self_check import check_unknown_family
 
 
 def wrap(
@@ -71,6 +74,7 @@ def wrap(
             f"or combine methods in one call, for example '{active}+vcd'"
         )
     methods = resolve_methods(method, options)
+    check_unknown_family(inner, methods, Guard)
     guard = Guard(model, processor, methods, profile=profile, attention_backend=attention_backend)
     guard.attach()
     return guard
@@ -101,6 +105,7 @@ class Guard(AbstractContextManager):
         *,
         profile: Profile | None = None,
         attention_backend: str | None = None,
+        architecture: Architecture | None = None,
     ) -> None:
         inner = unwrap(model)
         self.model = model
@@ -108,7 +113,7 @@ class Guard(AbstractContextManager):
         self.target = GuardTarget(
             model=inner,
             processor=processor,
-            architecture=describe_architecture(inner),
+            architecture=architecture or describe_architecture(inner),
             profile=profile or find_profile(inner.config),
         )
         profile = self.target.profile
@@ -129,6 +134,8 @@ class Guard(AbstractContextManager):
         self._following = Undo()
         self._editing = Undo()
         self._attached = False
+        self._follows_passes = False
+        self._per_call = PerCall(self)
         # Layers with an edit, of the negative and of the positive branch.
         self._edited_layers: tuple[frozenset[int], ...] = (frozenset(), frozenset())
 
@@ -142,8 +149,18 @@ class Guard(AbstractContextManager):
         """Whether the model is guarded by this guard now."""
         return self._attached
 
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """The guarded model's `generate`."""
+    def generate(self, *args: Any, method: str | Method | Sequence[str | Method] | None = None, **kwargs: Any) -> Any:
+        """The guarded model's `generate`, also with another method for this call alone.
+
+        Args:
+            *args: of `generate`.
+            method: as for `wrap`, with its options beside it (`method="vcd", strength=0.5`) or in its text
+                ("vcd:strength=0.5"); "none" answers as the model is. By default the guard's own methods. A call from
+                another thread waits until the running one is done.
+            **kwargs: of `generate`; `model.generate(..., guard="vcd:strength=0.5")` does the same.
+        """
+        if method is not None:
+            return self._per_call.generate(method, args, kwargs)
         return self.model.generate(*args, **kwargs)
 
     def findings(self, method: str) -> SimpleNamespace:
@@ -165,6 +182,13 @@ class Guard(AbstractContextManager):
                     self._install_edits()
 
     @contextmanager
+    def bare(self) -> Iterator["Guard"]:
+        """Inside, the model is as it was, under a guard without any method, for passes that are to be traced."""
+        with self.suspended(), Guard(self.target.model, self.target.processor, ()) as probe:
+            probe.attach()
+            yield probe
+
+    @contextmanager
     def trace(self, layers: str = "all") -> Iterator[AttentionTrace]:
         """Record, inside this block, where every generated token's attention went (after the edits).
 
@@ -179,7 +203,7 @@ class Guard(AbstractContextManager):
             followed, edited = len(self._following), len(self._editing)
             if not self.switched:
                 self._install_slots([])
-            if not self._following:
+            if not self._follows_passes:
                 self._install_following()
             self.reading.tracer = AttentionTrace(layers=chosen)
         try:
@@ -200,6 +224,8 @@ class Guard(AbstractContextManager):
             raise ValueError("this model is already guarded; call .remove() on that guard first")
         try:
             self._attached = True
+            inner = self.target.model
+            self._following.add(put_on(inner, "generate", self._following_generate(inner.generate)))
             if self._follows:
                 self._install_following()
             self._install_edits()
@@ -265,17 +291,18 @@ class Guard(AbstractContextManager):
     @property
     def _follows(self) -> bool:
         """Whether any method has to know about the model's calls."""
-        hooked = any(bound.method.overrides(name) for bound in self.methods for name in _READING_STATIONS)
-        edits = any(bound.method.edits_attention() for bound in self.methods)
-        return edits or hooked or bool(self.observers) or self.contrast is not None
+        return self.contrast is not None or any(acts_before_logits(bound.method) for bound in self.methods)
 
     def _install_following(self) -> None:
         """Follow every forward pass and `generate` call of the model."""
         inner, generator = self.target.model, self.target.architecture.generator
         begins = any(bound.method.overrides("begin_forward") for bound in self.methods)
-        self._following.add(*follow_forwards(self, begins))
+        self._follows_passes = True
+        self._following.add(self._follow_no_more, *follow_forwards(self, begins))
         self._following.add(refuse_continuous_batching(inner), refuse_class_generate(self, generator))
-        self._following.add(put_on(inner, "generate", self._following_generate(inner.generate)))
+
+    def _follow_no_more(self) -> None:
+        self._follows_passes = False
 
     def _install_edits(self) -> None:
         inner = self.target.model
@@ -287,8 +314,10 @@ class Guard(AbstractContextManager):
         self.observers.begin()
         if self._follows:
             self._editing.add(*self.decoding.install(self.target.architecture.generator))
-        for bound in self.methods:
-            self._editing.add(*bound.method.attach(self, bound.prepared))
+        for bound in reversed(self.methods):
+            if bound.method.overrides("edit_hidden"):
+                self._editing.add(*install_hidden_edits(self, bound))
+            self._editing.add(*install_vision(self, bound))
 
     def _install_slots(self, attention_methods: list[BoundMethod]) -> None:
         slots = []
@@ -315,6 +344,9 @@ class Guard(AbstractContextManager):
                 # Whoever kept this function after `remove`, or calls it inside `suspended`, gets the model as it is.
                 if reading.is_paused or not self._attached:
                     return original(*args, **kwargs)
+                choice = kwargs.pop("guard", None)
+                if choice is not None:
+                    return self._per_call.generate(choice, args, kwargs)
                 # Families encode pictures before their first pass.
                 follow_attention()
                 with reading.generating() as call:
@@ -342,6 +374,7 @@ class Guard(AbstractContextManager):
                 images=images,
                 findings=self.findings(bound.method.name),
                 prepared=bound.prepared,
+                paired_attention=functools.partial(paired_attention, self, bound.method),
             )
             inputs = bound.method.edit_inputs(call) or inputs
         return args, inputs

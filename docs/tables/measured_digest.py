@@ -1,4 +1,4 @@
-"""What the methods do and cost, in one small table for the README, read from committed result files."""
+"""What the methods do and cost, in a table for docs/results.md and a smaller one for the README, from results."""
 
 import json
 from collections.abc import Mapping
@@ -35,6 +35,29 @@ def digest_markdown() -> str:
             cells += ["" if ":" in label else costs[batch].get(method, "") for batch in TIMED_BATCHES]
             rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
+
+
+# The best that can be said comes first.
+_VERDICTS = ("helps", "finds more", "costs recall", "no clear change", "names more, right and wrong", "worse")
+
+
+def helps_markdown() -> str:
+    """The README's table: every setting that was measured, what it changes on the first split, and what it costs."""
+    costs = _costs(TIMED_BATCHES[0])
+    found = []
+    for kind in ("builtin", "tuned"):
+        first, second = (_differences(kind, split) for split in SPLITS)
+        for label, difference in first.items():
+            if kind == "tuned" and ":" not in label:
+                continue
+            words = [verdict(item[label]["chair_i"], item[label]["recall"]) for item in (first, second)]
+            changes = [_change(difference[name]) for name in ("chair_i", "recall", "pope.mean.f1")]
+            cost = "" if ":" in label else costs.get(label, "")
+            place = [_VERDICTS.index(word) for word in words]
+            found.append((place, f"| `{label}` | {' | '.join([*words, *changes, cost])} |"))
+    head = f"| method | on `{SPLITS[0]}` | on `{SPLITS[1]}` | CHAIR_i | recall | POPE F1 | prompt, token |"
+    rows = [row for _, row in sorted(found, key=lambda item: item[0])]
+    return "\n".join([head, "|---" * 7 + "|", *rows]) + "\n"
 
 
 def verdict(chair_i: Mapping[str, float], recall: Mapping[str, float]) -> str:

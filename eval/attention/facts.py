@@ -21,6 +21,7 @@ from vlm_guard.eval.attention.record import AttentionRecord, record_attention
 from vlm_guard.eval.run.prompting import find_template
 from vlm_guard.families.architecture import describe_architecture, unwrap
 from vlm_guard.method.visual_tokens import visual_mask
+from vlm_guard.untrusted.picture_reader import read_picture
 
 PROMPT = "Please describe this image in detail."
 PARTS = 4
@@ -164,8 +165,7 @@ def measure_attention(
 
     pictures = []
     for path in list(open_dataset(data, count).images.values())[:count]:
-        with Image.open(path) as opened:
-            pictures.append(opened.convert("RGB"))
+        pictures.append(read_picture(path))
     facts = {"data": data, **attention_facts(model, processor, pictures)}
     if out is not None:
         from vlm_guard.eval.attention.plots import plot_attention

@@ -5,10 +5,10 @@ from typing import Any
 from torch import nn
 
 from vlm_guard.eval.data.datasets import open_dataset
-from vlm_guard.eval.run.generation import read_image
 from vlm_guard.eval.run.prompting import find_template
 from vlm_guard.eval.tasks.pope.questions import question_text
 from vlm_guard.families.architecture import inference_device
+from vlm_guard.untrusted.picture_reader import read_picture
 
 QUESTIONS_PER_PICTURE = 2
 
@@ -36,7 +36,7 @@ def calibration_prompts(
     where = {"device": inference_device(model), "dtype": model.dtype}
     descriptions, questions = [], []
     for number, path in list(dataset.images.items())[:count]:
-        picture = read_image(path)
+        picture = read_picture(path)
         descriptions.append(template.encode(processor, [picture], [description]).to(**where))
         for name in dict.fromkeys(dataset.objects.get(number, ())[:QUESTIONS_PER_PICTURE]):
             questions.append(template.encode(processor, [picture], [question_text(name)]).to(**where))

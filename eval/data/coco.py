@@ -1,43 +1,43 @@
 """Reading MSCOCO: image files, captions, and the objects of every image as CHAIR and POPE count them."""
 
-import contextlib
 import gzip
-import io
 import json
 import re
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pycocotools.coco import COCO
-
+from vlm_guard.eval.data.annotations import Annotations, read_annotations
 from vlm_guard.eval.tasks.chair.scoring import ChairMode, check_mode, read_caption
 from vlm_guard.eval.tasks.chair.text import object_vocabulary
+from vlm_guard.untrusted.json_files import as_whole_number, read_json
+from vlm_guard.untrusted.paths import Inside
+from vlm_guard.untrusted.printed_text import SHOWN_CHARACTERS, one_line, shown
 
-_IMAGE_FILE = re.compile(r"(?:\w+_)?(\d+)")
+_IMAGE_FILE = re.compile(r"(?:\w+_)?([0-9]{1,18})")
+_FRACTION = re.compile(r"[+-]?[0-9.]+")
 
 
-def image_id(value: int | str) -> int:
+def image_id(value: Any) -> int:
     """The MSCOCO id of an image given as id or file name.
 
-    Accepts 139, "139", "000000000139.jpg" and "COCO_val2014_000000000139.jpg", with or without folders.
+    Accepts 139, 139.0, "139", "000000000139.jpg" and "COCO_val2014_000000000139.jpg", with or without folders.
 
     Raises:
         ValueError: the value names no image id.
     """
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if isinstance(value, str):
+    number = as_whole_number(value)
+    if number is None and isinstance(value, str) and not _FRACTION.fullmatch(value.strip()):
         name = value.replace("\\", "/").rpartition("/")[2]
         match = _IMAGE_FILE.fullmatch(name.partition(".")[0])
-        if match:
-            return int(match.group(1))
-    raise ValueError(
-        f"{value!r} names no image; give an id such as 139 or a file name such as 000000000139.jpg or "
-        "COCO_val2014_000000000139.jpg"
-    )
+        number = int(match.group(1)) if match else None
+    if number is None:
+        raise ValueError(
+            f"{shown(value)} names no image; give an id such as 139 or a file name such as 000000000139.jpg or "
+            "COCO_val2014_000000000139.jpg"
+        )
+    return number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,62 +63,18 @@ class CocoFolder:
     mode: str
 
 
-def _without_outlines(record: dict[str, Any]) -> dict[str, Any]:
-    record.pop("segmentation", None)  # nine tenths of an instances file, and not used here
-    return record
-
-
-def load_annotations(path: str | Path) -> COCO:
-    """An MSCOCO annotation file as pycocotools' index, without the outlines of the instances.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is no JSON, or lacks `images` or `annotations`.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no annotation file {path}")
-    with path.open(encoding="utf-8") as file:
-        try:
-            content = json.load(file, object_hook=_without_outlines)
-        except ValueError as error:  # not JSON, or not even text
-            raise ValueError(f"{path} is no valid JSON: {error}") from error
-    if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
-        raise ValueError(f"{path} is no MSCOCO annotation file: it needs the lists 'images' and 'annotations'")
-    if not all("category_id" in annotation for annotation in content["annotations"]):
-        content.pop("categories", None)  # some captions files list the categories; pycocotools then looks for them
-    index = COCO()
-    index.dataset = content
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress on stdout
-        index.createIndex()
-    return index
-
-
 def _paths(paths: str | Path | Sequence[str | Path]) -> list[Path]:
     return [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
 
 
-def _instance_objects(index: COCO, path: Path) -> Iterator[tuple[int, str]]:
+def _instance_objects(annotations: Annotations) -> Iterator[tuple[int, str]]:
     known = frozenset(object_vocabulary().categories)
-    names = {number: category["name"] for number, category in index.cats.items()}
-    if unknown := sorted(set(names.values()) - known):
+    if unknown := sorted(set(annotations.categories.values()) - known):
         raise ValueError(
-            f"{path} has categories that are none of MSCOCO's 80: {', '.join(unknown[:5])}; CHAIR and POPE are "
-            "defined on those"
+            f"{annotations.path} has categories that are none of MSCOCO's 80: "
+            f"{one_line(', '.join(unknown[:5]), SHOWN_CHARACTERS)}; CHAIR and POPE are defined on those"
         )
-    for annotation in index.dataset["annotations"]:
-        if annotation.get("category_id") not in names:
-            raise ValueError(
-                f"{path}: annotation {annotation.get('id')} has no known category; is it an instances file?"
-            )
-        yield annotation["image_id"], names[annotation["category_id"]]
-
-
-def _captions_of(index: COCO, path: Path) -> Iterator[tuple[int, str]]:
-    for annotation in index.dataset["annotations"]:
-        if not isinstance(annotation.get("caption"), str):
-            raise ValueError(f"{path}: annotation {annotation.get('id')} has no caption (a captions file has)")
-        yield annotation["image_id"], annotation["caption"]
+    return annotations.instances()
 
 
 def _collect(
@@ -129,22 +85,20 @@ def _collect(
     sentences: dict[int, list[str]] = {}
     objects: dict[int, dict[str, None]] = {}
 
-    def add_images(index: COCO) -> None:
-        for number, image in index.imgs.items():
-            file_names.setdefault(number, image.get("file_name", f"{number:012d}.jpg"))
+    def read(path: Path) -> Annotations:
+        annotations = read_annotations(path)
+        for number, name in annotations.images.items():
+            file_names.setdefault(number, name)
             objects.setdefault(number, {})
+        return annotations
 
     for path in instances:
-        index = load_annotations(path)
-        add_images(index)
-        for number, category in _instance_objects(index, path):
-            objects.setdefault(number, {})[category] = None
+        for number, category in _instance_objects(read(path)):
+            objects[number][category] = None
     for path in captions:
-        index = load_annotations(path)
-        add_images(index)
-        for number, caption in _captions_of(index, path):
+        for number, caption in read(path).captions():
             sentences.setdefault(number, []).append(caption)
-            found = objects.setdefault(number, {})
+            found = objects[number]
             for mention in read_caption(caption, mode).mentions:
                 found[mention.node] = None
     return file_names, sentences, objects
@@ -184,17 +138,21 @@ def read_object_sets(path: str | Path) -> dict[int, list[str]]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file of object sets {path}")
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-            content = json.load(file)
-    except (ValueError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path} is no valid JSON: {error}") from error
+    content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f'{path} must hold one JSON object such as {{"139": ["chair", "dining table"]}}')
+    found: dict[int, list[str]] = {}
     for key, names in content.items():
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ValueError(f"{path}: the entry {key!r} must be a list of object names, not {names!r}")
-    return {image_id(key): names for key, names in content.items()}
+            raise ValueError(f"{path}: the entry {shown(key)} must be a list of object names, not {shown(names)}")
+        try:
+            number = image_id(key)
+        except ValueError as error:
+            raise ValueError(f"{path}: the entry {shown(key)}: {error}") from error
+        if number in found:
+            raise ValueError(f"{path}: the entry {shown(key)} is about image {number}, which has an entry before")
+        found[number] = names
+    return found
 
 
 def write_object_sets(objects: Mapping[int, Iterable[str]], path: str | Path) -> None:
@@ -233,18 +191,20 @@ def _locate_images(folder: Path, file_names: Mapping[int, str], splits: Sequence
     images_folder = folder / "images"
     places = [folder / split for split in splits] + [images_folder / split for split in splits]
     places = [place for place in [*places, images_folder, folder] if place.is_dir()]
-    found = {}
-    rest = {}
+    inside = Inside(folder)
+    found: dict[int, Path] = {}
+    rest: dict[str, list[int]] = {}
     for number, name in file_names.items():
-        candidates = (place / name for place in places)
-        if path := next((candidate for candidate in candidates if candidate.is_file()), None):
+        if path := inside.first(place / name for place in places):
             found[number] = path
         else:
-            rest[Path(name).name] = number
+            rest.setdefault(Path(name).name, []).append(number)
     if rest:
         for path in sorted(folder.rglob("*")):
-            if path.name in rest and path.is_file():
-                found.setdefault(rest[path.name], path)
+            numbers = rest.get(path.name, ())
+            # A name that several images share says nothing about which of them lies elsewhere.
+            if len(numbers) == 1 and path.is_file():
+                found.setdefault(numbers[0], inside.check(path))
     return {number: found[number] for number in file_names if number in found}
 
 

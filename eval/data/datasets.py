@@ -1,16 +1,17 @@
 """Opening a data set by name: the built-in scenes, or a folder in MSCOCO's format."""
 
 import hashlib
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vlm_guard.eval.data.coco import image_id, read_coco
+from vlm_guard.untrusted.json_files import parse_json, read_text
 
 DEFAULT_COUNT = 500
-_KINDS = "'scenes:common', 'scenes:broken:7741' (split and seed) or 'coco:FOLDER'"
+KINDS = ("scenes", "coco")
+_EXAMPLES = "'scenes:common', 'scenes:broken:7741' (split and seed) or 'coco:FOLDER'"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,9 @@ class EvaluationData:
         selection: how the images were chosen, in words.
         annotation_hashes: sha256 of every annotation file, by file name.
         images_without_file: annotated images that have no file in the folder (they are not asked).
-        mode: CHAIR text mode the reference captions were read with.
+        mode: CHAIR text mode the reference captions were read with; empty where there are none.
+        kind: what stands before the colon of its name.
+        content: what only the tasks of this kind of data know of it, such as their questions.
     """
 
     name: str
@@ -37,7 +40,9 @@ class EvaluationData:
     selection: str
     annotation_hashes: dict[str, str]
     images_without_file: int
-    mode: str
+    mode: str = ""
+    kind: str = "coco"
+    content: Any = None
 
     @property
     def image_ids_hash(self) -> str:
@@ -51,7 +56,7 @@ class EvaluationData:
             "images": len(self.images),
             "image_ids_sha256": self.image_ids_hash,
             "annotations_sha256": self.annotation_hashes,
-            "text_mode": self.mode,
+            **({"text_mode": self.mode} if self.mode else {}),
         }
 
 
@@ -76,20 +81,33 @@ def read_image_ids(path: str | Path) -> list[int]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no image list {path}")
-    text = path.read_text(encoding="utf-8")
-    if text.lstrip().startswith("["):
-        entries: list[Any] = json.loads(text)
-    else:
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        entries = [json.loads(line) if line.startswith("{") else line for line in lines]
-    ids = []
-    for entry in entries:
+    ids: dict[int, None] = {}
+    for number, entry in _image_entries(path):
+        where = f"{path}: entry {number}"
         value = entry.get("image_id", entry.get("image")) if isinstance(entry, dict) else entry
-        ids.append(image_id(value))
-    repeated = {number for number in ids if ids.count(number) > 1} if len(set(ids)) < len(ids) else set()
-    if repeated:
-        raise ValueError(f"{path} lists image {min(repeated)} more than once")
-    return ids
+        try:
+            found = image_id(value)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        if found in ids:
+            raise ValueError(f"{path} lists image {found} more than once, again in entry {number}")
+        ids[found] = None
+    if not ids:
+        raise ValueError(f"{path} lists no image")
+    return list(ids)
+
+
+def _image_entries(path: Path) -> Iterator[tuple[int, Any]]:
+    """The entries of an image list with their place in the list or their line, from 1."""
+    text = read_text(path)
+    if text.lstrip().startswith("["):
+        listed = parse_json(text, str(path))
+        yield from enumerate(listed, 1)
+        return
+    for number, line in enumerate(text.splitlines(), 1):
+        entry = line.strip()
+        if entry:
+            yield number, parse_json(entry, f"{path}: entry {number}") if entry.startswith("{") else entry
 
 
 def _scenes_folder(name: str, count: int) -> Path:
@@ -122,8 +140,8 @@ def open_dataset(
         FileNotFoundError: the folder, its annotations or the image list is missing.
     """
     kind, _, rest = name.partition(":")
-    if kind not in ("scenes", "coco") or not rest:
-        raise ValueError(f"unknown data {name!r}; give {_KINDS}")
+    if kind not in KINDS or not rest:
+        raise ValueError(f"unknown data {name!r}; give {_EXAMPLES}")
     if count is not None and count < 1:
         raise ValueError(f"count is {count}; it must be at least 1")
     listed = read_image_ids(image_list) if image_list is not None else None
@@ -134,7 +152,10 @@ def open_dataset(
     else:
         folder = Path(rest)
     read = read_coco(folder, mode, split)
-    images, selection = _choose(read.images, read.objects, folder, listed, count)
+    try:
+        images, selection = _choose(read.images, read.objects, folder, listed, count)
+    except ValueError as error:
+        raise ValueError(f"{image_list}: {error}") from error
     shown = name if kind == "scenes" else f"coco:{folder.name}" + (f" {split}" if split else "")
     return EvaluationData(
         name=shown,
@@ -146,6 +167,7 @@ def open_dataset(
         annotation_hashes={path.name: hash_file(path) for path in read.annotation_files},
         images_without_file=len(read.missing_images),
         mode=mode,
+        kind=kind,
     )
 
 

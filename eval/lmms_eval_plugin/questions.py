@@ -7,8 +7,8 @@ from typing import Any
 
 from PIL import Image
 
-from vlm_guard.eval.run.generation import read_image
 from vlm_guard.eval.run.prompting import PromptTemplate
+from vlm_guard.untrusted.picture_reader import read_picture
 
 _IMAGE_MARK = "<image>"
 
@@ -93,7 +93,7 @@ def _as_image(visual: Any) -> Image.Image:
         return visual.convert("RGB")
     if isinstance(visual, str | Path):
         try:
-            return read_image(Path(visual))
+            return read_picture(Path(visual))
         except FileNotFoundError:
             raise ValueError(f"there is no picture {visual}") from None
         except OSError as error:

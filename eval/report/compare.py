@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlm_guard.eval.run.received import check_samples
 from vlm_guard.eval.run.records import Record, read_records
 from vlm_guard.eval.run.results import SAMPLES_FILE, MethodResult, RunResults, read_results
 from vlm_guard.eval.run.resume import differing_fields
 from vlm_guard.eval.run.summary import MethodRecords
+from vlm_guard.untrusted.paths import Inside
 
 # Settings that do not change what a number means, but may move it a little or change what it cost.
 _NOTED = ("model", "decoding.batch_size", "decoding.seed", "profile", "environment.versions", "environment.hardware")
@@ -51,7 +53,7 @@ def compare_runs(folders: Sequence[Path], baseline: str | None = None, resamples
     for folder, run in zip(folders[1:], runs[1:]):
         notes += check_comparable(runs[0], run, folders[0], folder)
     entries = _label(folders, runs)
-    records = {label: _records(folder, method) for label, folder, _, method in entries}
+    records = {label: _records(folder, run, method) for label, folder, run, method in entries}
     read = {label: MethodRecords(items) for label, items in records.items()}
     chosen = baseline if baseline is not None else entries[0][0]
     if chosen not in read:
@@ -64,6 +66,8 @@ def compare_runs(folders: Sequence[Path], baseline: str | None = None, resamples
             "label": label,
             **own.summaries(run.tasks),
             "samples": own.sample_counts(),
+            # Files of versions that wrote no plan were complete when they were written.
+            "planned": method.planned or {task: counts.asked for task, counts in method.samples.items()},
             "estimates": own.estimates(draws),
             "difference_to_baseline": own.differences_to(read[chosen], draws) if label != chosen else {},
             "cost": own.cost(),
@@ -76,14 +80,16 @@ def compare_runs(folders: Sequence[Path], baseline: str | None = None, resamples
             "baseline": chosen,
             "methods": methods,
             "statistics": {**runs[0].statistics, "resamples": draws},
-            "notes": list(dict.fromkeys(notes)),
         }
     )
+    # What the runs said about missing records is said anew: some may have been asked since, or lost.
+    notes = [*results.shortfalls(), *(note for note in notes if not note.startswith("incomplete: "))]
+    results = results.model_copy(update={"notes": list(dict.fromkeys(notes))})
     return Comparison(
         results=results,
         records=records,
         folders={label: folder for label, folder, _, _ in entries},
-        notes=tuple(dict.fromkeys(notes)),
+        notes=tuple(results.notes),
     )
 
 
@@ -101,11 +107,13 @@ def _label(folders: Sequence[Path], runs: Sequence[RunResults]) -> list[tuple[st
     return entries
 
 
-def _records(folder: Path, method: MethodResult) -> list[Record]:
+def _records(folder: Path, run: RunResults, method: MethodResult) -> list[Record]:
     path = folder / method.directory / SAMPLES_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{folder} lacks {method.directory}/{SAMPLES_FILE}, which its results come from")
-    return list(read_records(path)[0].values())
+    records = list(read_records(Inside(folder).check(path))[0].values())
+    check_samples(records, run.tasks, path)
+    return records
 
 
 def _meaning(run: RunResults) -> dict[str, Any]:

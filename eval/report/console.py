@@ -10,21 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from vlm_guard.eval.run.results import Difference, Estimate, MethodResult, RunResults
+from vlm_guard.eval.tasks.shared.metric import Column, Kind
+from vlm_guard.eval.tasks.shared.registry import task_class
+from vlm_guard.untrusted.printed_text import one_line
 
 ARROWS = {"better": "green", "worse": "red", "changed": "yellow", "unclear": "dim"}
-COLUMNS: tuple[tuple[str, str], ...] = (
-    ("chair_i", "CHAIR_i ↓"),
-    ("chair_s", "CHAIR_s ↓"),
-    ("recall", "recall ↑"),
-    ("f1", "F1 ↑"),
-    ("mean_words", "words"),
-    ("repetition", "repeat ↓"),
-    ("pope.mean.accuracy", "POPE acc ↑"),
-    ("pope.mean.f1", "POPE F1 ↑"),
-    ("pope.adversarial.f1", "adv F1 ↑"),
-    ("pope.mean.yes_ratio", "yes"),
-    ("pope.mean.unparsed", "unparsed ↓"),
-)
 
 
 def _bars(console: Console) -> RichProgress:
@@ -85,9 +75,9 @@ class ProgressBar:
         self._bar.stop()
 
 
-def shown(name: str, value: float) -> str:
+def shown(kind: Kind, value: float) -> str:
     """A metric's value as tables show it: shares in percent, lengths with one decimal."""
-    return f"{value:.1f}" if name in ("mean_words", "mean_tokens") else f"{100 * value:.1f}"
+    return f"{value:.1f}" if kind == "length" else f"{100 * value:.1f}"
 
 
 def arrow(difference: Difference) -> str:
@@ -97,53 +87,69 @@ def arrow(difference: Difference) -> str:
     return "▲" if difference.value > 0 else "▼"
 
 
-def shown_difference(name: str, value: float) -> str:
+def shown_difference(kind: Kind, value: float) -> str:
     """A difference with its sign, in percentage points except for lengths."""
-    scaled = round(value if name in ("mean_words", "mean_tokens") else 100 * value, 1)
+    scaled = round(value if kind == "length" else 100 * value, 1)
     return f"{scaled + 0.0:+.1f}"  # adding zero turns -0.0 into 0.0
 
 
-def difference_text(name: str, difference: Difference) -> tuple[str, str]:
+def difference_text(kind: Kind, difference: Difference) -> tuple[str, str]:
     """Difference with its arrow, and its interval: ("-2.1 ▼", "-3.9..-0.4")."""
-    value, low, high = (shown_difference(name, part) for part in (difference.value, difference.low, difference.high))
+    value, low, high = (shown_difference(kind, part) for part in (difference.value, difference.low, difference.high))
     return f"{value} {arrow(difference)}", f"{low}..{high}"
 
 
+def columns_of(results: RunResults) -> dict[str, list[Column]]:
+    """By task, the columns that some method has a value for."""
+    tasks = dict.fromkeys([*results.tasks, *(task for method in results.methods for task in method.samples)])
+    found = {
+        task: [
+            column
+            for column in task_class(task).columns
+            if any(column.metric in method.estimates for method in results.methods)
+        ]
+        for task in tasks
+    }
+    return {task: columns for task, columns in found.items() if columns}
+
+
 def results_tables(results: RunResults) -> list[Table]:
-    """A table of the methods' numbers and one of what they cost."""
-    columns = [(name, label) for name, label in COLUMNS if any(name in item.estimates for item in results.methods)]
-    groups = [[item for item in columns if item[0].startswith("pope") is pope] for pope in (False, True)]
-    tables = [_metric_table(results, group) for group in groups if group]
+    """A table of the methods' numbers for every task, and one of what they cost."""
+    tables = [_metric_table(results, columns) for columns in columns_of(results).values()]
     tables.append(_cost_table(results.methods))
     return tables
 
 
-def _metric_table(results: RunResults, columns: Sequence[tuple[str, str]]) -> Table:
-    images = {item.estimates[name].images for item in results.methods for name, _ in columns if name in item.estimates}
+def _metric_table(results: RunResults, columns: Sequence[Column]) -> Table:
+    names = [column.metric for column in columns]
+    images = {item.estimates[name].images for item in results.methods for name in names if name in item.estimates}
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column(f"n = {' or '.join(map(str, sorted(images)))}", no_wrap=True)
-    for _, label in columns:
-        table.add_column(label, justify="right", overflow="fold")
+    for column in columns:
+        table.add_column(column.label, justify="right", overflow="fold")
     for method in results.methods:
-        cells = [_value_cell(name, method.estimates.get(name)) for name, _ in columns]
-        table.add_row(Text(method.label, style="bold"), *cells)
+        cells = [_value_cell(column.kind, method.estimates.get(column.metric)) for column in columns]
+        missing = () if method.complete else ("\n", ("incomplete", "red"))
+        table.add_row(Text.assemble((one_line(method.label), "bold"), *missing), *cells)
         if method.difference_to_baseline:
-            cells = [_difference_cell(name, method.difference_to_baseline.get(name)) for name, _ in columns]
-            table.add_row(Text(f"  − {results.baseline}", style="dim"), *cells)
+            cells = [
+                _difference_cell(column.kind, method.difference_to_baseline.get(column.metric)) for column in columns
+            ]
+            table.add_row(Text(f"  − {one_line(results.baseline)}", style="dim"), *cells)
     return table
 
 
-def _value_cell(name: str, estimate: Estimate | None) -> Text:
+def _value_cell(kind: Kind, estimate: Estimate | None) -> Text:
     if estimate is None:
         return Text("-")
-    interval = f"{shown(name, estimate.low)}..{shown(name, estimate.high)}"
-    return Text.assemble(shown(name, estimate.value), "\n", (interval, "dim"))
+    interval = f"{shown(kind, estimate.low)}..{shown(kind, estimate.high)}"
+    return Text.assemble(shown(kind, estimate.value), "\n", (interval, "dim"))
 
 
-def _difference_cell(name: str, difference: Difference | None) -> Text:
+def _difference_cell(kind: Kind, difference: Difference | None) -> Text:
     if difference is None:
         return Text("-")
-    value, interval = difference_text(name, difference)
+    value, interval = difference_text(kind, difference)
     return Text.assemble((value, ARROWS[difference.verdict]), "\n", (interval, "dim"))
 
 
@@ -155,7 +161,7 @@ def _cost_table(methods: Sequence[MethodResult]) -> Table:
     for method in methods:
         counts = method.samples.values()
         table.add_row(
-            Text(method.label, style="bold"),
+            Text(one_line(method.label), style="bold"),
             f"{method.cost.seconds:.1f}",
             f"{method.cost.tokens}",
             f"{method.cost.tokens_per_second:.0f}",
@@ -170,8 +176,8 @@ def _cost_table(methods: Sequence[MethodResult]) -> Table:
 def print_results(console: Console, results: RunResults) -> None:
     """Everything a person wants to know at the end of a run."""
     model, data = results.model, results.data
-    title = f"\n{model['name']} on {data['name']}, {data['images']} images, {model['dtype']}"
-    console.print(title, style="bold", markup=False, highlight=False)
+    title = one_line(f"{model['name']} on {data['name']}, {data['images']} images, {model['dtype']}")
+    console.print(f"\n{title}", style="bold", markup=False, highlight=False)
     for table in results_tables(results):
         console.print()
         console.print(table)
@@ -182,7 +188,7 @@ def print_results(console: Console, results: RunResults) -> None:
         style="dim",
     )
     for note in results.notes:
-        console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
+        console.print(f"note: {one_line(note)}", style="yellow", markup=False, soft_wrap=True)
     skipped = max(len(method.skipped_images) for method in results.methods)
     if skipped:
         console.print(f"{skipped} images could not be read and were skipped; results.json lists them.", style="yellow")

@@ -3,57 +3,24 @@
 The page holds everything it needs (thumbnails, data, style, script) and loads nothing, so it can be mailed or archived.
 """
 
-import base64
-import io
 import json
+import re
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from vlm_guard.eval.report.compare import Comparison
-from vlm_guard.eval.report.console import COLUMNS
+from vlm_guard.eval.report.console import columns_of
+from vlm_guard.eval.report.pictures import image_folder, picture_in
 from vlm_guard.eval.report.tables import caption_of, legend_of
-from vlm_guard.eval.run.generation import read_image
-from vlm_guard.eval.run.metrics import CHAIR_METRICS, Metric, pope_metrics
 from vlm_guard.eval.run.records import Record
-from vlm_guard.eval.run.results import RUN_FILE, MethodResult, RunResults
+from vlm_guard.eval.run.results import MethodResult, RunResults
+from vlm_guard.eval.run.summary import MethodRecords
+from vlm_guard.eval.tasks.shared.registry import task_class
 
-THUMBNAIL_SIDE = 288
-_JPEG_QUALITY = 78
 _DATA_MARK = "/*REPORT_DATA*/"
 _TITLE_MARK = "REPORT_TITLE"
-
-
-def thumbnail(path: Path, side: int = THUMBNAIL_SIDE) -> str:
-    """An image as a small JPEG in a data address; its longer side has at most `side` pixels.
-
-    Raises:
-        OSError: the file is missing or damaged.
-    """
-    picture = read_image(path)
-    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-    content = io.BytesIO()
-    picture.save(content, "JPEG", quality=_JPEG_QUALITY, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode("ascii")
-
-
-def image_folder(comparison: Comparison) -> Path | None:
-    """Where the pictures lay when a run was made, if that folder is still there.
-
-    It stands in the runs' `run.json` only: results.json is made to be passed on and names no folder of a machine.
-    """
-    for method in comparison.results.methods:
-        path = comparison.folders[method.label] / method.directory / RUN_FILE
-        if not path.is_file():
-            continue
-        for session in reversed(json.loads(path.read_text(encoding="utf-8")).get("sessions", [])):
-            folder = session.get("image_folder")
-            if folder and Path(folder).is_dir():
-                return Path(folder)
-    return None
 
 
 def build_report(comparison: Comparison, *, images: Path | None = None, limit: int = 500) -> str:
@@ -66,7 +33,7 @@ def build_report(comparison: Comparison, *, images: Path | None = None, limit: i
         limit: at most this many images are shown, evenly spread over the run; the numbers are always those of all.
 
     Raises:
-        ValueError: `limit` is below 1.
+        ValueError: `limit` is below 1, a record's picture leads out of the folder, or a `run.json` is damaged.
     """
     if limit < 1:
         raise ValueError(f"the limit is {limit}; it must be at least 1")
@@ -84,7 +51,7 @@ def build_report(comparison: Comparison, *, images: Path | None = None, limit: i
         "images": results.data["images"],
         "shown": len(shown),
         "notes": results.notes,
-        "metrics": _metric_rows(results),
+        "metrics": _metric_rows(comparison),
         "methods": [_method(method) for method in results.methods],
         "items": [_item(image_id, results, by_image, folder) for image_id in shown],
         "protocol": _protocol(results),
@@ -93,7 +60,9 @@ def build_report(comparison: Comparison, *, images: Path | None = None, limit: i
     # "<" must not appear inside the script element: a caption could hold "</script>".
     content = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     title = data["title"].replace("&", "&amp;").replace("<", "&lt;")
-    return template.replace(_TITLE_MARK, title, 1).replace(_DATA_MARK, content, 1)
+    parts = {_TITLE_MARK: title, _DATA_MARK: content}
+    # In one pass: a model's name that looks like a mark must not be filled in itself.
+    return re.sub("|".join(map(re.escape, parts)), lambda match: parts[match[0]], template)
 
 
 def _group(records: Iterable[Record]) -> dict[int, list[Record]]:
@@ -109,17 +78,26 @@ def _spread(ids: Sequence[int], limit: int) -> list[int]:
     return [ids[place * len(ids) // limit] for place in range(limit)]
 
 
-def _metric_rows(results: RunResults) -> list[dict[str, Any]]:
+def _metric_rows(comparison: Comparison) -> list[dict[str, Any]]:
     """The main metrics in the order of the tables, with what the page needs to draw them."""
-    strategies = sorted({name for method in results.methods if method.pope for name in method.pope["strategies"]})
-    known: dict[str, Metric] = {metric.name: metric for metric in (*CHAIR_METRICS, *pope_metrics(strategies))}
-    rows = []
-    for name, label in COLUMNS:
-        if name in known and any(name in method.estimates for method in results.methods):
-            metric = known[name]
-            scale = 1 if metric.kind == "length" else 100
-            rows.append({"name": name, "label": label.rstrip(" ↑↓"), "better": metric.better, "scale": scale})
-    return rows
+    known = {
+        metric.name: metric
+        for records in comparison.records.values()
+        for metrics in MethodRecords(records).metrics().values()
+        for metric in metrics
+    }
+    return [
+        {
+            "name": column.metric,
+            "label": column.label.rstrip(" ↑↓"),
+            "better": known[column.metric].better,
+            "scale": 1 if column.kind == "length" else 100,
+            "group": task_class(task).table_title,
+        }
+        for task, columns in columns_of(comparison.results).items()
+        for column in columns
+        if column.metric in known
+    ]
 
 
 def _method(method: MethodResult) -> dict[str, Any]:
@@ -145,42 +123,20 @@ def _item(
         for record in answers:
             if "error" in record:
                 item["error"] = record["error"]
-            elif record["task"] == "chair":
-                score = record["score"]
-                item["objects"] = score["objects"]
-                item["captions"][label] = {
-                    "text": record["text"],
-                    "mentions": [
-                        [mention["start"], mention["end"], mention["node"], int(mention["hallucinated"])]
-                        for mention in score["mentions"]
-                    ],
-                    "words": score["words"],
-                    "finished": record["finished"],
-                }
-            else:
-                score = record["score"]
-                question = item["questions"].setdefault(
-                    record["sample"],
-                    {
-                        "text": record["prompt"],
-                        "label": score["label"],
-                        "strategies": score["strategies"],
-                        "answers": {},
-                    },
-                )
-                question["answers"][label] = [score["answer"], record["text"]]
+                continue
+            entry = task_class(record["task"]).page_entry(record)
+            if "caption" in entry:
+                item["objects"] = entry["objects"]
+                item["captions"][label] = entry["caption"]
+                continue
+            question = item["questions"].setdefault(
+                record["sample"],
+                {"text": entry["question"], "label": entry["label"], "strategies": entry["groups"], "answers": {}},
+            )
+            question["answers"][label] = [entry["answer"], record["text"]]
     item["questions"] = list(item["questions"].values())
-    item["picture"] = _picture(folder, first["image"])
+    item["picture"] = picture_in(folder, first["image"], f"sample {first['sample']!r}")
     return item
-
-
-def _picture(folder: Path | None, name: str) -> str | None:
-    if folder is None:
-        return None
-    try:
-        return thumbnail(folder / name)
-    except OSError:
-        return None
 
 
 def _protocol(results: RunResults) -> list[list[str]]:

@@ -6,8 +6,11 @@ import io
 import json
 from typing import Any
 
-from vlm_guard.eval.report.console import COLUMNS, difference_text, shown
+from vlm_guard.eval.report.console import columns_of, difference_text, shown
 from vlm_guard.eval.run.results import MethodResult, RunResults
+from vlm_guard.eval.tasks.shared.metric import Column
+from vlm_guard.eval.tasks.shared.registry import task_class
+from vlm_guard.untrusted.printed_text import csv_cell, markdown_text
 
 FORMATS = ("markdown", "csv", "json", "html")
 
@@ -30,6 +33,7 @@ def long_rows(results: RunResults) -> list[dict[str, Any]]:
             for field in ("value", "low", "high", "verdict"):
                 key = f"difference_{field}" if field != "verdict" else field
                 row[key] = None if difference is None else getattr(difference, field)
+            row["complete"] = method.complete
             rows.append(row)
     return rows
 
@@ -58,25 +62,25 @@ def _csv(rows: list[dict[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in rows)
     return text.getvalue()
 
 
-def _columns(results: RunResults) -> list[tuple[str, str]]:
-    return [(name, label) for name, label in COLUMNS if any(name in method.estimates for method in results.methods)]
+def _columns(results: RunResults) -> list[Column]:
+    return [column for columns in columns_of(results).values() for column in columns]
 
 
 def _cells(results: RunResults, method: MethodResult) -> list[str]:
     cells = []
-    for name, _ in _columns(results):
-        estimate = method.estimates.get(name)
+    for column in _columns(results):
+        estimate = method.estimates.get(column.metric)
         if estimate is None:
             cells.append("-")
             continue
-        cell = shown(name, estimate.value)
-        difference = method.difference_to_baseline.get(name)
+        cell = shown(column.kind, estimate.value)
+        difference = method.difference_to_baseline.get(column.metric)
         if difference is not None:
-            value, interval = difference_text(name, difference)
+            value, interval = difference_text(column.kind, difference)
             cell += f" ({value}, {interval})"
         cells.append(cell)
     return cells
@@ -89,17 +93,9 @@ def _costs(method: MethodResult) -> list[str]:
 
 def caption_of(results: RunResults) -> str:
     """One sentence that says what the numbers are."""
-    data, tasks = results.data, results.tasks
+    data = results.data
     parts = [f"{results.model['name']} ({results.model['dtype']}) on {data['name']}, {data['images']} images"]
-    if "chair" in tasks:
-        chair = tasks["chair"]
-        parts.append(
-            f'CHAIR in {chair["text_mode"]} mode, prompt "{chair["prompt"]}", at most {chair["max_new_tokens"]} tokens'
-        )
-    if "pope" in tasks:
-        suffix = tasks["pope"]["suffix"].strip()
-        asked = f'with "{suffix}"' if suffix else "without suffix"
-        parts.append(f"POPE {asked}, read by the {tasks['pope']['parser']} parser")
+    parts += [task_class(name).caption(described) for name, described in results.tasks.items()]
     parts.append(_decoding(results.decoding))
     return "; ".join(parts) + "."
 
@@ -113,23 +109,30 @@ def legend_of(results: RunResults) -> str:
     )
 
 
+def _sentences(results: RunResults) -> list[str]:
+    """What stands below a table: what is missing, what the numbers are, how to read them."""
+    missing = [f"{sentence[0].upper()}{sentence[1:]}." for sentence in results.shortfalls()]
+    return [*missing, caption_of(results), legend_of(results)]
+
+
 def _decoding(decoding: dict[str, Any]) -> str:
     if decoding["do_sample"]:
-        return f"sampled (temperature {decoding['temperature']}, top-p {decoding['top_p']}, seed {decoding['seed']})"
+        temperature, top_p, seed = (decoding.get(name, "not said") for name in ("temperature", "top_p", "seed"))
+        return f"sampled (temperature {temperature}, top-p {top_p}, seed {seed})"
     return f"{decoding['num_beams']} beams" if decoding["num_beams"] > 1 else "greedy"
 
 
 def _header(results: RunResults) -> list[str]:
-    return ["method", *(label for _, label in _columns(results)), "seconds", "tokens/s", "peak MiB"]
+    return ["method", *(column.label for column in _columns(results)), "seconds", "tokens/s", "peak MiB"]
 
 
 def _markdown(results: RunResults) -> str:
     header = _header(results)
     lines = [f"| {' | '.join(header)} |", f"|{'---|' + '---:|' * (len(header) - 1)}"]
     for method in results.methods:
-        label = method.label.replace("|", "\\|")
+        label = markdown_text(method.shown_label)
         lines.append(f"| {' | '.join([label, *_cells(results, method), *_costs(method)])} |")
-    return "\n".join(lines) + f"\n\n{caption_of(results)} {legend_of(results)}\n"
+    return "\n".join(lines) + f"\n\n{markdown_text(' '.join(_sentences(results)))}\n"
 
 
 def _html(results: RunResults) -> str:
@@ -137,6 +140,6 @@ def _html(results: RunResults) -> str:
     body = ""
     for method in results.methods:
         cells = "".join(f"<td>{html.escape(text)}</td>" for text in [*_cells(results, method), *_costs(method)])
-        body += f"<tr><th>{html.escape(method.label)}</th>{cells}</tr>\n"
-    caption = html.escape(f"{caption_of(results)} {legend_of(results)}")
+        body += f"<tr><th>{html.escape(method.shown_label)}</th>{cells}</tr>\n"
+    caption = html.escape(" ".join(_sentences(results)))
     return f"<table>\n<caption>{caption}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>\n"

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from vlm_guard import wrap
-from vlm_guard.eval.run.generation import Decoding, generate_batch, read_image
+from vlm_guard.eval.run.generation import Decoding, generate_batch
 from vlm_guard.eval.run.models import LoadedModel
 from vlm_guard.eval.run.prompting import find_template
 from vlm_guard.eval.run.settings import MethodSpec
@@ -31,7 +32,7 @@ class MethodAnswer:
 
 def ask(
     loaded: LoadedModel,
-    image: Path,
+    picture: Image.Image,
     prompt: str,
     specs: Sequence[MethodSpec],
     *,
@@ -41,14 +42,13 @@ def ask(
     attention_backend: str | None = None,
     template: str | None = None,
 ) -> list[MethodAnswer]:
-    """Answer `prompt` about the picture in the file `image` with each method.
+    """Answer `prompt` about a picture with each method.
 
     Raises:
         ValueError: a method cannot be applied to this model.
-        OSError: the picture cannot be read.
     """
     chosen = find_template(loaded.processor, template)
-    inputs = chosen.encode(loaded.processor, [read_image(image)], [prompt])
+    inputs = chosen.encode(loaded.processor, [picture], [prompt])
     answers = []
     for spec in specs:
         with wrap(loaded.model, loaded.processor, list(spec.methods), attention_backend=attention_backend):

@@ -10,6 +10,7 @@ from vlm_guard.eval.run.generation import generate_batch, prepare_batch
 from vlm_guard.eval.run.runner import attached
 from vlm_guard.eval.run.settings import RunSettings
 from vlm_guard.eval.run.setup import Evaluation, set_up
+from vlm_guard.untrusted.printed_text import one_line, printable_json
 
 
 def predict(run: Evaluation) -> dict[str, Any]:
@@ -22,7 +23,7 @@ def predict(run: Evaluation) -> dict[str, Any]:
     tasks: dict[str, Any] = {}
     for name, task in run.tasks.items():
         batches = [batch for batch in run.batches if batch.task is task]
-        prepared = prepare_batch(batches[0].samples, run.data.images, run.template, processor)
+        prepared = prepare_batch(batches[0].samples, task, run.template, processor)
         if not prepared.samples:
             raise ValueError(f"no image of the first batch can be read: {next(iter(prepared.broken.values()))}")
         samples = sum(len(batch.samples) for batch in batches)
@@ -59,16 +60,16 @@ def print_dry_run(console: Console, settings: RunSettings, group: ProcessGroup, 
     if not group.is_main:
         return
     if as_json:
-        console.file.write(json.dumps(prediction, indent=2, ensure_ascii=False) + "\n")
+        console.file.write(printable_json(json.dumps(prediction, indent=2, ensure_ascii=False)) + "\n")
         return
     data = prediction["data"]
-    console.print(f"{prediction['model']['name']} on {data['name']}: {data['images']} images", markup=False)
+    console.print(one_line(f"{prediction['model']['name']} on {data['name']}: {data['images']} images"), markup=False)
     for name, task in prediction["tasks"].items():
         console.print(f"\n[bold]{name}[/bold]  {task['samples']} prompts in {task['batches']} batches")
         console.print(f"  prompt ({task['prompt_tokens']} tokens with the image): {task['prompt']!r}", markup=False)
         console.print(f"  answer: {task['answer']!r}", markup=False)
         for label, seconds in task["predicted_seconds"].items():
-            console.print(f"  {label}: about {duration(seconds)}", markup=False, highlight=False)
+            console.print(f"  {one_line(label)}: about {duration(seconds)}", markup=False, highlight=False)
     console.print(f"\nall together about {duration(prediction['predicted_seconds'])}; nothing was written")
 
 

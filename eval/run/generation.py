@@ -9,31 +9,13 @@ from typing import Any
 
 import torch
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from vlm_guard.eval.run.decoding import Decoding
 from vlm_guard.eval.run.prompting import PromptTemplate
-from vlm_guard.eval.tasks.base import Sample
+from vlm_guard.eval.tasks.base import Sample, Task
 from vlm_guard.families.architecture import inference_device
-
-
-class Decoding(BaseModel):
-    """How tokens are chosen. Greedy by default; everything else of the checkpoint's generation settings stays."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    do_sample: bool = False
-    temperature: float = Field(1.0, gt=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    num_beams: int = Field(1, ge=1)
-
-    def arguments(self) -> dict[str, Any]:
-        """The arguments of `generate`."""
-        if self.do_sample:
-            sampling = {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
-        else:
-            sampling = {"temperature": None, "top_p": None, "top_k": None}
-        return {"do_sample": self.do_sample, "num_beams": self.num_beams, **sampling}
+from vlm_guard.untrusted.picture_reader import read_picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,41 +65,30 @@ class AnsweredBatch:
     memory_kind: str
 
 
-def read_image(path: Path) -> Image.Image:
-    """An image file as RGB, fully decoded.
-
-    Raises:
-        OSError: the file is missing, damaged or no image.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except OSError:
-        raise
-    except (SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises for damaged files
-        raise OSError(f"{path.name}: {error}") from error
-
-
-def prepare_batch(
-    samples: Sequence[Sample], images: dict[int, Path], template: PromptTemplate, processor: Any
-) -> PreparedBatch:
-    """Read the images of a batch (each once) and make the model's inputs."""
-    pictures: dict[int, Image.Image] = {}
-    reasons: dict[int, str] = {}
-    for image_id in dict.fromkeys(sample.image_id for sample in samples):
+def prepare_batch(samples: Sequence[Sample], task: Task, template: PromptTemplate, processor: Any) -> PreparedBatch:
+    """Read the pictures of a batch (each form of each once) and make the model's inputs."""
+    pictures: dict[tuple[int, str], Image.Image] = {}
+    reasons: dict[tuple[int, str], str] = {}
+    for sample in samples:
+        place = (sample.image_id, sample.variant)
+        if place in pictures or place in reasons:
+            continue
         try:
-            pictures[image_id] = read_image(images[image_id])
+            pictures[place] = task.picture(sample, read_picture)
         except OSError as error:
-            name = images[image_id].name
-            reasons[image_id] = (
-                f"no file {name}" if isinstance(error, FileNotFoundError) else f"cannot read {name}: {error}"
-            )
-    readable = tuple(sample for sample in samples if sample.image_id in pictures)
+            missing = isinstance(error, FileNotFoundError)
+            reasons[place] = f"no file {task.data.images[sample.image_id].name}" if missing else str(error)
+    readable = tuple(sample for sample in samples if (sample.image_id, sample.variant) in pictures)
     inputs = None
     if readable:
         prompts = [sample.prompt for sample in readable]
-        inputs = template.encode(processor, [pictures[sample.image_id] for sample in readable], prompts)
-    broken = {sample.key: reasons[sample.image_id] for sample in samples if sample.image_id in reasons}
+        shown = [pictures[sample.image_id, sample.variant] for sample in readable]
+        inputs = template.encode(processor, shown, prompts)
+    broken = {
+        sample.key: reasons[sample.image_id, sample.variant]
+        for sample in samples
+        if (sample.image_id, sample.variant) in reasons
+    }
     return PreparedBatch(samples=readable, inputs=inputs, broken=broken)
 
 

@@ -9,6 +9,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from vlm_guard.eval.run.received import check_results, first_problem
+from vlm_guard.untrusted.json_files import read_json
+from vlm_guard.untrusted.printed_text import SHOWN_CHARACTERS, one_line, shown
 from vlm_guard.whole_files import write_atomically
 
 SCHEMA_VERSION = "1.0"
@@ -66,6 +69,9 @@ class MethodResult(_Part):
     directory: str
     methods: list[dict[str, Any]]
     samples: dict[str, SampleCounts]
+    planned: dict[str, int] = {}
+    # Every task's summary stands under the task's name, as a further field. These two are written down because files of
+    # schema 1 always have them, with null where the task was not asked.
     chair: dict[str, Any] | None = None
     pope: dict[str, Any] | None = None
     estimates: dict[str, Estimate]
@@ -74,6 +80,28 @@ class MethodResult(_Part):
     task_costs: dict[str, Cost]
     sessions: list[dict[str, Any]]
     skipped_images: list[dict[str, Any]] = []
+
+    def shortfalls(self) -> dict[str, tuple[int, int]]:
+        """The tasks that lack records, with the number of records and of planned samples.
+
+        Files of versions that wrote no `planned` say nothing about it: they were complete when they were written.
+        """
+        asked = {task: counts.asked for task, counts in self.samples.items()}
+        return {
+            task: (asked.get(task, 0), planned)
+            for task, planned in self.planned.items()
+            if asked.get(task, 0) < planned
+        }
+
+    @property
+    def complete(self) -> bool:
+        """Whether every planned sample of every task has a record."""
+        return not self.shortfalls()
+
+    @property
+    def shown_label(self) -> str:
+        """The label as tables show it: an incomplete method says so."""
+        return self.label if self.complete else f"{self.label} (incomplete)"
 
 
 class RunResults(_Part):
@@ -105,6 +133,15 @@ class RunResults(_Part):
                 return result
         raise ValueError(f"the run has no method {label!r}; it has {', '.join(item.label for item in self.methods)}")
 
+    def shortfalls(self) -> list[str]:
+        """A sentence for every method and task that lacks records; empty for a whole run."""
+        return [
+            f"incomplete: {method.label} has records of {asked} of {planned} samples of {task}; run the same "
+            "'vlm-guard eval' again to ask the rest"
+            for method in self.methods
+            for task, (asked, planned) in method.shortfalls().items()
+        ]
+
     def save(self, folder: Path) -> Path:
         """Write `results.json` into the folder, atomically."""
         path = folder / RESULTS_FILE
@@ -128,12 +165,15 @@ def read_results(folder: Path) -> RunResults:
         raise FileNotFoundError(
             f"there is no {RESULTS_FILE} in {folder}; 'vlm-guard eval' writes it when it has finished"
         )
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is no results file: it holds {shown(content)}")
+    version = one_line(str(content.get("schema_version", "")), SHOWN_CHARACTERS)
+    readable = SCHEMA_VERSION.partition(".")[0]
+    if version.partition(".")[0] != readable:
+        raise ValueError(f"{path} has schema version {version or 'none'}, this program reads {readable}.x")
+    check_results(content, path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        version = str(content.get("schema_version", ""))
-        if version.partition(".")[0] != SCHEMA_VERSION.partition(".")[0]:
-            readable = SCHEMA_VERSION.partition(".")[0]
-            raise ValueError(f"{path} has schema version {version or 'none'}, this program reads {readable}.x")
         return RunResults(**content)
-    except (json.JSONDecodeError, AttributeError, TypeError, ValidationError) as error:
-        raise ValueError(f"{path} is no results file: {error}") from error
+    except ValidationError as error:
+        raise ValueError(f"{path} is no results file: {first_problem(error)}") from error

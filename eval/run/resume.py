@@ -6,13 +6,15 @@ the same; otherwise the first differing field is named.
 """
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vlm_guard.eval.run.distributed import ProcessGroup
-from vlm_guard.eval.run.records import Record, SampleLog, read_records, write_records
+from vlm_guard.eval.run.records import Record, RecordFile, SampleLog, scan_records, write_records
 from vlm_guard.eval.run.results import RESULTS_FILE, RUN_FILE, SAMPLES_FILE
+from vlm_guard.untrusted.json_files import read_json
 from vlm_guard.whole_files import write_atomically
 
 _ABSENT = "absent"
@@ -46,13 +48,21 @@ class MethodFolder:
     Args:
         folder: `OUT/<method>`.
         fingerprint: everything that decides the answers of this run, as JSON can hold it.
+        label: what tables call the method.
+
+    Attributes:
+        records: the records that belong to the run, by sample key, once `collect` has been called.
+        sessions: when the records were worked on, by whom.
+        damaged: a sentence for every damaged line that was found and taken out, naming file and line.
     """
 
-    def __init__(self, folder: Path, fingerprint: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, fingerprint: dict[str, Any], label: str) -> None:
         self.folder = folder
+        self.label = label
         self.fingerprint = json.loads(json.dumps(fingerprint))
         self.records: dict[str, Record] = {}
         self.sessions: list[dict[str, Any]] = []
+        self.damaged: list[str] = []
 
     @property
     def samples_path(self) -> Path:
@@ -76,8 +86,8 @@ class MethodFolder:
                 old.unlink(missing_ok=True)
         if path.exists():
             try:
-                known = json.loads(path.read_text(encoding="utf-8"))
-                fingerprint, self.sessions = known["fingerprint"], known["sessions"]
+                known = read_json(path)
+                fingerprint, self.sessions = known["fingerprint"], list(known["sessions"])
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{path} is damaged ({error}); start anew with --no-resume") from error
             differing = differing_fields(fingerprint, self.fingerprint)
@@ -95,18 +105,24 @@ class MethodFolder:
         """Bring the records of all processes together in `samples.jsonl`, in the order of the samples.
 
         Every process hands in the files it can see, so shards are found on a shared disk and on a machine's own.
+        Damaged lines are taken out, with a warning, so that their samples are asked again; so are second records of one
+        sample and records of samples that are none of this run's.
         """
-        local: dict[str, Record] = {}
         shards = sorted(self.folder.glob("samples.rank-*.jsonl")) if self.folder.is_dir() else []
-        for path in [self.samples_path, *shards]:
-            local |= read_records(path)[0]
-        seen = group.gather(local)
+        own = scan_records(self.samples_path)
+        local = _together([own, *map(scan_records, shards)])
+        seen = group.gather((local.records, local.damaged))
         merged: dict[str, Record] = {}
-        for records in reversed(seen):
+        for records, _ in reversed(seen):
             merged |= records
         self.records = {key: merged[key] for key in order if key in merged}
-        if group.is_main and (shards or group.size > 1):
-            write_records(self.samples_path, self.records.values())
+        new = list(dict.fromkeys(sentence for _, damaged in seen for sentence in damaged))
+        self.damaged += new
+        if group.is_main:
+            if new:
+                warnings.warn(f"{'; '.join(new)}; what stood there counts as not yet asked", stacklevel=2)
+            if shards or group.size > 1 or own.lines != len(self.records):
+                write_records(self.samples_path, self.records.values())
         group.barrier()
         for path in shards:
             path.unlink(missing_ok=True)
@@ -116,5 +132,14 @@ class MethodFolder:
 
     def save_sessions(self) -> None:
         """Write fingerprint and sessions, atomically."""
-        content = {"fingerprint": self.fingerprint, "sessions": self.sessions}
+        content = {"label": self.label, "fingerprint": self.fingerprint, "sessions": self.sessions}
         write_atomically(self.folder / RUN_FILE, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def _together(files: Sequence[RecordFile]) -> RecordFile:
+    """The records of several files, later ones on top, and what was damaged in any."""
+    whole = RecordFile()
+    for file in files:
+        whole.records |= file.records
+        whole.damaged += file.damaged
+    return whole

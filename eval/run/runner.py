@@ -9,21 +9,22 @@ import datetime
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from vlm_guard.eval.run.distributed import ProcessGroup
+from vlm_guard.eval.run.earlier import EarlierMethod, earlier_methods
 from vlm_guard.eval.run.environment import all_versions, git_state, hardware
+from vlm_guard.eval.run.finish import AnsweredMethod, summarise_run, with_earlier
 from vlm_guard.eval.run.generation import PreparedBatch, generate_batch, prepare_batch
+from vlm_guard.eval.run.lock import locked
 from vlm_guard.eval.run.records import Record, SampleLog
-from vlm_guard.eval.run.results import MethodResult, RunResults
+from vlm_guard.eval.run.results import RunResults
 from vlm_guard.eval.run.resume import MethodFolder
 from vlm_guard.eval.run.settings import MethodSpec, RunSettings
 from vlm_guard.eval.run.setup import Batch, Evaluation, set_up
-from vlm_guard.eval.run.statistics import LEVEL
-from vlm_guard.eval.run.summary import BOOTSTRAP_SEED, MethodRecords
 from vlm_guard.eval.tasks.base import Sample
 from vlm_guard.guard import Guard
 
@@ -74,8 +75,13 @@ def evaluate(
         FileNotFoundError: something that was named is missing.
     """
     group = group if group is not None else ProcessGroup(cpu=settings.device == "cpu")
-    run = set_up(settings, group)
-    methods = _open_folders(run, out)
+    with _alone_in(out, group):
+        return _evaluate(set_up(settings, group), out, progress)
+
+
+def _evaluate(run: Evaluation, out: Path, progress: Progress | None) -> RunResults | None:
+    group = run.group
+    methods, earlier = _open_folders(run, out)
     begin = time.perf_counter()
     session = _begin_session(run, methods)
     order = [sample.key for batch in run.batches for sample in batch.samples]
@@ -98,20 +104,48 @@ def evaluate(
     session["wall_seconds"] = round(time.perf_counter() - begin, 3)
     for method in methods:
         method.folder.save_sessions()
-    results = summarise_run(run, methods)
+    results = summarise_run(run, with_earlier([_answered(method) for method in methods], earlier))
     results.save(out)
     return results
 
 
-def _open_folders(run: Evaluation, out: Path) -> list[MethodRun]:
+@contextmanager
+def _alone_in(out: Path, group: ProcessGroup) -> Iterator[None]:
+    """Hold the lock of the run's folder; the processes of one run share the first one's.
+
+    It is taken before the model is loaded: a second run shall not take the first one's memory before it is refused.
+    """
+    with ExitStack() as held:
+        with group.main_first():
+            if group.is_main:
+                held.enter_context(locked(out))
+        yield
+
+
+def _open_folders(run: Evaluation, out: Path) -> tuple[list[MethodRun], list[EarlierMethod]]:
+    """The methods of this run with what they have already answered, and the other methods in the folder."""
     methods = []
+    earlier: list[EarlierMethod] = []
     with run.group.main_first():
+        if run.group.is_main:
+            earlier = earlier_methods(out, run.settings_of(0), [spec.directory for spec in run.specs])
         for index, (spec, guard) in enumerate(zip(run.specs, run.guards)):
-            folder = MethodFolder(out / spec.directory, run.settings_of(index))
+            folder = MethodFolder(out / spec.directory, run.settings_of(index), spec.label)
             if run.group.is_main:
                 folder.check(resume=run.settings.resume)
             methods.append(MethodRun(spec=spec, guard=guard, folder=folder))
-    return methods
+    return methods, earlier
+
+
+def _answered(method: MethodRun) -> AnsweredMethod:
+    return AnsweredMethod(
+        label=method.spec.label,
+        directory=method.spec.directory,
+        described=[bound.method.describe() for bound in method.guard.methods],
+        records=list(method.folder.records.values()),
+        sessions=method.folder.sessions,
+        damaged=method.folder.damaged,
+    )
 
 
 def _begin_session(run: Evaluation, methods: Sequence[MethodRun]) -> dict[str, Any]:
@@ -170,7 +204,7 @@ def share(batches: Sequence[Batch], rank: int, size: int) -> list[Batch]:
 
 
 def _prepare(run: Evaluation, batch: Batch) -> PreparedBatch:
-    return prepare_batch(batch.samples, run.data.images, run.template, run.reading_processor)
+    return prepare_batch(batch.samples, batch.task, run.template, run.reading_processor)
 
 
 def _answer(
@@ -229,68 +263,3 @@ def _identity(sample: Sample, run: Evaluation) -> Record:
     file, folder = run.data.images[sample.image_id], run.data.folder
     image = file.relative_to(folder).as_posix() if file.is_relative_to(folder) else file.name
     return {"sample": sample.key, "task": sample.task, "image_id": sample.image_id, "image": image}
-
-
-def _without_folder(session: dict[str, Any]) -> dict[str, Any]:
-    # Results are passed on and committed: they name no folder of the machine.
-    return {name: value for name, value in session.items() if name != "image_folder"}
-
-
-def summarise_run(run: Evaluation, methods: Sequence[MethodRun]) -> RunResults:
-    """The results of a run whose records are complete; the first method is the baseline."""
-    tasks = {name: task.describe() for name, task in run.tasks.items()}
-    read = [MethodRecords(list(method.folder.records.values())) for method in methods]
-    resamples = run.settings.resamples
-    profile = run.guards[0].target.profile
-    results = [
-        MethodResult(
-            label=method.spec.label,
-            directory=method.spec.directory,
-            methods=[bound.method.describe() for bound in method.guard.methods],
-            samples=records.sample_counts(),
-            **records.summaries(tasks),
-            estimates=records.estimates(resamples),
-            difference_to_baseline=records.differences_to(read[0], resamples) if index else {},
-            cost=records.cost(),
-            task_costs={task: records.cost(task) for task in records.answered},
-            sessions=[_without_folder(session) for session in method.folder.sessions],
-            skipped_images=[
-                {"image_id": record["image_id"], "image": record["image"], "error": record["error"]}
-                for record in {record["image_id"]: record for record in records.skipped}.values()
-            ],
-        )
-        for index, (method, records) in enumerate(zip(methods, read))
-    ]
-    return RunResults(
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        data={
-            **run.data.describe(),
-            "selection": run.data.selection,
-            "images_without_file": run.data.images_without_file,
-        },
-        image_ids=list(run.data.images),
-        tasks=tasks,
-        template=run.template.describe(),
-        decoding=run.decoding(),
-        model=run.loaded.identity,
-        profile=None if profile is None else asdict(profile),
-        statistics={
-            "interval": "percentile bootstrap over images, paired for differences",
-            "level": LEVEL,
-            "resamples": resamples,
-            "seed": BOOTSTRAP_SEED,
-        },
-        environment={"versions": all_versions(), "hardware": hardware(), "git": git_state()},
-        baseline=methods[0].spec.label,
-        methods=results,
-        notes=_mixed_sources(methods),
-    )
-
-
-def _mixed_sources(methods: Sequence[MethodRun]) -> list[str]:
-    """A note when the sessions of a run used different states of the source tree."""
-    sessions = [session for method in methods for session in method.folder.sessions]
-    states = {(item["git"]["commit"], item["git"]["changed_files"] > 0) for item in sessions if item["git"]}
-    if len(states) < 2:
-        return []
-    return [f"the records were made with {len(states)} different states of the source tree (sessions list them)"]

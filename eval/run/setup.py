@@ -4,14 +4,14 @@ import copy
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vlm_guard.eval.data.datasets import EvaluationData, open_dataset
+from vlm_guard.eval.data.datasets import KINDS, EvaluationData, open_dataset
 from vlm_guard.eval.run.distributed import ProcessGroup
 from vlm_guard.eval.run.environment import decisive_versions
 from vlm_guard.eval.run.models import LoadedModel, load_model
 from vlm_guard.eval.run.prompting import PromptTemplate, find_template
 from vlm_guard.eval.run.settings import MethodSpec, RunSettings, parse_methods
-from vlm_guard.eval.tasks.base import ChairTask, PopeTask, Sample, Task
-from vlm_guard.eval.tasks.pope.scoring import read_questions
+from vlm_guard.eval.tasks.base import Sample, Task
+from vlm_guard.eval.tasks.shared.registry import data_kinds, task_class
 from vlm_guard.guard import Guard, wrap
 
 
@@ -63,6 +63,13 @@ class Evaluation:
             "versions": decisive_versions(),
         }
 
+    def plan(self) -> dict[str, int]:
+        """How many samples of every task each method is asked."""
+        planned = dict.fromkeys(self.tasks, 0)
+        for batch in self.batches:
+            planned[batch.task.name] += len(batch.samples)
+        return planned
+
     def decoding(self) -> dict[str, Any]:
         """How tokens are chosen: ours, and what the checkpoint's own generation settings add."""
         own = self.loaded.model.generation_config.to_diff_dict()
@@ -85,14 +92,8 @@ def set_up(settings: RunSettings, group: ProcessGroup | None = None) -> Evaluati
     group = group if group is not None else ProcessGroup(cpu=settings.device == "cpu")
     specs = parse_methods(settings.methods, settings.options)
     with group.main_first():
-        data = open_dataset(
-            settings.data,
-            settings.image_count,
-            mode=settings.chair_mode,
-            image_list=settings.image_list,
-            split=settings.split,
-        )
-    tasks = _make_tasks(settings, data)
+        data = open_data(settings)
+    tasks = {name: task_class(name)(data, settings.of_task(name), settings.seed) for name in settings.tasks}
     device = group.device if settings.device == "auto" and group.device is not None else settings.device
     loaded = load_model(
         settings.model,
@@ -124,24 +125,38 @@ def set_up(settings: RunSettings, group: ProcessGroup | None = None) -> Evaluati
     )
 
 
-def _make_tasks(settings: RunSettings, data: EvaluationData) -> dict[str, Task]:
-    tasks: dict[str, Task] = {}
-    if "chair" in settings.tasks:
-        tasks["chair"] = ChairTask(data, prompt=settings.prompt, max_new_tokens=settings.max_new_tokens)
-    if "pope" in settings.tasks:
-        pope = settings.pope
-        questions = [question for path in pope.questions for question in read_questions(path)]
-        tasks["pope"] = PopeTask(
-            data,
-            strategies=pope.strategies,
-            per_image=pope.per_image,
-            seed=settings.seed,
-            suffix=pope.suffix,
-            parser=pope.parser,
-            max_new_tokens=pope.max_new_tokens,
-            questions=questions or None,
+def open_data(settings: RunSettings) -> EvaluationData:
+    """The data of a run: scenes, a COCO folder, or what one of its tasks opens itself.
+
+    Raises:
+        ValueError, FileNotFoundError: there is no such data, or a task cannot be asked about it; the message says what
+            to give instead.
+    """
+    kind, _, place = settings.data.partition(":")
+    opened_by_tasks = {} if kind in KINDS else data_kinds()
+    if kind not in KINDS and kind not in opened_by_tasks:
+        others = "".join(f", {task.data_help.split(',')[0]} (task {task.name})" for task in opened_by_tasks.values())
+        raise ValueError(f"unknown data {settings.data!r}; give scenes:SPLIT[:SEED], coco:FOLDER{others}")
+    for name in settings.tasks:
+        task = task_class(name)
+        if kind not in task.data_kinds:
+            raise ValueError(
+                f"the task {name} cannot be asked about --data {settings.data}; it needs {task.data_help} (vlm-guard "
+                f"tasks {name} says more)"
+            )
+    if kind in KINDS:
+        return open_dataset(
+            settings.data,
+            settings.image_count,
+            mode=settings.chair_mode,
+            image_list=settings.image_list,
+            split=settings.split,
         )
-    return tasks
+    for option, value in (("--image-list", settings.image_list), ("--split", settings.split)):
+        if value is not None:
+            raise ValueError(f"{option} is for MSCOCO folders and scenes; --data {kind}:... takes --count")
+    opener = opened_by_tasks[kind]
+    return opener.open_data(place, settings.image_count, settings.of_task(opener.name))
 
 
 def cut_batches(tasks: dict[str, Task], size: int) -> list[Batch]:

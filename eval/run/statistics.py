@@ -7,12 +7,13 @@ kind; they do not cover other seeds, prompts or data sets, and of twenty compari
 false alarm.
 """
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from vlm_guard.eval.run.metrics import Metric
+from vlm_guard.eval.tasks.shared.metric import Metric
 
 LEVEL = 0.95
 _CHUNK_CELLS = 2**23
@@ -43,7 +44,7 @@ class ImageCounts:
         entries: pairs of image id and counts, any number per image.
     """
 
-    def __init__(self, names: Sequence[str], entries: Iterable[tuple[int, dict[str, float]]]) -> None:
+    def __init__(self, names: Sequence[str], entries: Iterable[tuple[int, Mapping[str, float]]]) -> None:
         self.names = tuple(names)
         column = {name: index for index, name in enumerate(self.names)}
         rows: dict[int, np.ndarray] = {}
@@ -66,8 +67,9 @@ class ImageCounts:
         return restricted
 
     def sums(self, table: np.ndarray) -> dict[str, np.ndarray]:
-        """Columns of summed counts, by name."""
-        return {name: table[..., index] for index, name in enumerate(self.names)}
+        """Columns of summed counts, by name; a count that no record has is 0 everywhere."""
+        zeros = np.zeros(table.shape[:-1])
+        return defaultdict(lambda: zeros, {name: table[..., index] for index, name in enumerate(self.names)})
 
     def values(self, metrics: Sequence[Metric]) -> dict[str, float]:
         """Every metric over all images."""

@@ -2,8 +2,9 @@
 
 The main strength of a method is its first option with a neutral value. Tried are the default, and half and twice its
 distance from the neutral value, each with the default and the further values that other options of the method name as
-worth trying (a contrast's plausibility). Chosen is the setting with the lowest CHAIR_i among those that lower it and
-lose at most `RECALL_SLACK` of recall against the plain model; there may be none.
+worth trying (a contrast's plausibility). A task says by which of its metrics to choose (`Task.sweep`): chosen is the
+setting that lowers one most among those that keep another, against the plain model; there may be none. Captions are
+asked, CHAIR_i is to be lower, recall to be kept.
 """
 
 import json
@@ -18,12 +19,13 @@ from vlm_guard.eval.run.models import load_config, load_model
 from vlm_guard.eval.run.results import RunResults
 from vlm_guard.eval.run.runner import Progress, evaluate
 from vlm_guard.eval.run.settings import RunSettings
+from vlm_guard.eval.tasks.base import SweepRule
+from vlm_guard.eval.tasks.shared.registry import DEFAULT_TASKS, task_class
 from vlm_guard.families.profiles import Setting, find_profile
 from vlm_guard.method.registry import method_class
 from vlm_guard.whole_files import write_atomically
 
 FACTORS = (0.5, 1.0, 2.0)
-RECALL_SLACK = 0.005
 BASELINE = "none"
 
 
@@ -126,12 +128,16 @@ def sweep(
             raise ValueError(f"{name} has no option with a neutral value, so there is no strength to vary")
         strengths.append(strength)
     labels = [BASELINE, *(label for strength in strengths for label in strength.labels)]
-    results = evaluate(settings.model_copy(update={"methods": labels, "tasks": ["chair"]}), out, progress=progress)
+    task, rule = sweep_rule()
+    results = evaluate(settings.model_copy(update={"methods": labels, "tasks": [task]}), out, progress=progress)
     report = {
         "data": results.data["name"],
         "images": results.data["images"],
-        "recall_slack": RECALL_SLACK,
-        "baseline": _point(results, BASELINE),
+        "task": task,
+        "lower": rule.lower,
+        "keep": rule.keep,
+        f"{rule.keep}_slack": rule.slack,
+        "baseline": _point(results, BASELINE, rule),
         "methods": [_choice(results, strength) for strength in strengths],
         "environment": results.environment,
     }
@@ -139,16 +145,24 @@ def sweep(
     return report
 
 
-def _point(results: RunResults, label: str) -> dict[str, Any]:
+def sweep_rule() -> tuple[str, SweepRule]:
+    """The task a sweep asks, the first of those asked by default that can choose, and how it chooses."""
+    found = ((name, task_class(name).sweep) for name in DEFAULT_TASKS)
+    return next((name, rule) for name, rule in found if rule is not None)
+
+
+def _point(results: RunResults, label: str, rule: SweepRule) -> dict[str, Any]:
     entry = next(method for method in results.methods if method.label == label)
-    names = ("chair_i", "chair_s", "recall", "mean_words")
-    point: dict[str, Any] = {"label": label} | {name: entry.estimates[name].value for name in names}
+    point: dict[str, Any] = {"label": label} | {name: entry.estimates[name].value for name in rule.shown}
     changes = entry.difference_to_baseline
-    return point | {f"{name}_change": changes[name].value for name in ("chair_i", "recall") if name in changes}
+    return point | {f"{name}_change": changes[name].value for name in (rule.lower, rule.keep) if name in changes}
 
 
 def _choice(results: RunResults, strength: Strength) -> dict[str, Any]:
-    points = [_point(results, label) for label in strength.labels]
-    kept = [point for point in points if point["chair_i_change"] < 0 and point["recall_change"] >= -RECALL_SLACK]
-    chosen = min(kept, key=lambda point: point["chair_i"])["label"] if kept else None
+    _, rule = sweep_rule()
+    points = [_point(results, label, rule) for label in strength.labels]
+    kept = [
+        point for point in points if point[f"{rule.lower}_change"] < 0 and point[f"{rule.keep}_change"] >= -rule.slack
+    ]
+    chosen = min(kept, key=lambda point: point[rule.lower])["label"] if kept else None
     return asdict(strength) | {"points": points, "chosen": chosen}

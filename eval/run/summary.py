@@ -4,31 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from vlm_guard.eval.run.metrics import (
-    CHAIR_METRICS,
-    Metric,
-    chair_counts,
-    pope_count_names,
-    pope_counts,
-    pope_metrics,
-)
 from vlm_guard.eval.run.records import Record
 from vlm_guard.eval.run.results import Cost, Difference, Estimate, SampleCounts
 from vlm_guard.eval.run.statistics import ImageCounts, differences, intervals, verdict
-from vlm_guard.eval.tasks.base import STRATEGIES, summarise_chair, summarise_pope
+from vlm_guard.eval.tasks.shared.metric import Metric
+from vlm_guard.eval.tasks.shared.registry import listing_order, task_class
 
-CHAIR_COUNTS = (
-    "captions",
-    "hallucinated_captions",
-    "mentions",
-    "hallucinated_mentions",
-    "mentioned_objects",
-    "recalled_objects",
-    "objects",
-    "words",
-    "tokens",
-    "repetition",
-)
 # Every interval of a run is computed with this seed, so that two readings of the same records agree to the digit.
 BOOTSTRAP_SEED = 20240229
 
@@ -53,28 +34,22 @@ class MethodRecords:
                 self.answered.setdefault(task, []).append(record)
 
     @property
-    def strategies(self) -> list[str]:
-        """POPE's strategies in these records, in their usual order."""
-        found = {name for record in self.answered.get("pope", []) for name in record["score"]["strategies"]}
-        known = [name for name in STRATEGIES if name in found]
-        return known + sorted(found - set(known))
+    def tasks(self) -> list[str]:
+        """The tasks that have answers, in the order tasks are listed in, whichever was asked first."""
+        return sorted(self.answered, key=listing_order)
 
     def metrics(self) -> dict[str, tuple[Metric, ...]]:
-        """The metrics of every task that has records."""
-        found: dict[str, tuple[Metric, ...]] = {}
-        if "chair" in self.answered:
-            found["chair"] = CHAIR_METRICS
-        if "pope" in self.answered:
-            found["pope"] = pope_metrics(self.strategies)
-        return found
+        """The metrics of every task that has answers."""
+        return {task: task_class(task).metrics(self.answered[task]) for task in self.tasks}
 
     def image_counts(self, task: str) -> ImageCounts:
         """Counts per image of one task."""
-        records = self.answered.get(task, [])
-        if task == "chair":
-            return ImageCounts(CHAIR_COUNTS, ((record["image_id"], chair_counts(record)) for record in records))
-        names = pope_count_names(self.strategies)
-        return ImageCounts(names, ((record["image_id"], pope_counts(record)) for record in records))
+        by_image: dict[int, list[Record]] = {}
+        for record in self.answered.get(task, []):
+            by_image.setdefault(record["image_id"], []).append(record)
+        counts = {image_id: task_class(task).image_counts(records) for image_id, records in by_image.items()}
+        names = dict.fromkeys(name for image in counts.values() for name in image)
+        return ImageCounts(list(names), counts.items())
 
     def sample_counts(self) -> dict[str, SampleCounts]:
         """How many samples of every task were asked, answered, skipped and cut off."""
@@ -102,14 +77,9 @@ class MethodRecords:
             memory_kind=", ".join(kinds),
         )
 
-    def summaries(self, settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        """The tasks' own summaries with integer counts, under `chair` and `pope`."""
-        found: dict[str, Any] = {}
-        if "chair" in self.answered:
-            found["chair"] = summarise_chair(self.answered["chair"], settings["chair"]["text_mode"])
-        if "pope" in self.answered:
-            found["pope"] = summarise_pope(self.answered["pope"], settings["pope"]["parser"])
-        return found
+    def summaries(self, described: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """The tasks' own summaries, by task; `described` is what the tasks' `describe` gave."""
+        return {task: task_class(task).summarise(self.answered[task], described[task]) for task in self.tasks}
 
     def estimates(self, resamples: int) -> dict[str, Estimate]:
         """Every metric of every task with its interval."""
@@ -122,9 +92,10 @@ class MethodRecords:
     def differences_to(self, baseline: "MethodRecords", resamples: int) -> dict[str, Difference]:
         """Every metric's paired difference to a baseline, on the images both answered."""
         found = {}
-        for task, metrics in self.metrics().items():
+        for task in self.tasks:
             if task not in baseline.answered:
                 continue
+            metrics = task_class(task).comparable_metrics(baseline.answered[task], self.answered[task])
             pairs = differences(
                 baseline.image_counts(task), self.image_counts(task), metrics, resamples, BOOTSTRAP_SEED
             )

@@ -1,227 +1,201 @@
-"""What is asked about the images, and how an answer becomes a record: captions for CHAIR, yes/no questions for POPE."""
+"""The base class of tasks: what is asked about pictures, how an answer becomes a record, what the records say.
+
+A task is one file (or a folder with `task.py`) in this folder, or a class in any installed package that names it under
+the entry point group `vlm_guard.tasks`. docs/new-task.md shows one.
+"""
+
+from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from vlm_guard.eval.data.datasets import EvaluationData, hash_lines
-from vlm_guard.eval.run.records import Record
-from vlm_guard.eval.tasks.chair.scoring import CaptionScore, ChairScorer, Mention, summarise
-from vlm_guard.eval.tasks.pope.parsers import PARSERS
-from vlm_guard.eval.tasks.pope.scoring import (
-    PopeQuestion,
-    build_questions,
-    parse_answer,
-    score_predictions,
-    with_suffix,
-)
+from vlm_guard.eval.tasks.shared.received import Received
+from vlm_guard.eval.tasks.shared.settings import TaskSettings
 
-CAPTION_PROMPT = "Please describe this image in detail."
-STRATEGIES = ("random", "popular", "adversarial")
-TASK_NAMES = ("chair", "pope")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
+
+    from vlm_guard.eval.data.datasets import EvaluationData
+    from vlm_guard.eval.tasks.shared.drawing import Drawn
+    from vlm_guard.eval.tasks.shared.metric import Column, Metric
+
+Record = dict[str, Any]
+"""One line of samples.jsonl: the sample, its answer and its score (docs/results-schema.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One prompt about one image.
+    """One prompt about one picture.
 
     Attributes:
         key: unique in a run and the same in every run of the same settings, for example "pope/139/a dog".
         task: name of the task.
-        image_id: image asked about.
+        image_id: picture asked about, a key of the data's images; intervals are over these.
         prompt: the text put into the template, suffix included.
+        variant: which form of the picture, where the task changes it (`Task.picture`); "" for the picture as it is.
     """
 
     key: str
     task: str
     image_id: int
     prompt: str
+    variant: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRule:
+    """By which of a task's metrics a method's strength is chosen.
+
+    Attributes:
+        lower: the metric that is to become lower.
+        keep: the metric that this must not cost.
+        slack: how much of it may be lost, a fraction.
+        shown: the metrics that the sweep's file holds, the two among them.
+    """
+
+    lower: str
+    keep: str
+    slack: float
+    shown: tuple[str, ...]
 
 
 class Task(ABC):
     """A set of prompts with a score.
 
+    An object of it asks; the class alone reads finished records, so that old runs can be shown without their pictures.
+
+    Args:
+        data: the pictures and what is known about them.
+        settings: an object of `Settings`; the defaults if None.
+        seed: of whatever the task draws at random.
+
     Attributes:
-        name: as on the command line and in records.
-        max_new_tokens: where an answer is cut off.
+        name: as on the command line and in records; `register_task` sets it.
+        help: one line on what is measured.
+        source: the paper or release it follows.
+        table_title: what its answers are called above their table, such as "captions".
+        own_data: the kind of `--data` that `open_data` opens, such as "amber" of `amber:FOLDER`; None for none.
+        data_kinds: the kinds of `--data` it can be asked about.
+        data_help: how to give such data, for people.
+        Settings: the class of its settings.
+        Score: what the `score` of a record must hold before it is used; files of runs may come from anybody.
+        Described: what `describe` gave, as a results.json must hold it.
+        columns: the metrics that tables show, in order.
+        sweep: how `vlm-guard sweep` chooses a strength by this task; None where it cannot.
     """
 
-    name: str
-    max_new_tokens: int
+    name: ClassVar[str]
+    help: ClassVar[str]
+    source: ClassVar[str] = ""
+    table_title: ClassVar[str] = "answers"
+    own_data: ClassVar[str | None] = None
+    data_kinds: ClassVar[tuple[str, ...]] = ("scenes", "coco")
+    data_help: ClassVar[str] = "scenes:SPLIT[:SEED] or coco:FOLDER"
+    Settings: ClassVar[type[TaskSettings]] = TaskSettings
+    Score: ClassVar[type[Received]] = Received
+    Described: ClassVar[type[Received]] = Received
+    columns: ClassVar[tuple[Column, ...]] = ()
+    sweep: ClassVar[SweepRule | None] = None
 
-    @abstractmethod
-    def describe(self) -> dict[str, Any]:
-        """Everything that decides what the numbers mean, for results and resume."""
+    def __init__(self, data: EvaluationData, settings: TaskSettings | None = None, seed: int = 0) -> None:
+        self.data = data
+        self.settings: Any = settings if settings is not None else self.Settings()
+        self.seed = seed
+
+    @classmethod
+    def open_data(cls, place: str, count: int | None, settings: TaskSettings) -> EvaluationData:
+        """Open data of the kind `own_data`.
+
+        Args:
+            place: what stands behind the colon of `--data`.
+            count: at most this many pictures, the first ones.
+            settings: an object of `Settings`.
+
+        Raises:
+            ValueError, FileNotFoundError: there is no such data at this place; the message says what is expected.
+        """
+        raise NotImplementedError(f"the task {cls.name} says it opens {cls.own_data}:..., but does not")
+
+    # ---- asking --------------------------------------------------------------------------------------------------
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Where an answer is cut off, in tokens."""
+        return self.settings.max_new_tokens
 
     @abstractmethod
     def samples(self) -> list[Sample]:
-        """All prompts, those of one image side by side."""
+        """All prompts, those of one picture side by side."""
 
     @abstractmethod
     def score(self, sample: Sample, text: str) -> dict[str, Any]:
-        """What the record of an answer holds under `score`."""
-
-
-class ChairTask(Task):
-    """One caption per image, scored with CHAIR.
-
-    Args:
-        data: images and their objects, read with the text mode to score with.
-        prompt: the instruction; the most common one of the literature by default.
-        max_new_tokens: 512 in nearly all published long-caption tables, 64 in others; never mix them.
-    """
-
-    name = "chair"
-
-    def __init__(self, data: EvaluationData, *, prompt: str = CAPTION_PROMPT, max_new_tokens: int = 512) -> None:
-        self.prompt = prompt
-        self.max_new_tokens = max_new_tokens
-        self._images = tuple(data.images)
-        self._scorer = ChairScorer(data.objects, data.mode)
+        """What the record of an answer holds under `score`, as JSON can hold it."""
 
     def describe(self) -> dict[str, Any]:
-        """Text mode, prompt and token limit."""
-        return {"text_mode": self._scorer.mode, "prompt": self.prompt, "max_new_tokens": self.max_new_tokens}
+        """Everything that decides what the numbers mean, for results and resume: by default the settings."""
+        return {**self.settings.model_dump(mode="json"), "max_new_tokens": self.max_new_tokens}
 
-    def samples(self) -> list[Sample]:
-        """One per image."""
-        return [
-            Sample(key=f"chair/{image_id}", task=self.name, image_id=image_id, prompt=self.prompt)
-            for image_id in self._images
-        ]
+    def picture(self, sample: Sample, read: Callable[[Path], Image]) -> Image:
+        """The picture to show with a sample; `read` gives a file as RGB."""
+        return read(self.data.images[sample.image_id])
 
-    def score(self, sample: Sample, text: str) -> dict[str, Any]:
-        """The caption's CHAIR record with every mention's place."""
-        score = self._scorer.score(sample.image_id, text).to_dict()
-        return {name: value for name, value in score.items() if name not in ("image_id", "caption")}
+    # ---- reading records: no pictures, no model ------------------------------------------------------------------
 
+    @classmethod
+    @abstractmethod
+    def counts(cls, record: Record) -> Mapping[str, float]:
+        """What one answered record adds to the sums that metrics are computed from."""
 
-class PopeTask(Task):
-    """POPE's yes/no questions.
+    @classmethod
+    @abstractmethod
+    def metrics(cls, records: Sequence[Record]) -> tuple[Metric, ...]:
+        """The numbers that these answered records give."""
 
-    A question that several strategies share (their positives are the same) is asked once and counted in each.
+    @classmethod
+    def comparable_metrics(cls, first: Sequence[Record], second: Sequence[Record]) -> tuple[Metric, ...]:
+        """The metrics that both sets of records give, for differences."""
+        names = {metric.name for metric in cls.metrics(first)}
+        return tuple(metric for metric in cls.metrics(second) if metric.name in names)
 
-    Args:
-        data: images and their objects; questions are about images with enough of them.
-        strategies: out of random, popular and adversarial.
-        per_image: questions per image and strategy.
-        seed: of the random negatives.
-        suffix: name of the sentence that follows the question (`vlm_guard.eval.tasks.pope.scoring.SUFFIXES`).
-        parser: how answers are read.
-        max_new_tokens: yes and no are first words; 10 is OPERA's limit.
-        questions: published questions instead of built ones; those about other images are left out.
+    @classmethod
+    def image_counts(cls, records: Sequence[Record]) -> dict[str, float]:
+        """The counts of all answered records of one picture; by default the sum of each record's."""
+        total: dict[str, float] = {}
+        for record in records:
+            for name, value in cls.counts(record).items():
+                total[name] = total.get(name, 0) + value
+        return total
 
-    Raises:
-        ValueError: the parser or suffix is unknown, or no question is about an image of the data.
-    """
+    @classmethod
+    def summarise(cls, records: Sequence[Record], described: Mapping[str, Any]) -> dict[str, Any]:
+        """What results.json holds under the task's name for a method; `described` is what `describe` gave."""
+        return {"answers": len(records)}
 
-    name = "pope"
+    @classmethod
+    def caption(cls, described: Mapping[str, Any]) -> str:
+        """The task in half a sentence, as it stands below tables."""
+        return cls.help.rstrip(".")
 
-    def __init__(
-        self,
-        data: EvaluationData,
-        *,
-        strategies: Sequence[str] = STRATEGIES,
-        per_image: int = 6,
-        seed: int = 0,
-        suffix: str = "none",
-        parser: str = "strict",
-        max_new_tokens: int = 10,
-        questions: Sequence[PopeQuestion] | None = None,
-    ) -> None:
-        if parser not in PARSERS:
-            raise ValueError(f"the answer parser is {parser!r}; it must be one of {', '.join(PARSERS)}")
-        self.suffix, self.parser, self.max_new_tokens = suffix, parser, max_new_tokens
-        if questions is None:
-            objects = {image_id: data.objects[image_id] for image_id in data.images}
-            names = {image_id: path.name for image_id, path in data.images.items()}
-            questions = build_questions(objects, strategies, per_image, seed, image_names=names)
-            self.origin = f"built, {per_image} per image and strategy, seed {seed}"
-        else:
-            questions = [question for question in questions if question.image_id in data.images]
-            self.origin = "question files"
-        if not questions:
-            raise ValueError("none of the POPE questions is about an image of this data")
-        self.questions = questions
-        order = {image_id: place for place, image_id in enumerate(data.images)}
-        self._by_key: dict[str, list[PopeQuestion]] = {}
-        for question in sorted(questions, key=lambda item: order[item.image_id]):
-            asked = self._by_key.setdefault(f"pope/{question.image_id}/{question.text}", [])
-            if asked and asked[0].label != question.label:
-                raise ValueError(
-                    f"{question.text!r} about image {question.image_id} is labelled yes and no; the question files "
-                    "contradict each other"
-                )
-            asked.append(question)
+    @classmethod
+    def plots(cls) -> dict[str, Callable[[Drawn], Figure]]:
+        """Plots by file name, each drawn from finished runs (`vlm_guard.eval.tasks.shared.drawing`)."""
+        return {}
 
-    def describe(self) -> dict[str, Any]:
-        """Questions (by hash), suffix, parser and token limit."""
-        return {
-            "questions": len(self.questions),
-            "strategies": list(dict.fromkeys(question.strategy for question in self.questions)),
-            "origin": self.origin,
-            "questions_sha256": self._hash,
-            "suffix": with_suffix("", self.suffix),
-            "parser": self.parser,
-            "max_new_tokens": self.max_new_tokens,
-        }
+    @classmethod
+    def page_entry(cls, record: Record) -> dict[str, Any]:
+        """What the results page shows of an answered record.
 
-    @cached_property
-    def _hash(self) -> str:
-        return hash_lines(f"{item.image_id} {item.strategy} {item.label} {item.text}" for item in self.questions)
-
-    def samples(self) -> list[Sample]:
-        """One per image and distinct question text."""
-        return [
-            Sample(key=key, task=self.name, image_id=asked[0].image_id, prompt=with_suffix(asked[0].text, self.suffix))
-            for key, asked in self._by_key.items()
-        ]
-
-    def score(self, sample: Sample, text: str) -> dict[str, Any]:
-        """The answer as read, and the questions it answers with their labels."""
-        asked = self._by_key[sample.key]
-        return {
-            "answer": parse_answer(text, self.parser, asked[0].label),
-            "label": asked[0].label,
-            "object": asked[0].object,
-            "strategies": [question.strategy for question in asked],
-        }
-
-
-def caption_score(record: Record) -> CaptionScore:
-    """The CHAIR score of an answered caption's record."""
-    score = record["score"]
-    mentions = score["mentions"]
-    return CaptionScore(
-        image_id=record["image_id"],
-        caption=record["text"],
-        mentions=tuple(
-            Mention(**{name: mention[name] for name in ("node", "text", "start", "end")}) for mention in mentions
-        ),
-        hallucinated=tuple(mention["hallucinated"] for mention in mentions),
-        objects=tuple(score["objects"]),
-        tokens=score["tokens"],
-        words=score["words"],
-        repeated_4_grams=score["repeated_4_grams"],
-    )
-
-
-def summarise_chair(records: Iterable[Record], mode: str) -> dict[str, Any]:
-    """CHAIR's summary of the records of answered captions."""
-    return summarise((caption_score(record) for record in records), mode).to_dict()
-
-
-def summarise_pope(records: Iterable[Record], parser: str) -> dict[str, Any]:
-    """POPE's summary of the records of answered questions: per strategy, and the mean."""
-    from vlm_guard.eval.tasks.pope.scoring import PopeSummary
-
-    pairs: dict[str, list[tuple[str, str]]] = {}
-    for record in records:
+        Either a question, `question` (text), `label` (the right answer), `groups` (words), `answer` (as read), or a
+        caption, `caption` (text, mentions as [start, end, name, wrong], words, finished) and `objects`.
+        """
         score = record["score"]
-        for strategy in score["strategies"]:
-            pairs.setdefault(strategy, []).append((score["label"], score["answer"]))
-    order = sorted(pairs, key=lambda name: STRATEGIES.index(name) if name in STRATEGIES else len(STRATEGIES))
-    strategies = {name: score_predictions(*zip(*pairs[name])) for name in order}
-    return PopeSummary(parser=parser, strategies=strategies).to_dict()
+        return {
+            "question": record["prompt"],
+            "label": str(score.get("label", "")),
+            "groups": [],
+            "answer": str(score.get("answer", record["text"])),
+        }

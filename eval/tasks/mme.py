@@ -5,10 +5,20 @@ questions of an image right), in percent, so 200 at most; the subset's total is 
 this project: see the reader for the layout it expects.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
+
+from vlm_guard.eval.data.datasets import EvaluationData, hash_file, hash_lines
+from vlm_guard.eval.tasks.base import Record, Sample, Task
+from vlm_guard.eval.tasks.shared.metric import Better, Column, Counts, Metric, share
+from vlm_guard.eval.tasks.shared.own_data import folder_of, question_data
+from vlm_guard.eval.tasks.shared.received import Name, Received
+from vlm_guard.eval.tasks.shared.registry import register_task
+from vlm_guard.eval.tasks.shared.settings import TaskSettings, setting
 
 HALLUCINATION_SUBTASKS = ("existence", "count", "position", "color")
 
@@ -24,12 +34,14 @@ class MmeQuestion:
         image: picture file.
         text: the question, with its own suffix "Please answer yes or no.".
         label: yes or no.
+        file: the text file it stands in, where it was read from one.
     """
 
     subtask: str
     image: Path
     text: str
     label: str
+    file: Path | None = None
 
     def __post_init__(self) -> None:
         if self.label not in ("yes", "no"):
@@ -69,7 +81,7 @@ def read_mme(folder: str | Path, subtasks: Sequence[str] = HALLUCINATION_SUBTASK
                 if not tab:
                     raise ValueError(f"{path}: {line!r} is no question and answer with a tab between them")
                 questions.append(
-                    MmeQuestion(subtask=subtask, image=image, text=text.strip(), label=label.strip().lower())
+                    MmeQuestion(subtask=subtask, image=image, text=text.strip(), label=label.strip().lower(), file=path)
                 )
     return questions
 
@@ -128,11 +140,18 @@ def score_mme(questions: Sequence[MmeQuestion], answers: Sequence[str]) -> dict[
     Raises:
         ValueError: there are more questions than answers or fewer.
     """
-    by_subtask: dict[str, dict[Path, list[str]]] = {}
-    for question, text in zip(questions, answers, strict=True):
-        answer = parse_mme(text)
-        verdict = "right" if answer == question.label else "other" if answer == "other" else "wrong"
-        by_subtask.setdefault(question.subtask, {}).setdefault(question.image, []).append(verdict)
+    return _scores(
+        (question.subtask, question.image, question.label, parse_mme(text))
+        for question, text in zip(questions, answers, strict=True)
+    )
+
+
+def _scores(answered: Iterable[tuple[str, Any, str, str]]) -> dict[str, Any]:
+    """MME's scores of answers, each given by subtask, picture, label and the answer as read."""
+    by_subtask: dict[str, dict[Any, list[str]]] = {}
+    for subtask, image, label, answer in answered:
+        verdict = "right" if answer == label else "other" if answer == "other" else "wrong"
+        by_subtask.setdefault(subtask, {}).setdefault(image, []).append(verdict)
     scores = {}
     for name, images in by_subtask.items():
         verdicts = [verdict for image in images.values() for verdict in image]
@@ -156,3 +175,153 @@ def score_mme(questions: Sequence[MmeQuestion], answers: Sequence[str]) -> dict[
         },
         "total": sum(score.score for score in scores.values()),
     }
+
+
+class MmeSettings(TaskSettings):
+    """Which of MME's subtasks are asked. The questions of the release end with their own instruction."""
+
+    max_new_tokens: int = setting(16, "Token limit of an answer.", ge=1)
+    subtasks: list[str] = setting(list(HALLUCINATION_SUBTASKS), "Subtasks, by the names of their folders.")
+
+
+class MmeScoreReceived(Received):
+    """The score of an answered question."""
+
+    answer: Literal["yes", "no", "other"]
+    label: Literal["yes", "no"]
+    subtask: Name
+
+
+class MmeDescribed(Received):
+    """Which subtasks were asked."""
+
+    subtasks: list[str]
+
+
+@register_task("mme")
+class MmeTask(Task):
+    """MME's yes/no questions about the pictures of its release."""
+
+    help = "MME's hallucination subset: existence, count, position and colour, 200 points each."
+    source = "MME: A Comprehensive Evaluation Benchmark for Multimodal Large Language Models, arXiv 2306.13394"
+    table_title = "MME"
+    own_data = "mme"
+    data_kinds = ("mme",)
+    data_help = "mme:FOLDER, MME's release: a folder with pictures and question files for each subtask"
+    Settings = MmeSettings
+    Score = MmeScoreReceived
+    Described = MmeDescribed
+    columns = (
+        Column(metric="mme.total", label="MME total ↑"),
+        *(Column(metric=f"mme.{name}.score", label=f"{name} ↑") for name in HALLUCINATION_SUBTASKS),
+        Column(metric="mme.other", label="unparsed ↓"),
+    )
+
+    @classmethod
+    def open_data(cls, place: str, count: int | None, settings: TaskSettings) -> EvaluationData:
+        """MME's release; with a count, pictures of the subtasks in turn."""
+        folder = folder_of("mme", place, "MME's release, a folder for each subtask")
+        chosen: Any = settings
+        questions = read_mme(folder, chosen.subtasks)
+        by_subtask: dict[str, dict[Path, list[MmeQuestion]]] = {}
+        for question in questions:
+            by_subtask.setdefault(question.subtask, {}).setdefault(question.image, []).append(question)
+        groups = [list(images.values()) for images in by_subtask.values()]
+        in_turn = [asked for turn in zip_longest(*groups) for asked in turn if asked is not None]
+        content = dict(enumerate(in_turn, start=1))
+        images = {number: asked[0].image for number, asked in content.items()}
+        texts = sorted({asked[0].file for asked in in_turn if asked[0].file is not None})
+        data = question_data("mme", folder, images, content, count=count)
+        return replace(data, annotation_hashes={"questions": hash_lines(hash_file(path) for path in texts)})
+
+    @cached_property
+    def _by_key(self) -> dict[str, MmeQuestion]:
+        return {
+            f"mme/{question.subtask}/{number}/{place}": question
+            for number in self.data.images
+            for place, question in enumerate(self.data.content[number], start=1)
+        }
+
+    def samples(self) -> list[Sample]:
+        """One per question, those of one picture side by side."""
+        return [
+            Sample(key=key, task=self.name, image_id=int(key.split("/")[2]), prompt=question.text)
+            for key, question in self._by_key.items()
+        ]
+
+    def score(self, sample: Sample, text: str) -> dict[str, Any]:
+        """The answer as MME's script reads it."""
+        question = self._by_key[sample.key]
+        return {"answer": parse_mme(text), "label": question.label, "subtask": question.subtask}
+
+    @classmethod
+    def counts(cls, record: Record) -> Mapping[str, float]:
+        """One question of a subtask."""
+        score = record["score"]
+        right, other = score["answer"] == score["label"], score["answer"] == "other"
+        return {
+            f"{score['subtask']}.questions": 1,
+            f"{score['subtask']}.correct": right,
+            "questions": 1,
+            "other": other,
+        }
+
+    @classmethod
+    def image_counts(cls, records: Sequence[Record]) -> dict[str, float]:
+        """The questions of a picture, and whether all of them are answered rightly."""
+        counts = super().image_counts(records)
+        for name in dict.fromkeys(record["score"]["subtask"] for record in records):
+            counts[f"{name}.images"] = 1
+            counts[f"{name}.both_correct"] = counts[f"{name}.correct"] == counts[f"{name}.questions"]
+        return counts
+
+    @classmethod
+    def metrics(cls, records: Sequence[Record]) -> tuple[Metric, ...]:
+        """Accuracy, accuracy+ and their sum for every subtask, as fractions; the total."""
+        names = list(dict.fromkeys(record["score"]["subtask"] for record in records))
+        return (
+            _metric("total", "higher", lambda counts: sum(_points(name, counts) for name in names)),
+            *(metric for name in names for metric in _subtask_metrics(name)),
+            _metric("other", "lower", share("other", "questions")),
+        )
+
+    @classmethod
+    def summarise(cls, records: Sequence[Record], described: Mapping[str, Any]) -> dict[str, Any]:
+        """MME's scores as its script prints them, in points."""
+        return _scores(
+            (score["subtask"], record["image_id"], score["label"], score["answer"])
+            for record in records
+            for score in (record["score"],)
+        )
+
+    @classmethod
+    def caption(cls, described: Mapping[str, Any]) -> str:
+        """The subtasks."""
+        return f"MME, {', '.join(described['subtasks'])}, in points of 200 each"
+
+    @classmethod
+    def page_entry(cls, record: Record) -> dict[str, Any]:
+        """The question with its subtask."""
+        return {**super().page_entry(record), "groups": [record["score"]["subtask"]]}
+
+
+def _points(name: str, counts: Counts) -> Any:
+    """Accuracy plus accuracy+ of a subtask, 2 at most."""
+    return share(f"{name}.correct", f"{name}.questions")(counts) + share(f"{name}.both_correct", f"{name}.images")(
+        counts
+    )
+
+
+def _metric(name: str, better: Better, compute: Callable[[Counts], Any]) -> Metric:
+    return Metric(name=f"mme.{name}", label=name.replace("_", " "), kind="share", better=better, compute=compute)
+
+
+def _accuracies(name: str) -> tuple[Metric, Metric]:
+    return (
+        _metric(f"{name}.accuracy", "higher", share(f"{name}.correct", f"{name}.questions")),
+        _metric(f"{name}.accuracy_plus", "higher", share(f"{name}.both_correct", f"{name}.images")),
+    )
+
+
+def _subtask_metrics(name: str) -> tuple[Metric, ...]:
+    return (_metric(f"{name}.score", "higher", lambda counts: _points(name, counts)), *_accuracies(name))

@@ -2,17 +2,34 @@
 
 A multiple-choice question that one modality suffices for is asked as it is and with an irrelevant other one. The
 loss of accuracy is the interference.
+
+`--data mc:FILE` gives the questions (`vlm_guard.eval.tasks.shared.multiple_choice` says how); a record with the field
+"decided_by": "text" is one that its text decides and whose picture is beside the point. Every question needs a picture.
 """
+
+from __future__ import annotations
 
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from vlm_guard.eval.data.word_lists import read_word_list
+from vlm_guard.eval.tasks.base import Record, Sample, Task
+from vlm_guard.eval.tasks.shared.metric import Better, Column, Counts, Metric, share
+from vlm_guard.eval.tasks.shared.multiple_choice import read_choices
+from vlm_guard.eval.tasks.shared.own_data import question_data
+from vlm_guard.eval.tasks.shared.received import Name, Received
+from vlm_guard.eval.tasks.shared.registry import register_task
+from vlm_guard.eval.tasks.shared.settings import TaskSettings, setting
+
+if TYPE_CHECKING:
+    from vlm_guard.eval.data.datasets import EvaluationData
 
 _STANDALONE_CAPITAL = re.compile(r"(?<![A-Za-z])([A-Z])(?![A-Za-z'’])")
 
@@ -180,3 +197,185 @@ def interference(
         "drop": drop,
         "interference": sum(drop.values()) / len(drop) if drop else 0.0,
     }
+
+
+_SWITCHED = "switched_image"
+_PERTURBATIONS = {"image": [*IMAGE_HEAVY], "text": [*TEXT_HEAVY, _SWITCHED]}
+
+
+class InterferenceSettings(TaskSettings):
+    """How the questions are perturbed."""
+
+    max_new_tokens: int = setting(16, "Token limit of an answer.", ge=1)
+    perturbations: list[str] = setting([], f"What is done to them, out of {_PERTURBATIONS}; all that fit if empty.")
+    suffix: str = setting("", "Text after the options, such as an instruction to answer with a letter.")
+
+
+class InterferenceScoreReceived(Received):
+    """The score of an answered question."""
+
+    answer: str
+    label: str
+    decided_by: Name
+    perturbation: Name
+
+
+@register_task("modality_interference")
+class InterferenceTask(Task):
+    """The questions of a file as they are and under every perturbation that fits what decides them."""
+
+    help = "Accuracy that multiple-choice questions lose to an irrelevant text or picture."
+    source = "Modality interference, arXiv 2505.19616"
+    table_title = "multiple choice"
+    own_data = "mc"
+    data_kinds = ("mc",)
+    data_help = "mc:FILE, a JSONL of question, options, answer and image"
+    Settings = InterferenceSettings
+    Score = InterferenceScoreReceived
+    columns = (
+        Column(metric="interference.drop", label="mean drop ↓"),
+        *(Column(metric=f"interference.{kind}.origin", label=f"{kind} as is ↑") for kind in _PERTURBATIONS),
+        *(
+            Column(metric=f"interference.{kind}.{name}.drop", label=f"{name.replace('_', ' ')} ↓")
+            for kind, names in _PERTURBATIONS.items()
+            for name in names
+        ),
+    )
+
+    def __init__(self, data: EvaluationData, settings: TaskSettings | None = None, seed: int = 0) -> None:
+        super().__init__(data, settings, seed)
+        known = [name for names in _PERTURBATIONS.values() for name in names]
+        unknown = [name for name in self.settings.perturbations if name not in known]
+        if unknown:
+            raise ValueError(f"the perturbation is {unknown[0]!r}; it must be one of {', '.join(known)}")
+        numbers = list(data.images)
+        random.Random(f"{seed}:{_SWITCHED}").shuffle(numbers)
+        # Every question gets the picture of the next one on a circle through all, so that none keeps its own.
+        self._other = dict(zip(numbers, numbers[1:] + numbers[:1]))
+
+    @classmethod
+    def open_data(cls, place: str, count: int | None, settings: TaskSettings) -> EvaluationData:
+        """The questions of the file; with a count, the first ones."""
+        path = Path(place)
+        records = {record.number: record for record in read_choices(path)}
+        content = {}
+        for number, record in records.items():
+            decided_by = record.rest.get("decided_by", "image")
+            if decided_by not in _PERTURBATIONS:
+                raise ValueError(f"{path}: record {number}: decided_by is {decided_by!r}; it must be image or text")
+            question = MultipleChoice(question=record.question, options=record.options, answer=record.answer)
+            content[number] = (decided_by, question)
+        images = {number: record.image for number, record in records.items()}
+        name = f"mc:{path.name}"
+        return question_data("mc", path.parent, images, content, count=count, files=(path,), name=name)
+
+    def _perturbations(self, number: int) -> list[str]:
+        """What is done to a question: what fits, out of what is wanted; a lone picture cannot be switched."""
+        wanted = self.settings.perturbations
+        fitting = _PERTURBATIONS[self.data.content[number][0]]
+        return [
+            name
+            for name in fitting
+            if (not wanted or name in wanted) and not (name == _SWITCHED and len(self._other) < 2)
+        ]
+
+    @cached_property
+    def _asked(self) -> dict[str, tuple[int, str]]:
+        """Question and perturbation ("" for the question as it is) by sample key."""
+        return {
+            f"modality_interference/{number}/{name or 'origin'}": (number, name)
+            for number in self.data.images
+            for name in ("", *self._perturbations(number))
+        }
+
+    def samples(self) -> list[Sample]:
+        """Every question as it is and under each of its perturbations."""
+        return [self._sample(key, number, name) for key, (number, name) in self._asked.items()]
+
+    def _sample(self, key: str, number: int, name: str) -> Sample:
+        _, question = self.data.content[number]
+        if name in IMAGE_HEAVY:
+            question = IMAGE_HEAVY[name](question, self._generator(number, name))
+        prompt = question.prompt + self.settings.suffix
+        variant = "" if name in IMAGE_HEAVY else name
+        return Sample(key=key, task=self.name, image_id=number, prompt=prompt, variant=variant)
+
+    def _generator(self, number: int, name: str) -> random.Random:
+        # One for each question, so that a question is perturbed in the same way whichever others are asked.
+        return random.Random(f"{self.seed}:{name}:{number}")
+
+    def picture(self, sample: Sample, read: Callable[[Path], Image.Image]) -> Image.Image:
+        """The question's picture, or what is shown in its place."""
+        if sample.variant == _SWITCHED:
+            return read(self.data.images[self._other[sample.image_id]])
+        own = read(self.data.images[sample.image_id])
+        if not sample.variant:
+            return own
+        question = replace(self.data.content[sample.image_id][1], image=own)
+        shown = TEXT_HEAVY[sample.variant](question, self._generator(sample.image_id, sample.variant)).image
+        assert shown is not None  # perturbations of the picture give one
+        return shown
+
+    def score(self, sample: Sample, text: str) -> dict[str, Any]:
+        """The option chosen, the right one, and how the question was asked."""
+        decided_by, question = self.data.content[sample.image_id]
+        return {
+            "answer": chosen_option(text, question.options) or "none",
+            "label": question.answer,
+            "decided_by": decided_by,
+            "perturbation": self._asked[sample.key][1] or "origin",
+        }
+
+    @classmethod
+    def counts(cls, record: Record) -> Mapping[str, float]:
+        """One answer, under what decides its question and how it was perturbed."""
+        score = record["score"]
+        name = f"{score['decided_by']}.{score['perturbation']}"
+        return {f"{name}.asked": 1, f"{name}.right": score["answer"] == score["label"]}
+
+    @classmethod
+    def metrics(cls, records: Sequence[Record]) -> tuple[Metric, ...]:
+        """Accuracy as asked and under every perturbation, the drops, and their mean."""
+        names = dict.fromkeys((record["score"]["decided_by"], record["score"]["perturbation"]) for record in records)
+        perturbed = [(kind, name) for kind, name in names if name != "origin"]
+        accuracies = [_metric(f"{kind}.{name}", "higher", _accuracy(kind, name)) for kind, name in names]
+        drops = [_metric(f"{kind}.{name}.drop", "lower", _drop(kind, name)) for kind, name in perturbed]
+
+        def mean(counts: Counts) -> Any:
+            return sum(_drop(kind, name)(counts) for kind, name in perturbed) / max(len(perturbed), 1)
+
+        return (*accuracies, *drops, _metric("drop", "lower", mean))
+
+    @classmethod
+    def summarise(cls, records: Sequence[Record], described: Mapping[str, Any]) -> dict[str, Any]:
+        """Questions, accuracies and drops by what decides the questions, as fractions."""
+        right: dict[str, dict[str, list[bool]]] = {}
+        for record in records:
+            score = record["score"]
+            answers = right.setdefault(score["decided_by"], {}).setdefault(score["perturbation"], [])
+            answers.append(score["answer"] == score["label"])
+        return {"metric": "modality interference"} | {
+            kind: {
+                "questions": len(named.get("origin", [])),
+                "accuracy": {name: sum(answers) / len(answers) for name, answers in named.items()},
+            }
+            for kind, named in right.items()
+        }
+
+    @classmethod
+    def page_entry(cls, record: Record) -> dict[str, Any]:
+        """The question with its perturbation."""
+        return {**super().page_entry(record), "groups": [record["score"]["perturbation"]]}
+
+
+def _accuracy(kind: str, name: str) -> Callable[[Counts], Any]:
+    return share(f"{kind}.{name}.right", f"{kind}.{name}.asked")
+
+
+def _drop(kind: str, name: str) -> Callable[[Counts], Any]:
+    return lambda counts: _accuracy(kind, "origin")(counts) - _accuracy(kind, name)(counts)
+
+
+def _metric(name: str, better: Better, compute: Callable[[Counts], Any]) -> Metric:
+    label = name.replace("_", " ").replace(".", " ")
+    return Metric(name=f"interference.{name}", label=label, kind="share", better=better, compute=compute)

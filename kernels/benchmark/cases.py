@@ -13,12 +13,16 @@ from vlm_guard.kernels.policies import MoveSinksToContent, MoveSinksToRest, Segm
 EDITS = ("none", "var", "act", "act some heads", "outside policy", "bias", "bias and gain", "everything", "masses only")
 MASKS = ("none", "causal", "left padding", "padded row", "float mask", "mask per head", "lowest float", "static cache")
 LAYOUTS = ("contiguous", "strided")
+OUTPUT_EDITS = ("none", "head scale", "self mix", "both")
 SEGMENTS = ("picture", "text only", "content only", "sinks only", "short", "per head")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One problem: B, H, G, R, K, D, Dv, an edit, a mask, a layout and segments by name."""
+    """One problem: B, H, G, R, K, D, Dv, an edit, a mask, a layout and segments by name.
+
+    The edits "everything" and "outside policy" have both output edits whatever `output_edit` says.
+    """
 
     batch: int = 1
     heads: int = 2
@@ -28,6 +32,7 @@ class Case:
     head_dim: int = 32
     value_dim: int | None = None
     edit: str = "none"
+    output_edit: str = "none"
     mask: str = "none"
     layout: str = "contiguous"
     segments: str = "picture"
@@ -40,7 +45,8 @@ class Case:
         sizes = f"B{self.batch} H{self.heads} G{self.groups} R{self.rows} K{self.keys} D{self.head_dim}"
         value = f" Dv{self.value_dim}" if self.value_dim else ""
         extra = (" model terms" if self.model_terms else "") + (f" logits x{self.logits:g}" * (self.logits != 1))
-        return f"{sizes}{value}, {self.edit}, {self.mask}, {self.layout}, {self.segments}{extra}"
+        edits = self.edit + (f" with {self.output_edit}" if self.output_edit != "none" else "")
+        return f"{sizes}{value}, {edits}, {self.mask}, {self.layout}, {self.segments}{extra}"
 
 
 class KeepHalf:
@@ -137,8 +143,12 @@ def _build_edit(case: Case, random: torch.Generator) -> AttentionEdit:
         gain = torch.rand(1, case.heads, case.rows, described, generator=random)
         head_scale, self_mix = 0.5 + heads, 0.3 * heads
         policy_rows = torch.arange(case.rows)[None] % 3 != 1
-    if case.edit == "outside policy":
+    if case.edit == "outside policy" or case.output_edit == "both":
         head_scale, self_mix = 0.5 + heads, 0.3 * heads
+    if case.output_edit == "head scale":
+        head_scale = 0.5 + heads
+    if case.output_edit == "self mix":
+        self_mix = 0.3 * heads
     segments = None
     if case.edit in policies or case.edit == "masses only":
         segments = Segments(_segment_ids(case, described, random))

@@ -28,11 +28,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlm_guard.families.head_list import select_heads
 from vlm_guard.kernels.attention_edit import TEXT, TEXT_SINK, AttentionEdit, Segments
 from vlm_guard.kernels.policies import MoveSinksToRest
-from vlm_guard.method import AttentionCall, GuardTarget, Method, RowScope, option, register, variant_option
-from vlm_guard.method.split_heads import own_heads
+from vlm_guard.method import (
+    AttentionCall,
+    GuardTarget,
+    Method,
+    RowScope,
+    option,
+    own_heads,
+    register,
+    select_heads,
+    variant_option,
+)
 from vlm_guard.methods.act.received_attention import received_attention
 
 

@@ -7,8 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vlm_guard.families.patch_grid import PlacedImage
-from vlm_guard.families.pictures import magnify_regions, stretch
+from vlm_guard.method import PlacedImage, magnify_regions, stretch
 from vlm_guard.methods.carve.connected_regions import label_regions
 
 # Keeps the quotient finite; the released code's value (the paper only asks for more than 0).

@@ -7,11 +7,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlm_guard.contrast.branch_inputs import TOKEN_TYPES, image_inputs
-from vlm_guard.families.patch_grid import PlacedImage
-from vlm_guard.method import BranchPrompt, GivenPrompt
-from vlm_guard.method.branch_prompt import INSERTED, image_markers
-from vlm_guard.method.visual_tokens import visual_mask
+from vlm_guard.method import (
+    INSERTED,
+    TOKEN_TYPES,
+    BranchPrompt,
+    GivenPrompt,
+    PlacedImage,
+    image_inputs,
+    image_markers,
+    visual_mask,
+)
 
 
 def splice_pictures(

@@ -32,9 +32,6 @@ from typing import Any
 
 from torch import Tensor
 
-from vlm_guard.families.layers import select_layers_of
-from vlm_guard.families.patch_grid import place_images, require_grid
-from vlm_guard.families.pictures import flat_pictures, recover_pictures, seen_part
 from vlm_guard.method import (
     BranchPrompt,
     Finding,
@@ -45,13 +42,18 @@ from vlm_guard.method import (
     Method,
     PictureMap,
     ReplacedPicture,
+    flat_pictures,
     option,
+    padding_id,
+    place_images,
+    recover_pictures,
     register,
+    require_grid,
+    seen_part,
+    select_layers_of,
     variant_option,
+    visual_mask,
 )
-from vlm_guard.method.contrasting import padding_id
-from vlm_guard.method.visual_tokens import visual_mask
-from vlm_guard.methods.carve.answer_attention import paired_attention
 from vlm_guard.methods.carve.contrastive_map import contrast_steps, refine_picture
 from vlm_guard.methods.carve.image_splice import splice_pictures
 from vlm_guard.methods.shared.question_tokens import answer_opening, with_question
@@ -140,7 +142,7 @@ class CARVE(Method):
             raise ValueError(f"carve: {len(pictures)} pictures were given for the {len(placed)} images of this prompt")
         asked = tuple(self._asked(target, prompt, text) for text in (None, self.general_instruction))
         layers = self.active_layers(target)
-        question, general = paired_attention(call.guard, self, prompt, asked, inputs, layers, self.steps)
+        question, general = call.paired_attention(prompt, asked, inputs, layers, self.steps)
         found = []
         for image, picture in zip(placed, pictures):
             pair = (rows[image.row][..., image.places] for rows in (question, general))

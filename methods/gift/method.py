@@ -35,15 +35,29 @@ import torch
 from torch import Tensor
 
 from vlm_guard.kernels.attention_edit import AttentionEdit
-from vlm_guard.method import AttentionCall, ForwardCall, GuardTarget, Method, option, register
-from vlm_guard.method.function_option import describe_function, find_function
-from vlm_guard.method.split_heads import all_heads, own_heads
-from vlm_guard.method.visual_tokens import RowSelection
+from vlm_guard.method import (
+    AttentionCall,
+    ForwardCall,
+    GuardTarget,
+    Method,
+    RowSelection,
+    StopForward,
+    all_heads,
+    describe_function,
+    find_function,
+    option,
+    own_heads,
+    register,
+    run_until_stopped,
+)
 from vlm_guard.methods.gift.gaze_shift import GazePlan, gaze_bias, gaze_saliency, question_flags
 from vlm_guard.methods.shared.question_tokens import content_words
-from vlm_guard.runtime.early_exit import StopForward, run_until_stopped
 
 ALL = "all"
+OPENING_UNKNOWN = (
+    "gift takes everything behind the image for the question, also what makes the model answer, such as ' ASSISTANT:': "
+    "no chat template says what that is. Pass wrap a processor that has one"
+)
 
 
 @register("gift")
@@ -105,6 +119,10 @@ class GIFT(Method):
         plan = self.prepare(target)
         return tuple(sorted({plan.saliency, *plan.enhanced}))
 
+    def prompt_layers(self, target: GuardTarget) -> tuple[int, ...]:
+        """The saliency layer; the enhanced ones look at the rows of the answer."""
+        return (self.prepare(target).saliency,)
+
     def begin_forward(self, call: ForwardCall) -> None:
         """Find the question in the prompt; read the prompt ahead where the saliency would come too late."""
         state, plan, ids = call.state, call.prepared, call.inputs["input_ids"]
@@ -116,7 +134,9 @@ class GIFT(Method):
             raise ValueError("gift needs the whole prompt in one pass; do not set prefill_chunk_size with it")
         shared.length, shared.ahead, shared.saliency = length, plan.needs_pass, None
         prompt = ids[:, : length - state.offset]
-        shared.question, shared.content = question_flags(prompt, state, plan.tokenizer, plan.opening, plan.find)
+        shared.question, shared.content, unsure = question_flags(prompt, state, plan.tokenizer, plan.opening, plan.find)
+        if unsure:
+            call.guard.reading.say(OPENING_UNKNOWN)
         if shared.ahead:
             if state.offset:
                 raise ValueError(

@@ -20,8 +20,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlm_guard.method import Branch, ContrastCall, ContrastMethod, option, plausibility_option, register
-from vlm_guard.method.branch_prompt import INSERTED, first_visual, image_markers
+from vlm_guard.method import (
+    INSERTED,
+    Branch,
+    ContrastCall,
+    ContrastMethod,
+    first_visual,
+    image_markers,
+    option,
+    plausibility_option,
+    register,
+)
 from vlm_guard.methods.icd.system_message import system_format, with_system_message
 
 DISTURBANCES = {

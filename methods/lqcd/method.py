@@ -22,8 +22,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from vlm_guard.method import Branch, ContrastCall, ContrastMethod, GuardTarget, option, plausibility_option, register
-from vlm_guard.method.function_option import describe_function, find_function
+from vlm_guard.method import (
+    Branch,
+    ContrastCall,
+    ContrastMethod,
+    GuardTarget,
+    describe_function,
+    find_function,
+    option,
+    plausibility_option,
+    register,
+)
 from vlm_guard.methods.lqcd.neutral_question import neutralise
 
 RULES = "rules"

@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
-from vlm_guard.method import BranchPrompt, GivenPrompt
-from vlm_guard.method.branch_prompt import INSERTED
+from vlm_guard.method import INSERTED, BranchPrompt, GivenPrompt
 
 ContentWordFinder = Callable[[str], list[tuple[int, int]]]
 

@@ -8,16 +8,13 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from vlm_guard.runtime.vision_tower import VisionTower
-
-if TYPE_CHECKING:
-    from vlm_guard.guard import Guard
+from vlm_guard.method import VisionPassCall, VisionTower
 
 Encode = Callable[[Tensor], Tensor]
 
@@ -68,12 +65,12 @@ class Attack:
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """The tower, the attack on it, the layers whose change is read, and the attention modules to mask."""
+    """The tower, the attack on it, the layers whose change is read, and the indices of those to mask."""
 
     tower: VisionTower
     attack: Attack
     read: tuple[nn.Module, ...]
-    masked: tuple[nn.Module, ...]
+    masked: tuple[int, ...]
 
 
 @contextmanager
@@ -120,7 +117,6 @@ class ProbedImages:
     features cost one pass, a probe some hundreds.
 
     Args:
-        guard: the guard.
         probe: the attack and what is read.
         method: named in errors.
     """
@@ -128,20 +124,21 @@ class ProbedImages:
     KEPT = 256
     """Maps that are kept; one has a float for each patch."""
 
-    def __init__(self, guard: "Guard", probe: Probe, method: str) -> None:
-        self.guard, self.probe, self.method = guard, probe, method
+    def __init__(self, probe: Probe, method: str) -> None:
+        self.probe, self.method = probe, method
         self._known = _KNOWN.setdefault(probe.tower.module, {})
         attack, read = probe.attack, [probe.tower.layers.index(layer) for layer in probe.read]
         numbers = (attack.radius.tolist(), attack.step.tolist(), attack.iterations, attack.seed, read)
         self._settings = repr(numbers).encode()
 
-    def maps(self, args: tuple, kwargs: dict[str, Any]) -> Tensor:
-        """[N, P] uncertainty of the patches of the images in the arguments of a tower.
+    def maps(self, call: VisionPassCall) -> Tensor:
+        """[N, P] uncertainty of the patches of the images that are about to enter the tower.
 
         Raises:
             ValueError: the tower does not take [N, 3, H, W] pixels, or packs its images into one sequence.
         """
-        settings = {name: value for name, value in kwargs.items() if not name.startswith("output_")}
+        args = call.args
+        settings = {name: value for name, value in call.kwargs.items() if not name.startswith("output_")}
         pixels = settings.pop("pixel_values", None) if not args else args[0]
         if not isinstance(pixels, Tensor) or pixels.dim() != 4 or pixels.shape[1] != 3:
             raise ValueError(
@@ -149,13 +146,12 @@ class ProbedImages:
             )
 
         def encode(images: Tensor) -> Tensor:
-            return self.probe.tower.module.forward(images.to(pixels.dtype), *args[1:], **settings)[0]
+            return call.encode(images.to(pixels.dtype), *args[1:], **settings)[0]
 
-        with self.guard.reading.probing():
-            if any(isinstance(value, Tensor) for value in (*args[1:], *settings.values())):
-                # A mask, for example, belongs to these images in this order.
-                return self._probe(encode, pixels)
-            return self._look_up(encode, pixels)
+        if any(isinstance(value, Tensor) for value in (*args[1:], *settings.values())):
+            # A mask, for example, belongs to these images in this order.
+            return self._probe(encode, pixels)
+        return self._look_up(encode, pixels)
 
     def _look_up(self, encode: Encode, pixels: Tensor) -> Tensor:
         pictures: dict[bytes, int] = {}

@@ -21,19 +21,23 @@ are asked about it. Beside a contrast method with a second image (VCD) that imag
 that pack several images into one sequence are refused.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vlm_guard.families.layers import select_layers
-from vlm_guard.guard import Guard, GuardTarget
-from vlm_guard.method import Method, option, register
+from vlm_guard.method import (
+    GuardTarget,
+    Method,
+    VisionEditCall,
+    VisionPassCall,
+    VisionPlan,
+    describe_vision_tower,
+    option,
+    register,
+    select_layers,
+)
 from vlm_guard.methods.uncertainty.adversarial_probe import Attack, Probe, ProbedImages, uncertain_patches
-from vlm_guard.runtime.sublayers import replace_output
-from vlm_guard.runtime.vision_tower import describe_vision_tower
 
 
 @register("uncertainty")
@@ -109,32 +113,23 @@ class UncertaintyMasking(Method):
             tower=tower,
             attack=Attack(radius=self.radius * unit, step=self.step * unit, iterations=self.iterations, seed=self.seed),
             read=tuple(tower.layers[layer] for layer in select_layers(self.probe_layers, tower.depth)),
-            masked=tuple(tower.attentions[layer] for layer in select_layers(self.layers, tower.depth)),
+            masked=select_layers(self.layers, tower.depth),
         )
 
-    def attach(self, guard: Guard, prepared: Probe) -> list[Callable[[], Any]]:
-        """Probe the images that enter the tower, and mask their uncertain tokens in this pass."""
-        if self.strength == 0:
-            return []
-        factors: list[Tensor] = []
-        images = ProbedImages(guard, prepared, self.name)
+    def vision_plan(self, target: GuardTarget, prepared: Probe) -> VisionPlan | None:
+        """The attention outputs of the masked layers; nothing at strength 0."""
+        return None if self.strength == 0 else VisionPlan(tower=prepared.tower, edited={"attention": prepared.masked})
 
-        def look(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            if guard.reading.is_probing:
-                return
-            factors[:] = [self._factors(guard, prepared, images.maps(args, kwargs))]
-
-        def mask(module: nn.Module, args: tuple, output: Any) -> Any:
-            if not factors or guard.reading.is_probing:
-                return output
-            return replace_output(output, lambda rows: rows * factors[0].to(device=rows.device, dtype=rows.dtype))
-
-        hooks = [prepared.tower.module.register_forward_pre_hook(look, with_kwargs=True)]
-        hooks += [module.register_forward_hook(mask) for module in prepared.masked]
-        return [hook.remove for hook in hooks]
-
-    def _factors(self, guard: Guard, probe: Probe, uncertainty: Tensor) -> Tensor:
-        """[N, T, 1] factor of the attention output of every token of the tower, from its patches' uncertainty."""
-        vars(guard.findings(self.name)).setdefault("maps", []).append(uncertainty.cpu())
+    def begin_vision(self, call: VisionPassCall) -> None:
+        """Probe the images that enter the tower."""
+        probe: Probe = call.prepared
+        uncertainty = ProbedImages(probe, self.name).maps(call)
+        vars(call.found).setdefault("maps", []).append(uncertainty.cpu())
         factor = 1 - self.strength * uncertain_patches(uncertainty, self.threshold).float()
-        return torch.nn.functional.pad(factor, (int(probe.tower.has_class_token), 0), value=1.0)[..., None]
+        # [N, T, 1]: a class token in front of the patches is never masked.
+        factors = torch.nn.functional.pad(factor, (int(probe.tower.has_class_token), 0), value=1.0)[..., None]
+        call.memory.factors = factors
+
+    def edit_vision(self, call: VisionEditCall) -> Tensor:
+        """Mask the uncertain tokens of these images."""
+        return call.hidden * call.memory.factors.to(device=call.hidden.device, dtype=call.hidden.dtype)

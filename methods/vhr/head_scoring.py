@@ -2,22 +2,24 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vlm_guard.contrast.branch_inputs import TOKEN_TYPES
 from vlm_guard.kernels.attention_edit import AttentionEdit
-from vlm_guard.method import AttentionCall
-from vlm_guard.method.state import GenerationState
-from vlm_guard.method.visual_tokens import RowSelection
+from vlm_guard.method import (
+    TOKEN_TYPES,
+    AttentionCall,
+    ForwardCall,
+    GenerationState,
+    RowSelection,
+    StopForward,
+    acts_in_model,
+    run_until_stopped,
+)
 from vlm_guard.methods.vhr.layer_by_layer import LayerByLayer
 from vlm_guard.methods.vhr.text_stream import TextStream
-from vlm_guard.runtime.early_exit import StopForward, run_until_stopped
-
-if TYPE_CHECKING:
-    from vlm_guard.guard import Guard
 
 Outputs = dict[int, Tensor]
 
@@ -31,22 +33,22 @@ class HeadScoring:
 
     Args:
         method: the name of the method, whose attention processor is called in passes of this class.
-        guard: the guard.
-        inputs: of the forward pass that reads the prompt.
+        call: the forward pass that reads the prompt.
+        inputs: its inputs, up to the end of the prompt.
         layers: the layers to score.
 
     Attributes:
         scales: by layer [B, H] float32.
     """
 
-    def __init__(self, method: str, guard: "Guard", inputs: dict[str, Any], layers: frozenset[int]) -> None:
+    def __init__(self, method: str, call: ForwardCall, inputs: dict[str, Any], layers: frozenset[int]) -> None:
         self.method = method
-        self.guard = guard
+        self.guard = call.guard
         self.last_layer = max(layers)
         self.scales: Outputs = {}
-        target = guard.target
+        target = call.guard.target
         ids, token_ids = inputs["input_ids"], target.architecture.visual_token_ids
-        real = guard.reading.current.state.real[:, : ids.shape[1]]
+        real = call.state.real[:, : ids.shape[1]]
         self.stream = TextStream.of(ids, real, token_ids, target.model, target.processor)
         self._image: Outputs | None = None
         self._text: Outputs = {}
@@ -144,8 +146,7 @@ class HeadScoring:
     def _alone(self) -> bool:
         """Whether no other method acts inside the decoder, so that the prompt is read as by the bare model."""
         others = [bound.method for bound in self.guard.methods if bound.method.name != self.method]
-        stations = ("attach", "begin_forward", "edit_attention", "observe_hidden")
-        return not any(other.overrides(station) for other in others for station in stations)
+        return not any(acts_in_model(other) for other in others)
 
     def _choose_beside(self, layer: int, image: Tensor) -> bool:
         """Run the text stream through `layer`, where it chooses the heads; whether it goes through that layer at all.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from vlm_guard.runtime.early_exit import StopForward, run_until_stopped
+from vlm_guard.method import StopForward, run_until_stopped
 
 _HIDDEN = "hidden_states"
 

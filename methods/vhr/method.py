@@ -43,10 +43,11 @@ from vlm_guard.method import (
     GuardTarget,
     MarkedHeads,
     Method,
+    all_heads,
     option,
+    own_heads,
     register,
 )
-from vlm_guard.method.split_heads import all_heads, own_heads
 from vlm_guard.methods.vhr.head_scoring import HeadScoring, prompt_inputs
 
 
@@ -104,7 +105,7 @@ class VHR(Method):
             raise ValueError("vhr needs the whole prompt in one pass; do not set prefill_chunk_size with it")
         layers = frozenset(self.active_layers(call.guard.target))
         inputs = call.inputs if length is None else prompt_inputs(call.inputs, end, length)
-        shared.scoring = HeadScoring(self.name, call.guard, inputs, layers)
+        shared.scoring = HeadScoring(self.name, call, inputs, layers)
         shared.scoring.begin(inputs, self.approximation)
 
     def edit_attention(self, call: AttentionCall) -> AttentionEdit | None:

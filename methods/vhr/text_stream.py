@@ -7,10 +7,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from vlm_guard.contrast.branch_inputs import TOKEN_TYPES
-from vlm_guard.method import BranchPrompt, GivenPrompt
-from vlm_guard.method.branch_prompt import image_markers
-from vlm_guard.method.contrasting import padding_id
+from vlm_guard.method import TOKEN_TYPES, BranchPrompt, GivenPrompt, image_markers, padding_id
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from vlm_guard.demo.answering import GenerationSettings
-from vlm_guard.guard import GUARD_ATTRIBUTE
 from vlm_guard.method.registry import resolve_methods
+from vlm_guard.runtime.installation import GUARD_ATTRIBUTE
 
 PROMPT = "Please describe this image in detail."
 

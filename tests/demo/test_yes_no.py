@@ -105,5 +105,6 @@ def test_unanswered_rows_are_empty_not_wrong():
 
 
 def test_questions_are_sentences():
-    asked = PopeQuestion(question_id=1, image_id=1, image="1.png", text="Is there a skis in the image?", label="yes", object="skis", strategy="random")  # fmt: skip
-    assert ladder([asked])[0].text == "Is there a pair of skis in the image?"
+    given = {"question_id": 1, "image_id": 1, "image": "1.png", "strategy": "random"}
+    question = PopeQuestion(text="Is there a skis in the image?", label="yes", object="skis", **given)
+    assert ladder([question])[0].text == "Is there a pair of skis in the image?"

@@ -107,7 +107,7 @@ def test_results_of_another_major_version_are_refused(run, tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(newer), encoding="utf-8")
     assert read_results(tmp_path).baseline == "none"
     (tmp_path / "results.json").write_text("{", encoding="utf-8")
-    with pytest.raises(ValueError, match="no results file"):
+    with pytest.raises(ValueError, match="no valid JSON"):
         read_results(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no results\.json"):
         read_results(tmp_path / "nothing")

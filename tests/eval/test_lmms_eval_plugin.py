@@ -21,7 +21,7 @@ from vlm_guard.eval.lmms_eval_plugin.questions import from_context, from_message
 from vlm_guard.eval.run.models import load_model
 from vlm_guard.eval.run.prompting import find_template
 from vlm_guard.eval.scenes.render import render
-from vlm_guard.guard import GUARD_ATTRIBUTE
+from vlm_guard.runtime.installation import GUARD_ATTRIBUTE
 
 PLUGIN = "vlm_guard.eval.lmms_eval_plugin"
 MODULE = f"{PLUGIN}.models.vlm_guard"

@@ -127,7 +127,7 @@ def test_answer_keys(tmp_path):
     path.write_text('{"question_id": "3", "text": "Yes"}\n{"answer": "No", "text": "Is it?", "strategy": "popular"}\n')
     assert read_answers(path) == [(3, None, "Yes"), (None, "popular", "No")]
     path.write_text('{"question_id": 3}\n')
-    with pytest.raises(ValueError, match="needs the answer as text under one of answer, text"):
+    with pytest.raises(ValueError, match="needs the answer as text under one of answer, ans, text"):
         read_answers(path)
 
 

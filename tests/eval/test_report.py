@@ -12,7 +12,8 @@ from small_coco import make_coco_folder
 
 from vlm_guard.eval.report.compare import compare_runs
 from vlm_guard.eval.report.page import build_report
-from vlm_guard.eval.report.plots import mention_order, save_plots
+from vlm_guard.eval.report.plots import save_plots
+from vlm_guard.eval.tasks.chair.plots import mention_order
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

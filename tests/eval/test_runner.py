@@ -101,10 +101,10 @@ def test_methods_take_turns_and_the_method_really_acts(finished):
 def test_the_run_leaves_answers_as_one_by_one_generation_gives_them(coco, finished):
     """Left padding, batching and re-attaching the guard change nothing about the baseline's first caption."""
     from vlm_guard import builtin
-    from vlm_guard.eval.run.generation import read_image
+    from vlm_guard.untrusted.picture_reader import read_picture
 
     model, processor = builtin()
-    picture = read_image(coco / "images" / "000000000001.png")
+    picture = read_picture(coco / "images" / "000000000001.png")
     text = "USER: <image>\nPlease describe this image in detail. ASSISTANT:"
     inputs = processor(images=picture, text=text, return_tensors="pt")
     with torch.inference_mode():
@@ -215,7 +215,7 @@ def test_broken_and_missing_images_are_recorded_skipped_and_counted(tmp_path):
     method = results.methods[0]
     assert method.samples["chair"].model_dump() == {"asked": 3, "answered": 1, "skipped": 2, "cut_off": 1}
     assert {entry["image_id"] for entry in method.skipped_images} == {2, 3}
-    assert any("cannot read" in entry["error"] for entry in method.skipped_images)
+    assert any("cannot be read" in entry["error"] for entry in method.skipped_images)
     assert any("no file" in entry["error"] for entry in method.skipped_images)
     assert method.chair["captions"] == 1
     again = evaluate(chosen, tmp_path / "run")

@@ -23,7 +23,10 @@ def test_flags_go_on_top_of_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("batchsize: 3", r"batchsize: Extra inputs.*given 3.*allowed settings: .*batch_size"),
+        (
+            "batchsize: 3",
+            "batchsize: there is no such setting; did you mean 'batch_size'.*allowed settings: model",
+        ),
         ("batch_size: 0", r"batch_size: .*greater than or equal to 1 [(]given 0[)]"),
         ("tasks: [chair, mmhal]", "allowed: chair, pope"),
         ("- a list", "must hold settings"),

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from vlm_guard import builtin, wrap
-from vlm_guard.calibration.causal_tracing import calibrate_iri, causal_tracing, yes_tokens
 from vlm_guard.families.architecture import describe_architecture
+from vlm_guard.families.layer_parts import attending_parts
 from vlm_guard.families.profiles import Fact, Profile
-from vlm_guard.methods.iri import Injection, inject
-from vlm_guard.runtime.sublayers import describe_sublayers
+from vlm_guard.methods.iri.causal_tracing import calibrate_iri, causal_tracing, yes_tokens
+from vlm_guard.methods.iri.method import Injection, inject
 from zoo import UNEQUAL_PROMPTS, Prompt, tiny_processor
 
 torch.set_num_threads(1)
@@ -119,9 +119,9 @@ def test_sublayers_are_what_the_residual_stream_gets(zoo_model, family):
     architecture = describe_architecture(zoo.model)
     entry = architecture.layers[0]
     seen, hooks = {}, []
-    for item in describe_sublayers(architecture, "iri")[:2]:
+    for item in attending_parts(architecture, "iri")[:2]:
 
-        def keep(module, args, output, kind=item.kind):
+        def keep(module, args, output, kind=item.part):
             seen[kind] = output[0] if isinstance(output, tuple) else output
 
         hooks.append(item.module.register_forward_hook(keep))

@@ -6,9 +6,9 @@ import torch
 from eager_oracle import eager_attention
 
 from vlm_guard import wrap
+from vlm_guard.families.vision_tower import describe_vision_tower
 from vlm_guard.method.visual_tokens import spread_over_visual_tokens
 from vlm_guard.methods.paint import marked_tokens
-from vlm_guard.runtime.vision_tower import describe_vision_tower
 from zoo import UNEQUAL_PROMPTS, Prompt
 
 torch.set_num_threads(1)

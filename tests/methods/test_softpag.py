@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from vlm_guard import wrap
-from vlm_guard.methods.softpag import SoftPAG, heads_by_visual_share
+from vlm_guard.calibration.visual_heads import heads_by_visual_share
+from vlm_guard.methods.softpag import SoftPAG
 from zoo import Prompt
 
 OnPositive = type("OnPositive", (SoftPAG,), {"edited_branch": "positive", "contrasts": lambda self: False})

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from vlm_guard import builtin, wrap
+from vlm_guard.families.vision_tower import describe_vision_tower
 from vlm_guard.methods.uncertainty.adversarial_probe import _KNOWN, Attack, uncertain_patches, uncertainty_map
-from vlm_guard.runtime.vision_tower import describe_vision_tower
 from zoo import UNEQUAL_PROMPTS, assert_pristine
 
 torch.set_num_threads(1)

@@ -10,7 +10,7 @@ from vlm_guard.families.profiles import Fact, Profile
 from vlm_guard.kernels.attention_edit import TEXT_SINK, VISUAL_CONTENT, VISUAL_SINK
 from vlm_guard.kernels.policies import MoveSinksToContent
 from vlm_guard.method import FindingsCall, MarkedTokens
-from vlm_guard.methods.var import VAR, sink_activation
+from vlm_guard.methods.var.method import VAR, sink_activation
 from zoo import Prompt
 
 torch.set_num_threads(1)

@@ -1,15 +1,17 @@
 """ZeroTuning by hand, against whole eager maps, and its choice of strength."""
 
+from functools import partial
+
 import pytest
 import torch
 from eager_oracle import eager_attention
 
 from vlm_guard import wrap
-from vlm_guard.calibration.output_entropy import calibrate_zerotuning, mean_output_entropy
 from vlm_guard.families.head_list import select_heads
 from vlm_guard.families.profiles import Fact, Profile
 from vlm_guard.kernels.attention_edit import AttentionEdit
 from vlm_guard.kernels.edited_attention import AttentionProblem, edited_attention
+from vlm_guard.methods.zerotuning.output_entropy import calibrate_zerotuning, mean_output_entropy
 from zoo import UNEQUAL_PROMPTS
 
 torch.set_num_threads(1)
@@ -97,7 +99,8 @@ def test_the_unsupervised_factor_is_the_one_of_smallest_entropy(zoo_model):
             rows = torch.cat([logits(zoo.model, prompt)[:, -1] for prompt in prompts]).double()
         probability = rows.softmax(-1)
         by_factor[factor] = float(-(probability * probability.log()).sum(-1).mean())
-    facts = calibrate_zerotuning(zoo.model, prompts, factors=(0.2, 1.0, 5.0))
+    guarded = partial(wrap, zoo.model, None, "zerotuning")
+    facts = calibrate_zerotuning(zoo.model, prompts, guarded, factors=(0.2, 1.0, 5.0))
     assert facts["zerotuning_factor"].value == min(by_factor, key=by_factor.get)
     assert facts["zerotuning_factor"].source == "calibrated"
     with pytest.raises(ValueError, match="prompt"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -58,6 +59,8 @@ class Family:
     """False where the text decoder does not go through transformers' attention interface."""
     batch_invariant: bool = True
     """False where the stock model gives a padded row other logits than the row alone; ``facts`` says how much."""
+    cache_invariant: bool = True
+    """False where the stock model decodes a padded row with a cache to other logits than without one."""
     stock_failures: tuple[str, ...] = ()
     """Features of ``generate`` that fail on the unguarded model, named as in tests/zoo/test_stock_generate.py."""
     stock_differences: tuple[str, ...] = ()
@@ -66,7 +69,6 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {}
-_MODULES = ("llava_like", "qwen_like", "gemma_like", "idefics_like", "tiled", "unusual", "cross_attention")
 
 
 def register(family: Family) -> Family:
@@ -75,9 +77,10 @@ def register(family: Family) -> Family:
 
 
 def families() -> list[str]:
-    """Names of all families, in the order in which they are registered."""
-    for module in _MODULES:
-        importlib.import_module(f"zoo.{module}")
+    """Names of all families: every file of this folder that registers one is found by being there."""
+    for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
+        if not path.stem.startswith("test_"):
+            importlib.import_module(f"zoo.{path.stem}")
     return list(FAMILIES)
 
 

@@ -40,7 +40,6 @@ def gemma3() -> Gemma3Config:
         image_token_index=IMAGE,
         boi_token_index=IMAGE_START,
         eoi_token_index=IMAGE_END,
-        tie_word_embeddings=False,
     )
 
 
@@ -69,7 +68,6 @@ def paligemma(text_config: object) -> PaliGemmaConfig:
         projection_dim=64,
         hidden_size=64,
         vocab_size=200,
-        tie_word_embeddings=False,
     )
 
 

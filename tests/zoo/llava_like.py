@@ -211,7 +211,6 @@ register(
                 text_config=mistral(),
                 vision_config=PixtralVisionConfig(**vision_shape(image_size=32)),
                 image_token_index=IMAGE,
-                tie_word_embeddings=False,
             ),
         ),
         image_run=lambda image: any_size_run(image, MISTRAL3_SIZES, 8),

@@ -95,16 +95,21 @@ def rope(**changes: object) -> dict[str, object]:
     return {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": MROPE_SECTION} | changes
 
 
+def flat_text(**changes: object) -> dict[str, object]:
+    """The text model's fields as Qwen2-VL and Qwen2.5-VL publish them: beside the whole model's own, not nested."""
+    return text_shape(rope_theta=10000.0, rope_scaling={"type": "mrope", "mrope_section": MROPE_SECTION}, **changes)
+
+
 def qwen2_vl() -> Qwen2VLConfig:
     tower = vision(embed_dim=32, hidden_size=64, mlp_ratio=2)
     for name in ("out_hidden_size", "intermediate_size"):
         del tower[name]
-    return Qwen2VLConfig(text_config=text_shape(rope_parameters=rope()), vision_config=tower, **TOKEN_IDS)
+    return Qwen2VLConfig(**flat_text(), vision_config=tower, **TOKEN_IDS)
 
 
 def qwen2_5_vl() -> Qwen2_5_VLConfig:
     return Qwen2_5_VLConfig(
-        text_config=text_shape(rope_parameters=rope()),
+        **flat_text(tie_word_embeddings=True),  # as the 3B model
         vision_config=vision(window_size=16, fullatt_block_indexes=[1]),
         **TOKEN_IDS,
     )

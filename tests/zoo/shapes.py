@@ -27,7 +27,6 @@ def text_shape(**changes: Any) -> dict[str, Any]:
         "pad_token_id": PAD,
         "bos_token_id": BOS,
         "eos_token_id": EOS,
-        "tie_word_embeddings": False,
     }
     return shape | changes
 

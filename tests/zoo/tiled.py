@@ -77,7 +77,6 @@ def cohere2() -> Cohere2Config:
             sliding_window=WINDOW,
             layer_types=["sliding_attention", "full_attention"] * 2,
             logit_scale=1.0,
-            tie_word_embeddings=True,
         )
     )
 
@@ -128,7 +127,6 @@ def ovis2() -> Ovis2Config:
         visual_indicator_token_ids=[IMAGE_START, IMAGE_END, IMAGE_BREAK, SPECIAL_A, SPECIAL_B],
         vocab_size=200,
         hidden_size=64,
-        tie_word_embeddings=False,
     )
 
 
@@ -137,7 +135,6 @@ def deepseek_vl() -> DeepseekVLConfig:
         text_config=LlamaConfig(**text_shape()),
         vision_config=SiglipVisionConfig(**vision_shape(image_size=SMALL_SIDE)),
         image_token_id=IMAGE,
-        tie_word_embeddings=False,
     )
 
 
@@ -157,7 +154,6 @@ def janus() -> JanusConfig:
             "image_token_embed_dim": 64,
         },
         image_token_id=IMAGE,
-        tie_word_embeddings=False,
     )
 
 

@@ -33,7 +33,7 @@ FUYU_ROWS, FUYU_COLUMNS = 3, 4
 def fuyu() -> FuyuConfig:
     text = text_shape(hidden_act="relu2", qk_layernorm=True)
     del text["num_key_value_heads"]
-    return FuyuConfig(text_config={"model_type": "persimmon", **text}, patch_size=PATCH, image_token_id=IMAGE)
+    return FuyuConfig(**text, patch_size=PATCH, image_token_id=IMAGE)
 
 
 def fuyu_pixels(rows: list[list[Image]]) -> Inputs:

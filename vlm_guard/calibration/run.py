@@ -1,27 +1,25 @@
-"""Measuring everything a profile can hold, one measurement after the other, with progress."""
+"""Measuring everything a profile can hold, one measurement after the other, with progress.
+
+What a method needs to know it measures itself (`Method.measure`); the layers that look at the image, which any method
+may ask for, are measured here.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
 
-from vlm_guard.calibration.causal_tracing import calibrate_iri
 from vlm_guard.calibration.image_layers import calibrate_image_layers
-from vlm_guard.calibration.output_entropy import calibrate_zerotuning
-from vlm_guard.calibration.sinks import calibrate_sinks
 from vlm_guard.families.profiles import Fact
+from vlm_guard.guard import wrap
+from vlm_guard.method.base import Method
+from vlm_guard.method.measure_call import MeasureCall, Prompts
+from vlm_guard.method.registry import method_class, method_names
 
-Prompts = Sequence[Mapping[str, Any]]
 Progress = Callable[[str, int, int], None]
-
-MEASUREMENTS = {
-    "sinks": "attention sinks, for VAR",
-    "layers": "layers that look at the image, for layers=image",
-    "zerotuning": "strength of ZeroTuning",
-    "iri": "recovery rates by causal tracing, for IRI",
-}
-"""What can be measured, and what for."""
+IMAGE_LAYERS = "layers"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,15 +35,22 @@ class Calibration:
     refusals: dict[str, str]
 
 
+def measurements() -> dict[str, str]:
+    """What can be measured, by name, and what for: what methods measure, and the layers that look at the image."""
+    found = {cls.measurement[0]: cls.measurement[1] for cls in _measuring()}
+    return found | {IMAGE_LAYERS: "layers that look at the image, for layers=image"}
+
+
 def check_measurements(names: Sequence[str]) -> None:
     """Refuse names that are no measurement, before a model is loaded for them.
 
     Raises:
         ValueError: a name is unknown, or there is none.
     """
-    unknown = [name for name in names if name not in MEASUREMENTS]
+    known = measurements()
+    unknown = [name for name in names if name not in known]
     if unknown or not names:
-        raise ValueError(f"cannot calibrate {', '.join(unknown) or 'nothing'}; known are {', '.join(MEASUREMENTS)}")
+        raise ValueError(f"cannot calibrate {', '.join(unknown) or 'nothing'}; known are {', '.join(known)}")
 
 
 def calibrate(
@@ -54,7 +59,7 @@ def calibrate(
     descriptions: Prompts,
     questions: Prompts,
     *,
-    only: Sequence[str] = tuple(MEASUREMENTS),
+    only: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> Calibration:
     """Run measurements; one that the model does not allow is reported and does not stop the others.
@@ -64,26 +69,35 @@ def calibrate(
         processor: its processor.
         descriptions: inputs of the model with images, batch 1, that ask for a description.
         questions: the same for yes/no questions whose right answer is yes.
-        only: out of `MEASUREMENTS`.
+        only: out of `measurements()`; all of them by default.
         progress: called with (measurement, finished steps, all steps).
 
     Raises:
         ValueError: an unknown measurement, or none of those asked for succeeded.
     """
-    check_measurements(only)
+    wanted = tuple(measurements()) if only is None else tuple(only)
+    check_measurements(wanted)
 
     def report(name: str) -> Callable[[int, int], None]:
         return lambda done, total: None if progress is None else progress(name, done, total)
 
-    run: dict[str, Callable[[], dict[str, Fact]]] = {
-        "sinks": lambda: calibrate_sinks(model, descriptions, progress=report("sinks")),
-        "layers": lambda: calibrate_image_layers(model, descriptions, progress=report("layers")),
-        "zerotuning": lambda: calibrate_zerotuning(model, questions, progress=report("zerotuning")),
-        "iri": lambda: calibrate_iri(model, processor, questions, progress=report("iri")),
-    }
+    def of_method(cls: type[Method]) -> dict[str, Fact]:
+        call = MeasureCall(
+            model=model,
+            processor=processor,
+            descriptions=descriptions,
+            questions=questions,
+            guarded=partial(wrap, model, processor, cls.name),
+            progress=report(cls.measurement[0]),
+        )
+        return dict(cls.measure(call))
+
+    run: Mapping[str, Callable[[], dict[str, Fact]]] = {
+        cls.measurement[0]: partial(of_method, cls) for cls in _measuring()
+    } | {IMAGE_LAYERS: lambda: calibrate_image_layers(model, descriptions, progress=report(IMAGE_LAYERS))}
     facts: dict[str, Fact] = {}
     refusals: dict[str, str] = {}
-    for name in only:
+    for name in wanted:
         try:
             facts |= run[name]()
         except ValueError as error:
@@ -91,3 +105,9 @@ def calibrate(
     if not facts:
         raise ValueError("; ".join(f"{name}: {reason}" for name, reason in refusals.items()))
     return Calibration(facts=facts, refusals=refusals)
+
+
+def _measuring() -> list[type[Method]]:
+    """The methods that measure something, ordered by what it is called."""
+    classes = (method_class(name) for name in method_names())
+    return sorted((cls for cls in classes if cls.measurement), key=lambda cls: cls.measurement)

@@ -1,21 +1,28 @@
 """The `vlm-guard` command. Each other file in this folder is one sub-command, found by scanning it.
 
-A command file defines `command(...)` with Typer annotations; its name is the file's (underscores become dashes). Heavy
-imports belong inside the function, so that `--help` answers without importing torch. User errors are ValueError,
-TypeError, FileNotFoundError or ImportError with a helpful message: they are printed in one line, exit code 2.
+A command file defines `command(...)` with Typer annotations; its name is the file's (underscores become dashes). Where
+its options are made from settings, `command_with_settings()` gives the whole command. Heavy imports belong inside the
+function, so that `--help` answers without importing torch. User errors are ValueError, TypeError, FileNotFoundError or
+ImportError with a helpful message: they are printed in one line, exit code 2.
+
+May import: everything.
 """
 
 import os
 import sys
 from importlib import import_module
+from io import TextIOWrapper
 from pathlib import Path
 
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
 OK, FAILED, WRONG_USE = 0, 1, 2
 
 
-def build_app():  # noqa: ANN201 - the type would need typer at import
-    """The Typer application with every command of this folder."""
+def build_app(called: str | None = None):  # noqa: ANN201 - the type would need typer at import
+    """The Typer application with every command of this folder.
+
+    A command whose options take a while to make (`command_with_settings`) gets them only if it is the one `called`.
+    """
     import typer
 
     app = typer.Typer(
@@ -39,7 +46,9 @@ def build_app():  # noqa: ANN201 - the type would need typer at import
         if path.stem.startswith("_"):
             continue
         module = import_module(f"vlm_guard.cli.{path.stem}")
-        app.command(path.stem.replace("_", "-"))(module.command)
+        name = path.stem.replace("_", "-")
+        make = getattr(module, "command_with_settings", None) if name == called else None
+        app.command(name)(module.command if make is None else make())
     return app
 
 
@@ -57,10 +66,16 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 fine, 1 the run failed, 2 wrong use."""
     import typer
 
+    from vlm_guard.untrusted.printed_text import one_line
+
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a sign that the terminal cannot show must not stop a run
     # Typer has carried its own copy of click's errors since some version; their base is found by name in either.
     usage_error = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        code = build_app()(args=arguments, standalone_mode=False)
+        code = build_app(given[0] if given else None)(args=arguments, standalone_mode=False)
     except usage_error as error:
         error.show()
         sys.exit(WRONG_USE)
@@ -74,6 +89,6 @@ def main(arguments: list[str] | None = None) -> None:
     except USER_ERRORS as error:
         if os.environ.get("VLM_GUARD_TRACEBACK"):
             raise
-        print(f"error: {error}{_cause(error)}", file=sys.stderr)
+        print(f"error: {one_line(str(error) + _cause(error)) or type(error).__name__}", file=sys.stderr)
         sys.exit(WRONG_USE)
     sys.exit(code if isinstance(code, int) else OK)

@@ -38,14 +38,14 @@ def command(
 
     from rich.console import Console
 
-    from vlm_guard.calibration.run import MEASUREMENTS, calibrate, check_measurements
-    from vlm_guard.calibration.sinks import new_profile
+    from vlm_guard.calibration.new_profile import new_profile
+    from vlm_guard.calibration.run import calibrate, check_measurements, measurements
     from vlm_guard.eval.data.calibration_prompts import calibration_prompts
     from vlm_guard.eval.report.console import MeasurementBars
     from vlm_guard.eval.run.models import load_model
     from vlm_guard.families.profiles import read_profile, user_profiles
 
-    wanted = tuple(MEASUREMENTS) if only is None else tuple(part.strip() for part in only.split(","))
+    wanted = tuple(measurements()) if only is None else tuple(part.strip() for part in only.split(","))
     check_measurements(wanted)
     loaded = load_model(model, dtype=dtype, device=device, device_map=device_map, trust_remote_code=trust_remote_code)
     descriptions, questions = calibration_prompts(loaded.model, loaded.processor, data, count, prompt)

@@ -17,9 +17,10 @@ def command(
 
     from vlm_guard.eval.report.compare import compare_runs
     from vlm_guard.eval.report.console import print_results
+    from vlm_guard.untrusted.printed_text import printable_json
 
     comparison = compare_runs(folders, baseline, resamples)
     if as_json:
-        typer.echo(comparison.results.to_json())
+        typer.echo(printable_json(comparison.results.to_json()))
     else:
         print_results(Console(), comparison.results)

@@ -13,6 +13,10 @@ def command(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="Further name that browsers may call the page by, behind a proxy; may be repeated."),
+    ] = None,
     open_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
     """Serve the demo on this machine (127.0.0.1 only). Needs the extra 'demo'."""
@@ -28,6 +32,7 @@ def command(
     from vlm_guard.demo.app import build_app, launch_options
     from vlm_guard.eval.run.models import load_model
 
+    options = launch_options(port, allow_host or ())
     small = model == "builtin"
     if small and device in ("auto", "cpu"):
         # Its matrices are so small that two threads wait for each other longer than they compute.
@@ -35,4 +40,4 @@ def command(
     loaded = load_model(model, device=device, dtype=dtype)
     app = build_app(loaded.model, loaded.processor, data, opening=small)
     free_port(port)  # somebody else may have taken it meanwhile
-    app.launch(**launch_options(port), inbrowser=open_browser)
+    app.launch(**options, inbrowser=open_browser)

@@ -38,17 +38,20 @@ def command(
         raise FileNotFoundError(f"there is no picture {image}")
     from vlm_guard.eval.run.settings import parse_methods
     from vlm_guard.method.method_text import parse_options
+    from vlm_guard.untrusted.picture_reader import read_picture
+    from vlm_guard.untrusted.printed_text import printable, printable_json
 
+    picture = read_picture(image)
     specs = parse_methods(method or ["var"], parse_options(options or []))
     from vlm_guard.eval.run.ask import ask
-    from vlm_guard.eval.run.generation import Decoding, read_image
+    from vlm_guard.eval.run.generation import Decoding
     from vlm_guard.eval.run.models import load_model
     from vlm_guard.eval.scenes.recognise import note_about
 
     loaded = load_model(model, dtype=dtype, device=device, device_map=device_map, trust_remote_code=trust_remote_code)
     answers = ask(
         loaded,
-        image,
+        picture,
         prompt,
         specs,
         decoding=Decoding(do_sample=sample),
@@ -56,13 +59,13 @@ def command(
         seed=seed,
         attention_backend=attention_backend,
     )
-    if note := note_about(model, read_image(image)):
+    if note := note_about(model, picture):
         # Not among the answers, which may be piped on.
         print(f"note: {note}", file=sys.stderr)
     if as_json:
-        print(json.dumps([asdict(answer) for answer in answers], indent=2, ensure_ascii=False))
+        print(printable_json(json.dumps([asdict(answer) for answer in answers], indent=2, ensure_ascii=False)))
         return
     for answer in answers:
         if len(answers) > 1:
-            print(f"[{answer.method}, {answer.tokens} tokens, {answer.seconds:.2f} s]")
-        print(answer.text)
+            print(f"[{printable(answer.method)}, {answer.tokens} tokens, {answer.seconds:.2f} s]")
+        print(printable(answer.text))

@@ -39,6 +39,9 @@ def command(
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
+
+    from vlm_guard.untrusted.printed_text import one_line
 
     console = Console()
     for section in ("model", "profile"):
@@ -46,13 +49,13 @@ def command(
         table.add_column(style="dim")
         table.add_column()
         for key, value in report[section].items():
-            table.add_row(key, str(value))
+            table.add_row(key, Text(one_line(str(value))))
         console.print(table)
     table = Table(box=None, title="methods", title_justify="left", title_style="bold", header_style="dim")
     for column in ("method", "layers", "verdict"):
         table.add_column(column)
     for row in report["methods"]:
-        table.add_row(row["method"], row["layers"], row["verdict"])
+        table.add_row(row["method"], row["layers"], Text(one_line(row["verdict"])))
     console.print(table)
     if attention:
         console.print_json(json.dumps(report["attention"]))

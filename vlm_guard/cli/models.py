@@ -6,7 +6,7 @@ import typer
 
 
 def command(as_json: Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")] = False) -> None:
-    """List the model families that are tested, and those that are refused with the reason."""
+    """List the model families: tested, accepted after a check, or refused with the reason."""
     import json
 
     from vlm_guard.families.table import model_rows
@@ -27,6 +27,6 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="Print machine-
     console.print(table)
     console.print(
         "\nAny other model whose decoder uses transformers' attention interface and marks images by "
-        "config.image_token_id\nis accepted too; it is just not in the tests.",
+        "config.image_token_id\nis accepted after the same check, which wrap makes on the model itself.",
         style="dim",
     )

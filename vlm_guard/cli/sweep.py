@@ -32,6 +32,7 @@ def command(
     from vlm_guard.eval.report.console import ProgressBar
     from vlm_guard.eval.run.settings import read_settings
     from vlm_guard.eval.run.strength_sweep import methods_to_sweep, sweep
+    from vlm_guard.eval.tasks.shared.registry import task_class
 
     method = method or methods_to_sweep(model, device)
     settings = read_settings(
@@ -43,13 +44,16 @@ def command(
         return
     console = Console()
     table = Table(box=None, title=f"{model} on {report['data']}, {report['images']} images, in percent")
-    for column in ("setting", "CHAIR_i", "change", "recall", "change", ""):
+    names = {column.metric: column.label.rstrip(" ↑↓") for column in task_class(report["task"]).columns}
+    lower, keep = report["lower"], report["keep"]
+    for column in ("setting", names.get(lower, lower), "change", names.get(keep, keep), "change", ""):
         table.add_column(column, justify="left" if column == "setting" else "right", overflow="fold")
     rows = [(report["baseline"], False)]
     rows += [(point, point["label"] == entry["chosen"]) for entry in report["methods"] for point in entry["points"]]
     for point, chosen in rows:
-        cells = [f"{100 * point['chair_i']:.1f}", f"{100 * point.get('chair_i_change', 0):+.1f}"]
-        cells += [f"{100 * point['recall']:.1f}", f"{100 * point.get('recall_change', 0):+.1f}"]
+        cells = []
+        for name in (lower, keep):
+            cells += [f"{100 * point[name]:.1f}", f"{100 * point.get(f'{name}_change', 0):+.1f}"]
         table.add_row(point["label"], *cells, "use this" if chosen else "")
     console.print(table)
     console.print(f"\nsweep: {out / 'sweep.json'}", soft_wrap=True, markup=False, highlight=False)

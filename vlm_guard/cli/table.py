@@ -15,12 +15,13 @@ def command(
     """Write the results as a table with paired differences."""
     from vlm_guard.eval.report.compare import compare_runs
     from vlm_guard.eval.report.tables import FORMATS, render_table
+    from vlm_guard.untrusted.printed_text import printable, printable_json
     from vlm_guard.whole_files import write_atomically
 
     if style not in FORMATS:
         raise ValueError(f"the table format is {style!r}; it must be one of {', '.join(FORMATS)}")
     text = render_table(compare_runs(folders, baseline).results, style)
     if out is None:
-        typer.echo(text, nl=False)
+        typer.echo(printable_json(text) if style == "json" else printable(text), nl=False)
     else:
         write_atomically(out, text)

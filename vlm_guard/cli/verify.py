@@ -43,6 +43,7 @@ def command(
     from vlm_guard.eval.run.prompting import find_template
     from vlm_guard.kernels.benchmark.measure import describe_machine, write_json
     from vlm_guard.method.registry import method_class
+    from vlm_guard.untrusted.printed_text import printable
 
     for name in method or ():
         if not name.isidentifier():
@@ -80,6 +81,6 @@ def command(
     if json_file is not None:
         write_json(json_file, found)
         report(f"written to {json_file}")
-    print(verify_text(found))
+    print(printable(verify_text(found)))
     if found["state"] != "passed":
         raise typer.Exit(1)

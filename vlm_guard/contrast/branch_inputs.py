@@ -13,23 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
-from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
 
-from vlm_guard.method.branch_prompt import BranchPrompt
 from vlm_guard.method.contrasting import Branch
+from vlm_guard.method.model_inputs import TOKEN_TYPES, image_inputs, token_types
 from vlm_guard.runtime.embedded_prompt import PromptEmbedder
-
-TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
-_NOT_IMAGES = {
-    "input_ids",
-    "inputs",
-    "attention_mask",
-    "position_ids",
-    "past_key_values",
-    "negative_prompt_ids",
-    "negative_prompt_attention_mask",
-    *TOKEN_TYPES,
-}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,21 +44,6 @@ def given_inputs(input_ids: Tensor, model_kwargs: dict[str, Any]) -> BranchInput
     mask = model_kwargs.get("attention_mask")
     mask = torch.ones_like(input_ids) if mask is None else mask
     return BranchInputs(input_ids=input_ids, attention_mask=mask, model_kwargs=dict(model_kwargs))
-
-
-def image_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The inputs of `generate` that belong to images: tensors that are neither ids, masks nor token types."""
-    return {
-        name: value
-        for name, value in inputs.items()
-        if name not in _NOT_IMAGES
-        and (isinstance(value, Tensor) or (name in MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL and value is not None))
-    }
-
-
-def token_types(prompt: BranchPrompt, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The token types of a prompt [B, P'], from those given to `generate` for the prompt that it was made from."""
-    return {name: prompt.follow(inputs[name]) for name in TOKEN_TYPES if isinstance(inputs.get(name), Tensor)}
 
 
 def prepare_branch(

@@ -32,7 +32,8 @@ class EarlyStates:
         self._norm = final_norm(model) if getattr(method, "final_norm", False) else None
         self._finish = after_output_embeddings(model)
         self._states: dict[int, Tensor] = {}
-        modules = {entry.index: entry.layer for entry in architecture.layers}
+        # All layers: in some families only some of them are attention.
+        modules = architecture.decoder_layers
         self._hooks = [
             modules[layer].register_forward_pre_hook(partial(self._keep, layer), with_kwargs=True) for layer in layers
         ]

@@ -53,7 +53,8 @@ class LayerContrastModel(StandIn):
         self._finish = after_output_embeddings(model)
         self._last: dict[int, Tensor] = {}
         self._early: Tensor | None = None
-        modules = {entry.index: entry.layer for entry in architecture.layers}
+        # All layers: in some families only some of them are attention.
+        modules = architecture.decoder_layers
         self._hooks = [
             modules[layer].register_forward_pre_hook(partial(self._keep, layer), with_kwargs=True) for layer in layers
         ]

@@ -18,6 +18,7 @@ from vlm_guard.contrast.branch_cache import prompt_cache
 from vlm_guard.contrast.branch_inputs import BranchInputs, given_inputs, prepare_branch
 from vlm_guard.contrast.branched_generate import ContrastGenerate
 from vlm_guard.method.contrasting import Branch
+from vlm_guard.runtime.installation import GUARD_ATTRIBUTE
 
 if TYPE_CHECKING:
     from vlm_guard.method.base import Method
@@ -68,8 +69,6 @@ class ContrastLogitsProcessor(LogitsProcessor):
         Returns:
             [N, V] float32.
         """
-        from vlm_guard.guard import GUARD_ATTRIBUTE
-
         target = self.generate.target
         if GUARD_ATTRIBUTE in target.model.__dict__:
             raise ValueError("the model is guarded, which would edit the branch too; give the method to wrap instead")

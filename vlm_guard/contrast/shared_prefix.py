@@ -14,14 +14,12 @@ from transformers import DynamicCache
 from vlm_guard.contrast.branch_cache import RoomyLayer
 from vlm_guard.contrast.branch_inputs import BranchInputs
 from vlm_guard.method.contrasting import Branch
+from vlm_guard.method.hooks import needs_whole_prompt
 from vlm_guard.method.visual_tokens import visual_mask, wanted_rows
 
 if TYPE_CHECKING:
     from vlm_guard.method.attention_calls import BoundMethod
     from vlm_guard.method.base import Sign
-
-# Stations whose effect reaches rows in front of the picture, or which must see a prompt from its first token on.
-_WHOLE_PROMPT = ("attach", "begin_forward", "observe_hidden")
 
 
 def common_prefix(first: BranchInputs, second: BranchInputs) -> int:
@@ -45,6 +43,7 @@ def shared_prefix(
     methods: "tuple[BoundMethod, ...]",
     second_sign: "Sign",
     visual_token_ids: tuple[int, ...],
+    marker_ids: tuple[int, ...] = (),
 ) -> int:
     """How many leading columns of the second branch need not be read; 0 where nothing can be shared.
 
@@ -56,6 +55,7 @@ def shared_prefix(
         methods: the methods of the guard; rows that they edit differ between branches.
         second_sign: the side of the second branch.
         visual_token_ids: ids that stand for patches of images and videos.
+        marker_ids: ids of markers that the model embeds together with the image they stand around.
     """
     causal = "token_type_ids" not in second.model_kwargs  # where they are given, images or prompts look ahead
     if branch.images != "same" or not causal or any(type(layer) is not RoomyLayer for layer in cache.layers):
@@ -64,9 +64,7 @@ def shared_prefix(
         method = bound.method
         if method.edits_attention() and method.rows == "all":
             return 0
-        if any(method.overrides(name) for name in _WHOLE_PROMPT) and (
-            method.edited_branch == second_sign or method.overrides("attach") or method.overrides("begin_forward")
-        ):
+        if needs_whole_prompt(method, second_sign):
             return 0
     length = min(common_prefix(first, second), second.length - 1)
     visual = visual_mask(second.input_ids, visual_token_ids)
@@ -75,7 +73,7 @@ def shared_prefix(
         edited = wanted_rows("text", visual, 0, second.length, second.length, real).any(0)
         length = min(length, int(edited.to(torch.int8).argmax()))
     # What is left to read must not need image features, which are counted from the start of the prompt.
-    return 0 if bool(visual[:, length:].any()) else length
+    return 0 if bool(visual_mask(second.input_ids[:, length:], visual_token_ids + marker_ids).any()) else length
 
 
 def copy_prefix(

@@ -1,7 +1,7 @@
 """How a model is shaped: its decoder layers, the attention modules that can be edited, and its visual token ids.
 
 This is the only place that looks into model classes. What differs between families stands in their entries
-(`vlm_guard/architectures/`); the generic entry fits every model whose decoder dispatches attention through
+(`vlm_guard/families/known/`); the generic entry fits every model whose decoder dispatches attention through
 transformers' interface and whose image positions are placeholder ids in `input_ids`.
 """
 
@@ -11,7 +11,7 @@ from functools import cache
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from vlm_guard.families.family import ArchitectureEntry, entry_of
 
@@ -25,12 +25,15 @@ class AttentionLayer:
         layer: the layer.
         attention: its attention module.
         reads_image: whether the module is a cross-attention whose keys are the image, all of them visual.
+        last_rows_only: whether the layer reads an earlier layer's keys and values, so that of a prompt it computes only
+            the rows whose logits are wanted: in `generate`, the last one.
     """
 
     index: int
     layer: nn.Module
     attention: nn.Module
     reads_image: bool = False
+    last_rows_only: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,6 +48,7 @@ class Architecture:
         depth: number of decoder layers.
         layers: the decoder layers whose attention goes through the interface, ascending.
         visual_token_ids: placeholder ids of images and videos.
+        marker_ids: ids of markers that the model embeds together with the image they stand around.
         hidden_size: width of the decoder.
         heads: query heads of a layer.
     """
@@ -55,6 +59,7 @@ class Architecture:
     depth: int
     layers: tuple[AttentionLayer, ...]
     visual_token_ids: tuple[int, ...]
+    marker_ids: tuple[int, ...]
     hidden_size: int
     heads: int
 
@@ -134,31 +139,69 @@ def describe_architecture(model: PreTrainedModel) -> Architecture:
         )
     token_ids = _visual_token_ids(model, entry)
     if not token_ids:
-        raise ValueError(
-            f"{type(model).__name__} ({model_type}) has no image_token_id in its configuration: it is a text model, "
-            "or it feeds images past the prompt; see 'vlm-guard models'"
-        )
+        raise ValueError(_no_token_ids(model, entry))
     text = model.config.get_text_config(decoder=True)
     return Architecture(
         entry=entry,
         model_type=model_type,
         generator=generator,
-        depth=text.num_hidden_layers,
+        depth=_size(text, "num_hidden_layers", model_type),
         layers=layers,
         visual_token_ids=token_ids,
-        hidden_size=text.hidden_size,
-        heads=text.num_attention_heads,
+        marker_ids=tuple(id_ for name in entry.marker_id_fields for id_ in _field(model.config, name) or ()),
+        hidden_size=_size(text, "hidden_size", model_type),
+        heads=_size(text, "num_attention_heads", model_type),
     )
 
 
+def _size(text: PreTrainedConfig, name: str, model_type: str) -> int:
+    """One size that all decoder layers have.
+
+    Raises:
+        ValueError: they differ, or the configuration does not tell.
+    """
+    try:
+        size = getattr(text, name, None)
+    except RuntimeError:  # transformers' answer where layers have their own.
+        size = None
+    if not isinstance(size, int):
+        raise ValueError(
+            f"{model_type} models cannot be guarded: their configuration gives no {name} that holds for every decoder "
+            "layer, and methods need one; see 'vlm-guard models' for families that work"
+        )
+    return size
+
+
 def _visual_token_ids(model: PreTrainedModel, entry: ArchitectureEntry) -> tuple[int, ...]:
-    found = [getattr(model.config, name, None) for name in entry.token_id_fields]
+    found = [_field(model.config, name) for name in entry.token_id_fields]
     return tuple(dict.fromkeys(value for value in found if isinstance(value, int) and value >= 0))
+
+
+def _field(config: PreTrainedConfig, name: str) -> object:
+    """A field of the configuration, or after a dot one of a part of it."""
+    found: object = config
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
+def _no_token_ids(model: PreTrainedModel, entry: ArchitectureEntry) -> str:
+    """Why a model without ids of visual tokens is refused."""
+    name = f"{type(model).__name__} ({model.config.model_type})"
+    sees = any("vision" in part or "image" in part for part in model.config.to_dict())
+    if not sees:
+        return f"{name} has no part that reads images in its configuration: it is a text model; see 'vlm-guard models'"
+    return (
+        f"{name} reads images, but its configuration has none of {', '.join(entry.token_id_fields)}, so its visual "
+        "tokens cannot be found in a prompt; where another field holds their id, set that one, or register an entry "
+        "with token_id_fields (docs/new-family.md)"
+    )
 
 
 def _attention_layers(model: PreTrainedModel, entry: ArchitectureEntry) -> tuple[AttentionLayer, ...]:
     decoder = model.get_submodule(entry.decoder) if entry.decoder else model.get_decoder()
     modules = dict(decoder.named_modules())
+    first_sharing = getattr(decoder, "first_kv_shared_layer_idx", None)
     found = []
     for name, module in modules.items():
         if not dispatches_attention(type(module)) or "vision" in name:
@@ -168,7 +211,9 @@ def _attention_layers(model: PreTrainedModel, entry: ArchitectureEntry) -> tuple
         index = getattr(module, "layer_idx", None)
         if parent is not None:
             index = len(found) if index is None else index
-            found.append(AttentionLayer(index, parent, module, reads_image=own_name == entry.cross_attention))
+            reads_image = own_name == entry.cross_attention
+            last_rows_only = first_sharing is not None and index >= first_sharing
+            found.append(AttentionLayer(index, parent, module, reads_image, last_rows_only))
     return tuple(sorted(found, key=lambda layer: layer.index))
 
 

@@ -1,6 +1,6 @@
 """What a model family is, in one declarative entry, and how the entry of a model is found.
 
-Every file of `vlm_guard/architectures/` holds entries of related families; other packages offer theirs in the
+Every file of `vlm_guard/families/known/` holds entries of related families; other packages offer theirs in the
 entry-point group `vlm_guard.families.known`, or by `register_architecture`. A model without an entry is served by
 `GENERIC`, which fits whatever sends its decoder attention through transformers' interface and marks images by
 placeholder ids in `input_ids`.
@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module, metadata
 from pathlib import Path
+from runpy import run_path
 
 from vlm_guard.families.image_grids import PatchGrid, grid_of_inputs
 
+KNOWN = Path(__file__).parent / "known"
 ENTRY_POINT_GROUP = "vlm_guard.families.known"
 
 _REGISTERED: dict[str, "ArchitectureEntry"] = {}
@@ -31,7 +33,11 @@ class ArchitectureEntry:
         zoo: names of the test models.
         note: what is special about it, for the model table.
         refused: why such models cannot be guarded; then nothing else counts.
-        token_id_fields: fields of the configuration that hold the placeholder ids of images and videos.
+        unbuilt: why the tests can build no model of it ("its ...").
+        token_id_fields: fields of the configuration that hold the placeholder ids of images and videos; those of a
+            part of it after a dot ("vision_config.image_token_id").
+        marker_id_fields: fields of the configuration with the ids of markers around an image that the model embeds with
+            it, so that a pass over them needs the image too.
         decoder: dotted path of the module with the decoder layers, where `model.get_decoder()` is not it.
         generator: dotted path of the inner language model, for families whose own `generate` hands embeddings to it.
         cross_attention: name of the attention module in layers that read images by cross-attention; their keys are
@@ -49,7 +55,9 @@ class ArchitectureEntry:
     zoo: tuple[str, ...] = ()
     note: str = ""
     refused: str = ""
+    unbuilt: str = ""
     token_id_fields: tuple[str, ...] = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+    marker_id_fields: tuple[str, ...] = ()
     decoder: str = ""
     generator: str = ""
     cross_attention: str = ""
@@ -92,22 +100,33 @@ def entry_of(model_type: str) -> ArchitectureEntry:
     return (_shipped() | _REGISTERED).get(model_type, GENERIC)
 
 
-@cache
-def _shipped() -> dict[str, ArchitectureEntry]:
-    """By model type, the entries of this package's files, then those of entry points.
+def entries_in(folder: Path) -> dict[str, ArchitectureEntry]:
+    """The entries of the files of a folder, by model type.
 
     Raises:
-        ValueError: two files claim the same model type.
+        ValueError: two of them claim the same model type.
     """
-    names = sorted(path.stem for path in (Path(__file__).parent / "known").glob("[!_]*.py"))
-    modules = [import_module(f"vlm_guard.families.known.{name}") for name in names]
     found: dict[str, ArchitectureEntry] = {}
-    for module in modules:
-        for entry in (value for value in vars(module).values() if isinstance(value, ArchitectureEntry)):
+    for path in sorted(folder.glob("[!_]*.py")):
+        for entry in (value for value in _names_of(path).values() if isinstance(value, ArchitectureEntry)):
             for model_type in entry.model_types:
                 if model_type in found:
-                    raise ValueError(f"{module.__name__} has a second entry for the model type {model_type!r}")
+                    raise ValueError(f"{path.name} has a second entry for the model type {model_type!r}")
                 found[model_type] = entry
+    return found
+
+
+def _names_of(path: Path) -> dict[str, object]:
+    """What a file defines; a file of this package is imported under its own name."""
+    if path.parent == KNOWN:
+        return vars(import_module(f"vlm_guard.families.known.{path.stem}"))
+    return run_path(str(path))
+
+
+@cache
+def _shipped() -> dict[str, ArchitectureEntry]:
+    """By model type, the entries of this package's files, then those of entry points."""
+    found = entries_in(KNOWN)
     for point in metadata.entry_points(group=ENTRY_POINT_GROUP):
         entry = point.load()
         found.update(dict.fromkeys(entry.model_types, entry))

@@ -35,6 +35,14 @@ def grid_of_merged_patches(config: PreTrainedConfig, inputs: Mapping[str, Any], 
     return [(height // merge, width // merge) for _, height, width in sizes]
 
 
+def grid_of_merge_sizes(config: PreTrainedConfig, inputs: Mapping[str, Any], tokens: int) -> list[Grid]:
+    """Packed patches with `image_grid_thw` and a merge size for each image in `image_merge_sizes` (VideoLLaMA 3)."""
+    if not isinstance(inputs.get("image_merge_sizes"), Tensor):
+        raise ValueError("the processor's image_merge_sizes are needed to tell the grid of every image")
+    sizes = zip(inputs["image_grid_thw"].tolist(), inputs["image_merge_sizes"].tolist(), strict=True)
+    return [(height // merge, width // merge) for (_, height, width), merge in sizes]
+
+
 def grid_of_sizes(config: PreTrainedConfig, inputs: Mapping[str, Any], tokens: int) -> list[Grid]:
     """Images padded to a common size with their own in `image_sizes` (Pixtral, Mistral 3)."""
     if not isinstance(inputs.get("image_sizes"), Tensor):

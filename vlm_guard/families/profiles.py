@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from vlm_guard.untrusted.json_files import read_json, text_field
+from vlm_guard.untrusted.printed_text import shown
 from vlm_guard.whole_files import write_atomically
 
 SHIPPED = Path(__file__).resolve().parents[1] / "profiles"
@@ -98,8 +100,13 @@ def read_profile(path: Path) -> Profile:
         ValueError: the file is not a profile.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        name = data["name"]
+        data = read_json(path)
+        if not isinstance(data, dict) or not isinstance(data.get("facts"), dict) or not isinstance(data["match"], dict):
+            raise ValueError("it needs 'name', 'match' and 'facts'")
+        for fact_name, fact in data["facts"].items():
+            if not isinstance(fact, dict):
+                raise ValueError(f"the fact {shown(fact_name)} is {shown(fact)}")
+        name = text_field(data, "name", "it")
         facts = {key: Fact(**fact) for key, fact in data["facts"].items()}
         settings = {
             method: {

@@ -17,6 +17,7 @@ from vlm_guard.method.visual_tokens import RowSelection
 
 if TYPE_CHECKING:
     from vlm_guard.guard import Guard
+    from vlm_guard.method.target import GuardTarget
 
 SLOT = "_vlm_guard_slot"
 WATCHER = "_vlm_guard_watcher"
@@ -75,6 +76,7 @@ class AttentionCall:
     """What an attention processor sees of one attention call.
 
     Attributes:
+        method: name of the method that is asked.
         layer: index of the decoder layer.
         module: the attention module (its weights may be elsewhere: use the tensors, not the module).
         query: [B, H, Q, D] all current queries. key: [B, G, K, D]. value: [B, G, K, Dv].
@@ -88,6 +90,7 @@ class AttentionCall:
             there are none.
     """
 
+    method: str
     layer: int
     module: nn.Module
     query: Tensor
@@ -135,6 +138,16 @@ class AttentionCall:
     def guard(self) -> "Guard":
         """The guard of the model."""
         return getattr(self.module, SLOT).guard
+
+    @property
+    def target(self) -> "GuardTarget":
+        """The model."""
+        return self.guard.target
+
+    @property
+    def found(self) -> SimpleNamespace:
+        """What the method keeps of this `generate` call apart from any decoder layer, `guard.findings(name)`."""
+        return self.guard.findings(self.method)
 
     @property
     def state_impl(self) -> str | None:

@@ -7,22 +7,28 @@ and the test matrix. It holds no state: what it learns about one generation live
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+from vlm_guard.method.option_types import check_type
+from vlm_guard.untrusted.printed_text import shown
+
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vlm_guard.families.profiles import Setting
-    from vlm_guard.guard import Guard
+    from vlm_guard.families.layer_parts import Part
+    from vlm_guard.families.profiles import Fact, Setting
     from vlm_guard.kernels.attention_edit import AttentionEdit
     from vlm_guard.method.attention_calls import AttentionCall, HiddenCall
     from vlm_guard.method.contrasting import Branch, ContrastCall
     from vlm_guard.method.findings import Finding, FindingsCall
     from vlm_guard.method.forward_call import ForwardCall, InputsCall
+    from vlm_guard.method.hidden_edit_call import HiddenEditCall
+    from vlm_guard.method.measure_call import MeasureCall
     from vlm_guard.method.target import GuardTarget
+    from vlm_guard.method.vision_calls import VisionEditCall, VisionPassCall, VisionPlan, VisionRowCall
 
 RowScope = Literal["all", "text", "answer"]
 Sign = Literal["positive", "negative"]
@@ -84,6 +90,7 @@ class Method:
         needs: what must be there: "processor", "second branch", "calibration", "gradients".
         rows: the query rows its attention edit is for: "text" (text rows after the first visual token and every
             generated row), "answer" (the last prompt row and every generated row) or "all".
+        hidden_rows: the rows whose hidden states `edit_hidden` gets, in the same words.
         steady: whether all decode steps after a prompt use the same edit, which is then asked for once; it must not
             depend on what the queries, keys and values of a step contain.
         whole_prompt: the rows of a prompt that it must see in one pass ("all", "text"), because it learns from them as
@@ -93,6 +100,7 @@ class Method:
             or a steady edit, or a contrast of logits. Without it the steps run uncompiled.
         observes_hidden: whether `observe_hidden` wants the hidden states that enter the layers.
         edited_branch: with a contrast branch, the side whose rows its attention edit and observations are for.
+        measurement: what `measure` finds out about a model: its name for `vlm-guard calibrate --only`, and a few words.
         cross_attention: why it means nothing for models that read images in cross-attention layers, all of whose keys
             are visual while self-attention has no visual keys; empty where it does mean something. It counts for
             methods that act before the logits.
@@ -104,12 +112,14 @@ class Method:
     stations: ClassVar[tuple[Station, ...]] = ()
     needs: ClassVar[tuple[str, ...]] = ()
     rows: ClassVar[RowScope] = "text"
+    hidden_rows: ClassVar[RowScope] = "answer"
     steady: ClassVar[bool] = False
     whole_prompt: ClassVar[RowScope | None] = None
     counts_steps: ClassVar[bool] = False
     compiles: ClassVar[bool] = False
     observes_hidden: ClassVar[bool] = False
     edited_branch: ClassVar[Sign] = "positive"
+    measurement: ClassVar[tuple[str, str] | None] = None
     cross_attention: ClassVar[str] = "it tells visual keys from the others of a row, and no row has both kinds there"
 
     # By option what set it: "given", "published", or the profile that has it for the model; absent is the default.
@@ -126,7 +136,7 @@ class Method:
             departing = (item for item in fields(self) if "published" in item.metadata)
             self._take({item.name: (item.metadata["published"], PUBLISHED) for item in departing})
         for item in fields(self):
-            _check_option(self.name or type(self).__name__, item, getattr(self, item.name))
+            _check_option(type(self), item, getattr(self, item.name))
 
     def with_settings(self, settings: "Mapping[str, Setting]") -> Self:
         """The same method with a model's published settings, for the options that were not given.
@@ -147,7 +157,7 @@ class Method:
         object.__setattr__(method, "_sources", dict(self._sources))
         method._take({name: (setting.value, setting.origin) for name, setting in values.items()})
         for item in fields(method):
-            _check_option(self.name, item, getattr(method, item.name))
+            _check_option(type(self), item, getattr(method, item.name))
         return method
 
     def _take(self, values: "Mapping[str, tuple[Any, str]]") -> None:
@@ -173,6 +183,13 @@ class Method:
 
         return select_layers_of(getattr(self, "layers", "all"), target)
 
+    def prompt_layers(self, target: "GuardTarget") -> tuple[int, ...]:
+        """The decoder layers of which it must see more rows of a prompt than the last; none by default.
+
+        A method with `whole_prompt` must see those of all its layers, unless it says which.
+        """
+        return self.active_layers(target) if self.whole_prompt is not None else ()
+
     def observe_hidden(self, call: "HiddenCall") -> None:
         """See the hidden state entering a layer while the prompt is read; may store findings in `call.memory`."""
 
@@ -180,13 +197,32 @@ class Method:
         """The attention processor of this method: the edit for the rows of this call, or None for no change."""
         return None
 
-    def attach(self, guard: "Guard", prepared: Any) -> "Iterable[Callable[[], Any]]":
-        """Put hooks of its own on the model (vision tower, sub-layers) when it is wrapped.
+    def hidden_parts(self, target: "GuardTarget", prepared: Any) -> "Mapping[Part, Sequence[int]]":
+        """The decoder layers whose parts `edit_hidden` gets; by default the residual stream behind its `layers`.
 
-        Returns:
-            What undoes them, called in reverse order when the guard is removed.
+        Parts are "attention" and "mlp", what these add to the residual stream, and "residual", the stream itself.
         """
-        return ()
+        from vlm_guard.families.layers import select_layers_of
+
+        return {"residual": select_layers_of(getattr(self, "layers", "all"), target)}
+
+    def edit_hidden(self, call: "HiddenEditCall") -> "Tensor | None":
+        """Other hidden states [B, R, hidden size] than `call.hidden`, or None to leave them."""
+        return None
+
+    def vision_plan(self, target: "GuardTarget", prepared: Any) -> "VisionPlan | None":
+        """Where it acts in the vision tower, for a method with one of the three hooks below; None for nowhere."""
+        return None
+
+    def begin_vision(self, call: "VisionPassCall") -> None:
+        """Look at images before they enter the vision tower; may keep findings in `call.memory`."""
+
+    def observe_vision(self, call: "VisionRowCall") -> None:
+        """See one attention row of a layer of the vision tower (`VisionPlan.watched`)."""
+
+    def edit_vision(self, call: "VisionEditCall") -> "Tensor | None":
+        """Other hidden states [N, T, C] of the vision tower than `call.hidden`, or None to leave them."""
+        return None
 
     def edit_inputs(self, call: "InputsCall") -> "dict[str, Any] | None":
         """Other arguments for this `generate` call than the given `call.inputs`, or None to leave them."""
@@ -214,6 +250,17 @@ class Method:
     def combine_layers(self, final: "Tensor", early: "Tensor", layers: tuple[int, ...]) -> "Tensor":
         """The final logits [B, V] and those of the early `layers` [E, B, V] as one [B, V]."""
         return final
+
+    # -- what it must know ------------------------------------------------------------------------------------
+
+    @classmethod
+    def measure(cls, call: "MeasureCall") -> "Mapping[str, Fact]":
+        """Measure facts about a model, for its profile; for a method with a `measurement`.
+
+        Raises:
+            ValueError: the model does not allow it; the message says why.
+        """
+        return {}
 
     # -- what it learned --------------------------------------------------------------------------------------
 
@@ -250,13 +297,13 @@ class Method:
         return {"method": self.name, "options": options, "sources": dict(self._sources)}
 
 
-def _check_option(method: str, item: Field, value: Any) -> None:
+def _check_option(cls: type[Method], item: Field, value: Any) -> None:
+    method = cls.name or cls.__name__
+    check_type(method, cls, item, value)
     allowed, choices = item.metadata.get("range"), item.metadata.get("choices")
     if choices is not None and value not in choices:
-        raise ValueError(f"{method}: option {item.name} is {value!r}; allowed: {', '.join(choices)}")
+        raise ValueError(f"{method}: option {item.name} is {shown(value)}; allowed: {', '.join(choices)}")
     if allowed is None or value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{method}: option {item.name} must be a number, given {value!r}")
     if not math.isfinite(value) or not allowed[0] <= value <= allowed[1]:
-        raise ValueError(f"{method}: option {item.name} is {value!r}; allowed: {allowed[0]} to {allowed[1]}")
+        raise ValueError(f"{method}: option {item.name} is {shown(value)}; allowed: {allowed[0]} to {allowed[1]}")

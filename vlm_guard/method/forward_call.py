@@ -1,10 +1,13 @@
 """What a method sees of a `generate` call and of a forward pass before they run."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vlm_guard.guard import Guard
     from vlm_guard.method.state import GenerationState
 
@@ -19,6 +22,9 @@ class InputsCall:
         images: the pictures given beside them (`images=`), or None.
         findings: what the method keeps for this call, `guard.findings(name)`.
         prepared: what `Method.prepare` returned.
+        paired_attention: where two greedy answers of the bare model look. Called with the given prompt, a pair of
+            prompts made from it, inputs of `generate`, layers and the number of steps; returns for each of the pair,
+            for each row [T, layers, P] float32 attention of the rows that predict its T tokens, mean over heads.
     """
 
     guard: "Guard"
@@ -26,6 +32,7 @@ class InputsCall:
     images: Any
     findings: SimpleNamespace
     prepared: Any
+    paired_attention: "Callable[..., tuple[list[Tensor], list[Tensor]]]"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -15,6 +15,8 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from vlm_guard.untrusted.printed_text import shown
+
 _FILE = r"(?:[A-Za-z]:[\\/])?[^+:]+\.py(?::[A-Za-z_]\w*(?=[:+]|$))?"
 _CLASS = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*(?=[:+]|$)"
 _OUTSIDE = re.compile(rf"{_FILE}|{_CLASS}")
@@ -54,7 +56,7 @@ def parse_options(pairs: Collection[str], place: str = "--set") -> dict[str, str
     for pair in pairs:
         name, found, value = pair.partition("=")
         if not found or not name.strip():
-            raise ValueError(f"{place} takes METHOD.OPTION=VALUE such as var.move_fraction=0.5, given {pair!r}")
+            raise ValueError(f"{place} takes METHOD.OPTION=VALUE such as var.move_fraction=0.5, given {shown(pair)}")
         options[name.strip()] = value.strip()
     return options
 

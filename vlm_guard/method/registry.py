@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import Field, fields
+from dataclasses import fields
 from functools import cache
 from importlib import import_module, metadata
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from vlm_guard.method.base import Method
 from vlm_guard.method.method_text import is_outside, parse_method_text
+from vlm_guard.method.option_types import from_text
 
 ENTRY_POINT_GROUP = "vlm_guard.methods"
 
@@ -113,25 +114,12 @@ def make_method(name: str, options: Mapping[str, Any]) -> Method:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"{name} has no option {key!r}.{hint} Its options: {', '.join(known) or 'none'}")
-    return cls(**{key: _convert(name, known[key], value) for key, value in options.items()})
-
-
-def _convert(method: str, item: Field, value: Any) -> Any:
-    """Command-line text to the type of the option's default."""
-    if not isinstance(value, str) or isinstance(item.default, str):
-        return value
-    if value.lower() in ("none", "null"):
-        return None
-    if isinstance(item.default, bool):
-        if value.lower() not in ("true", "false", "1", "0", "yes", "no"):
-            raise ValueError(f"{method}: option {item.name} must be true or false, given {value!r}")
-        return value.lower() in ("true", "1", "yes")
-    if item.metadata.get("range") is not None:
-        try:
-            return int(value) if isinstance(item.default, int) else float(value)
-        except ValueError:
-            raise ValueError(f"{method}: option {item.name} must be a number, given {value!r}") from None
-    return value
+    return cls(
+        **{
+            key: from_text(name, cls, known[key], value) if isinstance(value, str) else value
+            for key, value in options.items()
+        }
+    )
 
 
 def resolve_methods(

@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vlm_guard.families.architecture import Architecture
+from vlm_guard.families.layers import layer_ranges
+from vlm_guard.method.hooks import acts_before_logits
 
 if TYPE_CHECKING:
     from vlm_guard.method.base import Method
     from vlm_guard.method.target import GuardTarget
 
-_INSIDE = ("edit_attention", "observe_hidden", "begin_forward", "attach", "edit_inputs")
-
 
 def refuse_unmet_needs(methods: "Sequence[Method]", target: "GuardTarget") -> None:
-    """Refuse methods without their processor, and those that mean nothing where images are read by cross-attention.
+    """Refuse methods without their processor, and those that mean nothing, or cannot see, in this model's layers.
 
     Raises:
         ValueError: with the method and the reason.
@@ -21,12 +21,26 @@ def refuse_unmet_needs(methods: "Sequence[Method]", target: "GuardTarget") -> No
     for method in methods:
         if "processor" in method.needs and target.processor is None:
             raise ValueError(f"{method.name} needs the model's processor: wrap(model, processor, {method.name!r})")
-        inside = any(method.overrides(station) for station in _INSIDE)
-        if target.architecture.entry.cross_attention and inside and method.cross_attention:
+        if target.architecture.entry.cross_attention and acts_before_logits(method) and method.cross_attention:
             raise ValueError(
                 f"{method.name} means nothing for {target.architecture.model_type}, which reads its images in "
                 f"cross-attention layers: {method.cross_attention}; vhr and the contrast methods work there"
             )
+        _refuse_unseen_rows(method, target)
+
+
+def _refuse_unseen_rows(method: "Method", target: "GuardTarget") -> None:
+    blind = {layer.index for layer in target.architecture.layers if layer.last_rows_only}
+    if not blind:
+        return
+    wanted = blind.intersection(method.prompt_layers(target))
+    if wanted:
+        seeing = [layer.index for layer in target.architecture.layers if not layer.last_rows_only]
+        raise ValueError(
+            f"{method.name} looks at many rows of a prompt in layers {layer_ranges(sorted(wanted))}, and of these this "
+            f"{target.architecture.model_type} model computes only the last row, as they share the keys and values of "
+            f"earlier layers; choose layers out of {layer_ranges(seeing)}"
+        )
 
 
 def refuse_trace(architecture: Architecture) -> None:

@@ -111,7 +111,7 @@ class GenerationState:
         self.cache: weakref.ref | None = None
         self._memory: dict[tuple[str, int], SimpleNamespace] = {}
         self.steady_edits: dict[int, AttentionEdit | None] = {}
-        self._rows: dict[RowScope, RowSelection | None] = {}
+        self._rows: dict[tuple[RowScope, int], RowSelection | None] = {}
         self._row_masks: dict[tuple[int, int], tuple[RowSelection, Tensor, Tensor]] = {}
 
     @property
@@ -181,12 +181,22 @@ class GenerationState:
 
     def rows(self, scope: RowScope, count: int) -> RowSelection | None:
         """The rows of the current queries (Q = `count`) that `scope` covers; None when there are none."""
-        if scope not in self._rows:
-            real = self.real[:, self.offset : self.offset + count]
+        key = (scope, count)
+        if key not in self._rows:
+            first = self.offset + self.skipped(count)
+            real = self.real[:, first : first + count]
             length = self.prompt_length if self.prompt is not None or not self.reading else None
-            wanted = wanted_rows(scope, self.visual, self.offset, count, length, real)
-            self._rows[scope] = RowSelection.of(wanted)
-        return self._rows[scope]
+            wanted = wanted_rows(scope, self.visual, first, count, length, real)
+            self._rows[key] = RowSelection.of(wanted)
+        return self._rows[key]
+
+    def skipped(self, count: int) -> int:
+        """How many first tokens of the current pass a layer with `count` query rows leaves out.
+
+        Layers that read an earlier layer's keys and values (Gemma 4) compute only the rows of a prompt whose logits are
+        wanted, which are its last.
+        """
+        return max(0, self.length - self.offset - count) if self.reading else 0
 
     def row_mask(self, rows: RowSelection, mask: Tensor) -> Tensor:
         """The selected rows of an attention mask; the same mask object is gathered once, not once a layer."""

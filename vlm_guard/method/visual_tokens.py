@@ -47,6 +47,12 @@ class RowSelection:
         valid = torch.arange(longest, device=wanted.device) < counts[:, None]
         return cls(index=order.where(valid, 0), valid=valid, full=bool(valid.all()))
 
+    def to(self, device: torch.device) -> "RowSelection":
+        """The same selection on another device."""
+        if self.index.device == device:
+            return self
+        return RowSelection(index=self.index.to(device), valid=self.valid.to(device), full=self.full)
+
     def take(self, tensor: Tensor) -> Tensor:
         """The selected rows of [B, H, Q, D] as [B, H, R, D]."""
         index = self.index[:, None, :, None].expand(-1, tensor.shape[1], -1, tensor.shape[3])

@@ -12,10 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from vlm_guard.method.base import Sign
 from vlm_guard.method.state import GenerationState, PromptTokens
+from vlm_guard.runtime.attention_context import AttentionInput
 
 if TYPE_CHECKING:
     from vlm_guard.contrast.branch_inputs import BranchInputs
@@ -35,25 +34,9 @@ class BranchPart:
     stop: int
     dropped: int
 
-    def take(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, kwargs: dict[str, Any]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, dict[str, Any]]:
-        """The branch's part of a call: its rows, without the padding in front of its prompt.
-
-        Args:
-            query: [N, H, 1, D] all rows.
-            key: [N, G, K, D].
-            value: [N, G, K, Dv].
-            mask: [N or 1, 1 or H, 1, K] or None.
-            kwargs: the other arguments of the call.
-        """
-        rows, dropped = slice(self.first, self.stop), self.dropped
-        if mask is not None:
-            mask = (mask if mask.shape[0] == 1 else mask[rows])[..., dropped : key.shape[2]]
-        positions = kwargs.get("position_ids")
-        if isinstance(positions, Tensor) and positions.dim() == 2 and positions.shape[0] == query.shape[0]:
-            kwargs = {**kwargs, "position_ids": positions[rows]}
-        return query[rows], key[rows, :, dropped:], value[rows, :, dropped:], mask, kwargs
+    def take(self, given: AttentionInput) -> AttentionInput:
+        """The branch's part of a call: its rows, without the padding in front of its prompt."""
+        return given.part(self.first, self.stop, self.dropped)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,11 +54,9 @@ class RowGroup:
     shift: int
     state: "GenerationState"
 
-    def take(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, kwargs: dict[str, Any]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, dict[str, Any]]:
-        """Its part of one decoding attention call; see `BranchPart.take`."""
-        return self.part(key.shape[2]).take(query, key, value, mask, kwargs)
+    def take(self, given: AttentionInput) -> AttentionInput:
+        """Its part of one decoding attention call."""
+        return self.part(given.key.shape[2]).take(given)
 
     def part(self, keys: int) -> BranchPart:
         """Where it lies in the running decode step of a layer with `keys` = K keys."""

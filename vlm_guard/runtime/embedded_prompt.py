@@ -21,12 +21,6 @@ if TYPE_CHECKING:
 _SETTINGS = ("interpolate_pos_encoding",)
 
 
-def without_double_prompt(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Inputs of a forward pass without ids that are also given as embeddings: models take one of them."""
-    doubled = inputs.get("inputs_embeds") is not None
-    return {name: value for name, value in inputs.items() if not (doubled and name == "input_ids")}
-
-
 @dataclass(frozen=True, eq=False)
 class PromptEmbedder:
     """Embeddings of a prompt with its pictures, for a contrast branch.

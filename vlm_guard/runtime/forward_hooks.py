@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from transformers import Cache
 
+from vlm_guard.method.early_exit import without_double_prompt
 from vlm_guard.method.forward_call import ForwardCall
 from vlm_guard.method.state import PromptTokens
 from vlm_guard.method.visual_tokens import visual_mask
 from vlm_guard.runtime.attention_switch import follow_attention
-from vlm_guard.runtime.embedded_prompt import without_double_prompt
 from vlm_guard.runtime.graph_break import kept_out
 from vlm_guard.runtime.reading import RunningPass
 from vlm_guard.runtime.refused_calls import refuse_forward

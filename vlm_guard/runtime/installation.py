@@ -4,6 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 Step = Callable[[], Any]
+GUARD_ATTRIBUTE = "_vlm_guard"
+"""Name of the attribute under which a guarded model carries its guard."""
 _ABSENT = object()
 
 

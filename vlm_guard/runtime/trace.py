@@ -4,7 +4,6 @@ Attention is not an explanation: a token that draws attention need not be what t
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from vlm_guard.kernels.attention_edit import AttentionEdit
 from vlm_guard.kernels.edited_attention import edited_attention
 from vlm_guard.method.base import Sign
 from vlm_guard.method.split_heads import all_heads
+from vlm_guard.runtime.attention_context import AttentionContext
 
 
 @dataclass(kw_only=True, eq=False)
@@ -88,24 +88,18 @@ class AttentionTrace:
         return torch.stack(steps)
 
 
-def record_call(context: Any, tracer: AttentionTrace) -> None:
+def record_call(context: AttentionContext, tracer: AttentionTrace) -> None:
     """Hand the edited weights of the answer rows of a guarded attention call to the trace."""
     if context.slot.layer not in tracer.layers:
         return
-    batch = context.state.real.shape[0]
-    if context.query.shape[0] > batch:
+    batch, given = context.state.real.shape[0], context.given
+    if given.query.shape[0] > batch:
         # Further rows behind those of the generation, such as twins without their image, are not traced.
-        mask = context.mask
-        context = replace(
-            context,
-            query=context.query[:batch],
-            key=context.key[:batch],
-            value=context.value[:batch],
-            mask=mask if mask is None or mask.shape[0] == 1 else mask[:batch],
-        )
+        context = replace(context, given=given.part(0, batch, 0))
+    count = given.query.shape[2]
     rows = None
-    if context.query.shape[2] > 1 or context.state.reading:
-        rows = context.state.rows("answer", context.query.shape[2])
+    if count > 1 or context.state.reading:
+        rows = context.state.rows("answer", count)
         if rows is None:
             return
     edit = context.edit(rows, "answer") or AttentionEdit()

@@ -1,14 +1,13 @@
 """Reading caption files written by any tool, so that CHAIR can score them without a model."""
 
-import gzip
-import json
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vlm_guard.eval.data.coco import image_id
+from vlm_guard.untrusted.json_files import read_records, whole_number
+from vlm_guard.untrusted.printed_text import SHOWN_CHARACTERS, one_line
 
 _IMAGE_KEYS = ("image_id", "image", "question_id")
 _CAPTION_KEYS = ("caption", "text")
@@ -22,45 +21,6 @@ class CaptionRecord:
     caption: str
 
 
-def read_records(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The records of a JSONL file, or of a JSON file that holds one list of them, each with its number from 1.
-
-    Files whose name ends in .gz are unpacked. Empty lines are skipped; the number is the line's.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line is no JSON object.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        text = data.decode("utf-8-sig")  # some tools put a mark in front
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read as text: {error}") from error
-    for number, record in _numbered(text, path):
-        if not isinstance(record, dict):
-            raise ValueError(f"{path}: record {number} must be a JSON object, not {type(record).__name__}")
-        yield number, record
-
-
-def _numbered(text: str, path: Path) -> Iterator[tuple[int, Any]]:
-    if text.lstrip().startswith("["):
-        try:
-            yield from enumerate(json.loads(text), start=1)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is no valid JSON: {error}") from error
-        return
-    # Only line feeds end a line: captions may hold the other line separators of Unicode as they are.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}: line {number} is no valid JSON: {error}") from error
-
-
 def read_image_list(path: str | Path) -> dict[int, int]:
     """Which image each question of a question file is about: records with `question_id` and `image`.
 
@@ -68,12 +28,31 @@ def read_image_list(path: str | Path) -> dict[int, int]:
         FileNotFoundError: there is no such file.
         ValueError: a record lacks one of the two.
     """
-    images = {}
+    images: dict[int, int] = {}
     for number, record in read_records(path):
+        where = f"{path}: record {number}"
         if "question_id" not in record or not {"image", "image_id"} & record.keys():
-            raise ValueError(f"{path}: record {number} needs 'question_id' and 'image'; it has {', '.join(record)}")
-        images[int(record["question_id"])] = image_id(record.get("image_id", record.get("image")))
+            raise ValueError(f"{where} needs 'question_id' and 'image'; it has {_keys(record)}")
+        question = whole_number(record["question_id"], "question_id", where)
+        image = _image_of(record.get("image_id", record.get("image")), where)
+        if images.setdefault(question, image) != image:
+            raise ValueError(
+                f"{where} says question {question} is about image {image}, before it was {images[question]}"
+            )
+    if not images:
+        raise ValueError(f"{path} has no questions")
     return images
+
+
+def _keys(record: Mapping[str, Any]) -> str:
+    return one_line(", ".join(record), SHOWN_CHARACTERS) or "nothing"
+
+
+def _image_of(value: Any, where: str) -> int:
+    try:
+        return image_id(value)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _caption_record(record: Mapping[str, Any], where: str, images: Mapping[int, int] | None) -> CaptionRecord:
@@ -82,24 +61,23 @@ def _caption_record(record: Mapping[str, Any], where: str, images: Mapping[int, 
     if image_key is None or caption_key is None:
         raise ValueError(
             f"{where} needs one of {', '.join(_IMAGE_KEYS)} and one of {', '.join(_CAPTION_KEYS)}; it has "
-            f"{', '.join(record) or 'nothing'}"
+            f"{_keys(record)}"
         )
     caption = record[caption_key]
     if not isinstance(caption, str):
         raise ValueError(f"{where}: {caption_key!r} must be text, not {type(caption).__name__}")
-    try:
-        number = image_id(record[image_key])
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
     if image_key == "question_id" and images is not None:
-        if number not in images:
-            raise ValueError(f"{where}: question {number} is not in the image list")
-        number = images[number]
+        question = whole_number(record[image_key], image_key, where)
+        if question not in images:
+            raise ValueError(f"{where}: question {question} is not in the image list")
+        number = images[question]
+    else:
+        number = _image_of(record[image_key], where)
     return CaptionRecord(image_id=number, caption=caption)
 
 
 def read_captions(path: str | Path, images: Mapping[int, int] | None = None) -> list[CaptionRecord]:
-    """Captions from a JSONL file (or a JSON list), in the order of the file.
+    """Captions from a JSONL file (or JSON lists, or objects in a row), in the order of the file.
 
     A record names its image by `image_id`, `image` or `question_id`, in this order of preference, as an id or a
     file name, and holds the text as `caption` or `text`.

@@ -9,6 +9,9 @@ from typing import Any
 from vlm_guard.eval.data.coco import object_sets, read_coco, read_object_sets
 from vlm_guard.eval.tasks.chair.captions import read_captions, read_image_list
 from vlm_guard.eval.tasks.chair.scoring import CaptionScore, ChairScorer, ChairSummary, summarise
+from vlm_guard.eval.tasks.chair.text import object_vocabulary
+from vlm_guard.untrusted.printed_text import shown
+from vlm_guard.whole_files import write_atomically
 
 
 def ground_truth(
@@ -27,7 +30,7 @@ def ground_truth(
             f"{sum(sources)} of them were given"
         )
     if objects is not None:
-        return read_object_sets(objects)
+        return _known_objects(objects)
     if coco is not None:
         return read_coco(coco, mode).objects
     if not (instances and captions):
@@ -35,6 +38,19 @@ def ground_truth(
             "CHAIR counts objects of the instances and of the reference captions: give both --instances and --captions"
         )
     return object_sets(instances, captions, mode)
+
+
+def _known_objects(path: Path) -> dict[int, list[str]]:
+    """Object sets of a file, all of them MSCOCO's categories."""
+    found = read_object_sets(path)
+    known = frozenset(object_vocabulary().categories)
+    for image, names in found.items():
+        if unknown := [name for name in names if name not in known]:
+            raise ValueError(
+                f"{path}: image {image} has {shown(unknown[0])}, which is no MSCOCO category; the objects of an image "
+                "are named by MSCOCO's 80 category names, for example 'dining table'"
+            )
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +73,8 @@ class ChairReport:
 
     def write_records(self, path: str | Path) -> None:
         """Write one JSON line per caption (`CaptionScore.to_dict`)."""
-        with Path(path).open("w", encoding="utf-8") as file:
-            for score in self.scores:
-                file.write(json.dumps(score.to_dict(), ensure_ascii=False) + "\n")
+        lines = (json.dumps(score.to_dict(), ensure_ascii=False) + "\n" for score in self.scores)
+        write_atomically(Path(path), "".join(lines))
 
 
 def score_captions(

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from vlm_guard.eval.data.coco import image_id
-from vlm_guard.eval.tasks.chair.captions import read_records
 from vlm_guard.eval.tasks.chair.text import object_vocabulary
+from vlm_guard.untrusted.json_files import as_whole_number, read_records, text_field, whole_number
+from vlm_guard.untrusted.printed_text import shown
+from vlm_guard.whole_files import write_atomically
 
 Strategy = Literal["random", "popular", "adversarial"]
 
@@ -237,7 +239,7 @@ def build_questions(
 def write_questions(questions: Iterable[PopeQuestion], path: str | Path) -> None:
     """Write questions as JSONL with the published files' keys (and `object`, `strategy`)."""
     lines = [json.dumps(question.to_dict(), ensure_ascii=False) + "\n" for question in questions]
-    Path(path).write_text("".join(lines), encoding="utf-8")
+    write_atomically(Path(path), "".join(lines))
 
 
 def _strategy_of(path: Path) -> str:
@@ -249,34 +251,52 @@ def read_questions(path: str | Path, strategy: str | None = None) -> list[PopeQu
     """Questions from a published POPE file (JSONL, or one JSON list), of MSCOCO, A-OKVQA or GQA.
 
     Args:
-        path: file with the keys question_id, image, text, label; one of `write_questions` also has its strategy.
+        path: file with the keys question_id, image, text (or query), label; one of `write_questions` also has its
+            strategy.
         strategy: name of the strategy for all questions; by default the record's, or the one in the file's name.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a record is incomplete, or the file is empty.
+        ValueError: a record is incomplete or of wrong types, a question stands twice, or the file is empty.
     """
     path = Path(path)
-    questions = []
+    questions: list[PopeQuestion] = []
+    seen: set[tuple[str, int]] = set()
     for number, record in read_records(path):
-        if missing := [key for key in ("question_id", "image", "text", "label") if key not in record]:
-            raise ValueError(f"{path}: record {number} has no {', '.join(missing)}; is it a POPE question file?")
-        try:
-            pictured = image_id(record["image"])
-        except ValueError:
-            pictured = None
-        match = _QUESTION_TEXT.fullmatch(record["text"])
-        questions.append(
-            PopeQuestion(
-                question_id=int(record["question_id"]),
-                image_id=pictured,
-                image=record["image"],
-                text=record["text"],
-                label=record["label"],
-                object=record.get("object", match["object"] if match else ""),
-                strategy=strategy or record.get("strategy") or _strategy_of(path),
-            )
-        )
+        where = f"{path}: record {number}"
+        question = _read_question(record, where, strategy or None, _strategy_of(path))
+        key = (question.strategy, question.question_id)
+        if key in seen:
+            raise ValueError(f"{where} is question {key[1]} ({shown(key[0])}), which stands in the file before")
+        seen.add(key)
+        questions.append(question)
     if not questions:
         raise ValueError(f"{path} has no questions")
     return questions
+
+
+def _read_question(record: dict[str, Any], where: str, strategy: str | None, usual_strategy: str) -> PopeQuestion:
+    text_key = "query" if "query" in record and "text" not in record else "text"
+    if missing := [key for key in ("question_id", "image", text_key, "label") if key not in record]:
+        raise ValueError(f"{where} has no {', '.join(missing)}; is it a POPE question file?")
+    number = None if isinstance(record["image"], str) else as_whole_number(record["image"])
+    image = text_field(record, "image", where) if number is None else str(number)
+    try:
+        pictured = image_id(record["image"])
+    except ValueError:
+        pictured = None
+    text = text_field(record, text_key, where)
+    label = text_field(record, "label", where).strip().lower()
+    if label not in ("yes", "no"):
+        raise ValueError(f"{where}: the label is {shown(record['label'])}; it must be yes or no")
+    match = _QUESTION_TEXT.fullmatch(text)
+    asked = text_field(record, "object", where, optional=True)
+    return PopeQuestion(
+        question_id=whole_number(record["question_id"], "question_id", where),
+        image_id=pictured,
+        image=image,
+        text=text,
+        label=label,
+        object=asked or (match["object"] if match else ""),
+        strategy=strategy or text_field(record, "strategy", where, optional=True) or usual_strategy,
+    )

@@ -9,10 +9,13 @@ from vlm_guard.eval.data.coco import read_coco, read_object_sets
 from vlm_guard.eval.tasks.pope.leading_queries import LeadingSummary, lead, suggestion
 from vlm_guard.eval.tasks.pope.questions import Strategy
 from vlm_guard.eval.tasks.pope.scoring import PopeScore, PopeSummary, build_questions, sample_images, write_questions
+from vlm_guard.untrusted.printed_text import one_line
 
 
 def _row(name: str, accuracy: float, precision: float, recall: float, f1: float, yes_ratio: float) -> str:
-    return f"{name:<14}" + "".join(f"{100 * rate:10.2f}" for rate in (accuracy, precision, recall, f1, yes_ratio))
+    return f"{one_line(name, 40):<14}" + "".join(
+        f"{100 * rate:10.2f}" for rate in (accuracy, precision, recall, f1, yes_ratio)
+    )
 
 
 def _score_row(name: str, score: PopeScore) -> str:
@@ -93,11 +96,14 @@ def build_question_files(
         known = {number: folder.objects[number] for number in folder.images}
     else:
         known = read_object_sets(objects)
-    if images:
-        known = sample_images(known, images, max(1, per_image // 2), seed)
-    questions = build_questions(
-        known, strategies or get_args(Strategy), per_image, seed, template, image_names=image_names
-    )
+    try:
+        if images:
+            known = sample_images(known, images, max(1, per_image // 2), seed)
+        questions = build_questions(
+            known, strategies or get_args(Strategy), per_image, seed, template, image_names=image_names
+        )
+    except ValueError as error:
+        raise ValueError(f"{error} (the objects are those of {coco or objects})") from error
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     for strategy in dict.fromkeys(question.strategy for question in questions):

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vlm_guard.eval.tasks.chair.captions import read_records
 from vlm_guard.eval.tasks.pope.parsers import PARSERS, Answer, parse_answer, token_readout, yes_no_token_ids
 from vlm_guard.eval.tasks.pope.questions import (
     SUFFIXES,
@@ -23,6 +22,8 @@ from vlm_guard.eval.tasks.pope.questions import (
     with_suffix,
     write_questions,
 )
+from vlm_guard.untrusted.json_files import read_records, text_field, whole_number
+from vlm_guard.untrusted.printed_text import SHOWN_CHARACTERS, one_line, shown
 
 __all__ = [
     "PARSERS",
@@ -49,7 +50,7 @@ __all__ = [
     "yes_no_token_ids",
 ]
 
-_ANSWER_KEYS = ("answer", "text", "output", "response", "caption")
+_ANSWER_KEYS = ("answer", "ans", "text", "output", "response", "caption")
 _RATES = ("accuracy", "precision", "recall", "f1", "yes_ratio")
 
 
@@ -210,22 +211,27 @@ def score_answers(questions: Sequence[PopeQuestion], answers: Sequence[str], par
 def read_answers(path: str | Path) -> list[tuple[int | None, str | None, str]]:
     """Answers from a JSONL file (or a JSON list): question id and strategy, where given, and text.
 
-    A record holds its text as `answer`, `text`, `output`, `response` or `caption`, in this order of preference.
+    A record holds its text as `answer`, `ans`, `text`, `output`, `response` or `caption`, in this order of preference.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a record has no text.
+        ValueError: a record has no text, its question id is no whole number, or its strategy is no text.
     """
     answers = []
     for number, record in read_records(path):
+        where = f"{path}: record {number}"
         key = next((key for key in _ANSWER_KEYS if key in record), None)
         if key is None or not isinstance(record[key], str):
             raise ValueError(
-                f"{path}: record {number} needs the answer as text under one of {', '.join(_ANSWER_KEYS)}; it has "
-                f"{', '.join(record) or 'nothing'}"
+                f"{where} needs the answer as text under one of {', '.join(_ANSWER_KEYS)}; it has "
+                f"{one_line(', '.join(record), SHOWN_CHARACTERS) or 'nothing'}"
             )
-        question_id = record.get("question_id")
-        answers.append((None if question_id is None else int(question_id), record.get("strategy"), record[key]))
+        given = record.get("question_id")
+        question_id = None if given is None else whole_number(given, "question_id", where)
+        strategy = text_field(record, "strategy", where, optional=True) or None
+        answers.append((question_id, strategy, record[key]))
+    if not answers:
+        raise ValueError(f"{path} has no answers")
     return answers
 
 
@@ -245,25 +251,33 @@ def match_answers(
             raise ValueError(f"there are {len(questions)} questions but {len(answers)} answers, which have no ids")
         return [text for _, _, text in answers]
     strategies = {question.strategy for question in questions}
+    if None in (question_id for question_id, _, _ in answers):
+        raise ValueError("some answers have a question_id and some have none; give one to all of them or to none")
+    keys = [(question.strategy, question.question_id) for question in questions]
+    if len(set(keys)) < len(keys):
+        raise ValueError(
+            "questions of several files share their strategy and number, so an answer could belong to either; give "
+            "one answer file for each question file"
+        )
     texts: dict[tuple[str, int | None], str] = {}
     for question_id, strategy, text in answers:
         if strategy is None and len(strategies) > 1:
+            named = one_line(", ".join(sorted(strategies)), SHOWN_CHARACTERS)
             raise ValueError(
-                f"the answer to question {question_id} names no strategy, but there are questions of "
-                f"{', '.join(sorted(strategies))}; give one answer file for each question file"
+                f"the answer to question {question_id} names no strategy, but there are questions of {named}; give one "
+                "answer file for each question file"
             )
         key = (strategy or next(iter(strategies)), question_id)
         if key in texts:
-            raise ValueError(f"question {question_id} ({key[0]}) is answered twice")
+            raise ValueError(f"question {question_id} ({shown(key[0])}) is answered twice")
         texts[key] = text
-    keys = [(question.strategy, question.question_id) for question in questions]
     missing = [key for key in keys if key not in texts]
     surplus = texts.keys() - set(keys)
     if missing or surplus:
         example = (missing or sorted(surplus, key=str))[0]
         raise ValueError(
             f"{len(missing)} of {len(keys)} questions have no answer and {len(surplus)} answers no question, for "
-            f"example number {example[1]} ({example[0]})"
+            f"example number {example[1]} ({shown(example[0])})"
         )
     return [texts[key] for key in keys]
 
@@ -291,5 +305,10 @@ def read_answered(
             f"there are {len(asked)} question files but {len(answered)} answer files; give one answer file for each "
             "question file, in the same order, or one for all"
         )
-    texts = [text for questions, answers in zip(asked, answered) for text in match_answers(questions, answers)]
+    texts: list[str] = []
+    for questions, answers, path in zip(asked, answered, answer_files):
+        try:
+            texts += match_answers(questions, answers)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
     return [question for questions in asked for question in questions], texts

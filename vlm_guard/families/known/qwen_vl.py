@@ -44,6 +44,33 @@ QWEN3_5 = ArchitectureEntry(
     patch_grid=grid_of_merged_patches,
     packed_towers=("qwen3_5_vision",),
 )
+QWEN3_5_MOE = ArchitectureEntry(
+    family="Qwen3.5 MoE",
+    model_types=("qwen3_5_moe",),
+    text_models=("qwen3_5_moe_text",),
+    zoo=("qwen3_5_moe",),
+    note="only its full-attention layers are edited",
+    patch_grid=grid_of_merged_patches,
+    packed_towers=("qwen3_5_moe_vision",),
+)
+QWEN2_5_OMNI = ArchitectureEntry(
+    family="Qwen2.5-Omni (thinker)",
+    model_types=("qwen2_5_omni_thinker",),
+    text_models=("qwen2_5_omni_text",),
+    zoo=("qwen2_5_omni_thinker",),
+    note="audio tokens count as text; not tested with audio",
+    patch_grid=grid_of_merged_patches,
+    packed_towers=("qwen2_5_omni_vision_encoder",),
+)
+QWEN3_OMNI = ArchitectureEntry(
+    family="Qwen3-Omni (thinker)",
+    model_types=("qwen3_omni_moe_thinker",),
+    text_models=("qwen3_omni_moe_text",),
+    zoo=("qwen3_omni_thinker",),
+    note="audio tokens count as text; not tested with audio",
+    patch_grid=grid_of_merged_patches,
+    packed_towers=("qwen3_omni_moe_vision_encoder",),
+)
 GLM4V = ArchitectureEntry(
     family="GLM-4V",
     model_types=("glm4v",),
@@ -51,4 +78,20 @@ GLM4V = ArchitectureEntry(
     zoo=("glm4v",),
     patch_grid=grid_of_merged_patches,
     packed_towers=("glm4v_vision",),
+)
+GLM46V = ArchitectureEntry(
+    family="GLM-4.6V",
+    model_types=("glm46v",),
+    text_models=("glm4v_text",),
+    zoo=("glm46v",),
+    patch_grid=grid_of_merged_patches,
+    packed_towers=("glm4v_vision",),
+)
+GLM4V_MOE = ArchitectureEntry(
+    family="GLM-4.5V (GLM-4V MoE)",
+    model_types=("glm4v_moe",),
+    text_models=("glm4v_moe_text",),
+    zoo=("glm4v_moe",),
+    patch_grid=grid_of_merged_patches,
+    packed_towers=("glm4v_moe_vision",),
 )

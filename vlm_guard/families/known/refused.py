@@ -24,6 +24,24 @@ ENCODER_DECODERS = ArchitectureEntry(
     model_types=("florence2", "pix2struct", "udop", "t5gemma2", "pp_formulanet", "vision-encoder-decoder"),
     refused=_ENCODER_DECODER,
 )
+EVOLLA = ArchitectureEntry(
+    family="Evolla", model_types=("evolla",), refused="it reads proteins instead of pictures, in cross-attention layers"
+)
+DIFFUSION_GEMMA = ArchitectureEntry(
+    family="Diffusion Gemma",
+    model_types=("diffusion_gemma",),
+    refused="it writes whole blocks of tokens by diffusion instead of one token after the other",
+)
+DOTS3_NOTE = ArchitectureEntry(
+    family="dots.note 3",
+    model_types=("dots3_note",),
+    refused="its layers have different numbers of query heads, and methods need one number",
+)
+MISTRAL4 = ArchitectureEntry(
+    family="Mistral 4 (text)",
+    model_types=("mistral4",),
+    refused="it is the text model alone; guard the model that reads pictures and holds it (mistral3)",
+)
 PI0 = ArchitectureEntry(
     family="Pi0", model_types=("pi0",), refused="it is a robot policy: it produces actions, not an answer in words"
 )

@@ -1,0 +1,26 @@
+"""How tokens are chosen."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Decoding(BaseModel):
+    """How tokens are chosen. Greedy by default; everything else of the checkpoint's generation settings stays."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    do_sample: bool = Field(
+        False, description="Draw tokens at random. (default: greedy)", json_schema_extra={"flag": "--sample/--greedy"}
+    )
+    temperature: float = Field(1.0, gt=0, description="With --sample.")
+    top_p: float = Field(1.0, gt=0, le=1, description="With --sample.")
+    num_beams: int = Field(1, ge=1, description="Beam search.")
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of `generate`."""
+        if self.do_sample:
+            sampling = {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+        else:
+            sampling = {"temperature": None, "top_p": None, "top_k": None}
+        return {"do_sample": self.do_sample, "num_beams": self.num_beams, **sampling}

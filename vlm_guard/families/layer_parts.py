@@ -1,0 +1,108 @@
+"""The parts of a transformer layer whose outputs make up the residual stream: attention, feed-forward network, layer.
+
+Where a layer normalises an output before adding it (Gemma 2 and 3, GLM-4V), the normalised one is meant.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from vlm_guard.families.architecture import Architecture
+from vlm_guard.families.vision_tower import VisionTower
+
+Part = Literal["attention", "mlp", "residual"]
+PARTS: tuple[Part, ...] = ("attention", "mlp", "residual")
+"""What attention adds to the residual stream, what the feed-forward network adds, and the stream behind the layer."""
+
+_FEED_FORWARD = ("mlp", "feed_forward", "block_sparse_moe")
+# Norms behind a part, by the child that tells such a layer from the usual one.
+_NORMS_BEHIND = {
+    "pre_feedforward_layernorm": {"attention": "post_attention_layernorm", "mlp": "post_feedforward_layernorm"},
+    "post_self_attn_layernorm": {"attention": "post_self_attn_layernorm", "mlp": "post_mlp_layernorm"},
+}
+
+
+@dataclass(frozen=True, eq=False)
+class LayerPart:
+    """A part of one layer, and the module whose output it is."""
+
+    part: Part
+    layer: int
+    module: nn.Module
+
+
+def decoder_parts(
+    architecture: Architecture, wanted: Mapping[Part, Iterable[int]], method: str
+) -> tuple[LayerPart, ...]:
+    """Parts of decoder layers, in the order in which they run.
+
+    Args:
+        architecture: of the model.
+        wanted: the layers of each part; of "attention" and "mlp" only layers with attention that the guard reaches.
+        method: who asks, for the error message.
+
+    Raises:
+        ValueError: a layer has no such part as a module of its own.
+    """
+    attending = {entry.index: entry for entry in architecture.layers}
+    whole = architecture.decoder_layers if "residual" in wanted else ()
+    found = []
+    for part in PARTS:
+        for layer in wanted.get(part, ()):
+            if part == "residual":
+                found.append(LayerPart(part, layer, whole[layer]))
+                continue
+            if layer not in attending:
+                raise ValueError(
+                    f"{method} acts on the {part} output of decoder layer {layer} of this {architecture.model_type} "
+                    f"model, which has no attention; choose among {', '.join(map(str, attending))}"
+                )
+            entry = attending[layer]
+            owner = f"{type(entry.layer).__name__} of {architecture.model_type}"
+            found.append(LayerPart(part, layer, _part_of(entry.layer, entry.attention, part, method, owner)))
+    return tuple(sorted(found, key=lambda item: (item.layer, PARTS.index(item.part))))
+
+
+def attending_parts(architecture: Architecture, method: str) -> tuple[LayerPart, ...]:
+    """The attention and feed-forward parts of every layer with attention; see `decoder_parts`."""
+    layers = [entry.index for entry in architecture.layers]
+    return decoder_parts(architecture, {"attention": layers, "mlp": layers}, method)
+
+
+def tower_parts(tower: VisionTower, wanted: Mapping[Part, Iterable[int]], method: str) -> tuple[LayerPart, ...]:
+    """Parts of a vision tower's layers; see `decoder_parts`."""
+    owner = f"the vision tower ({type(tower.module).__name__})"
+    return tuple(
+        LayerPart(part, layer, _part_of(tower.layers[layer], tower.attentions[layer], part, method, owner))
+        for part, layers in wanted.items()
+        for layer in layers
+    )
+
+
+def replace_output(output: Any, edit: Callable[[Tensor], Tensor | None]) -> Any:
+    """A module's output, a tensor or a tuple that begins with it, after `edit`; None leaves it as it is."""
+    first = output[0] if isinstance(output, tuple) else output
+    edited = edit(first)
+    if edited is None:
+        return output
+    return (edited, *output[1:]) if isinstance(output, tuple) else edited
+
+
+def _part_of(layer: nn.Module, attention: nn.Module, part: Part, method: str, owner: str) -> nn.Module:
+    if part == "residual":
+        return layer
+    children = dict(layer.named_children())
+    marker = next((name for name in _NORMS_BEHIND if name in children), None)
+    if marker is not None:
+        return children[_NORMS_BEHIND[marker][part]]
+    if part == "attention":
+        return attention
+    feed_forward = next((children[name] for name in _FEED_FORWARD if name in children), None)
+    if feed_forward is None:
+        raise ValueError(
+            f"{method} acts on the feed-forward network of each layer, and {owner} has none as a module; "
+            f"its parts: {', '.join(children)}"
+        )
+    return feed_forward

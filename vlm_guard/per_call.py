@@ -1,0 +1,99 @@
+"""Another method for one call of `generate`, on a model that is guarded already.
+
+A service keeps one model and gives every request its own method. Requests queue: a call waits for the one that runs,
+then takes the guard's own edits off, puts those of its method on, and puts everything back. What a method finds out
+about the model when it is wrapped is kept for the next call with the same settings.
+"""
+
+import json
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from vlm_guard.method.base import Method
+from vlm_guard.method.method_text import is_outside, parse_method_text
+from vlm_guard.method.registry import method_names, read_method_text, resolve_methods
+from vlm_guard.untrusted.printed_text import shown
+
+if TYPE_CHECKING:
+    from vlm_guard.guard import Guard
+
+Choice = str | Method | Sequence[str | Method]
+
+
+class PerCall:
+    """The methods that single calls asked for.
+
+    Args:
+        guard: the guard of the model.
+    """
+
+    KEPT = 16
+    """So many prepared methods are kept; the one that was used longest ago goes first."""
+
+    def __init__(self, guard: "Guard") -> None:
+        self._guard = guard
+        self._prepared: OrderedDict[str, Guard] = OrderedDict()
+
+    def generate(self, choice: Choice, args: tuple, kwargs: Mapping[str, Any]) -> Any:
+        """One `generate` call of the model with the methods of `choice` instead of the guard's.
+
+        Args:
+            choice: as for `wrap`; "none" is the model as it is.
+            args: of `generate`.
+            kwargs: of `generate`, and options of the methods by their names.
+
+        Raises:
+            ValueError: unknown method or option, or a method that this model cannot have.
+        """
+        methods, rest = _chosen(choice, kwargs)
+        guard = self._guard
+        with guard.suspended():
+            if all(method.name == "none" for method in methods):
+                return guard.model.generate(*args, **rest)
+            other = self._guard_of(methods)
+            other.attach()
+            try:
+                return guard.model.generate(*args, **rest)
+            finally:
+                other.remove()
+
+    def _guard_of(self, methods: tuple[Method, ...]) -> "Guard":
+        guard, key = self._guard, json.dumps([method.describe() for method in methods], default=str)
+        if key not in self._prepared:
+            target = guard.target
+            self._prepared[key] = type(guard)(
+                guard.model,
+                target.processor,
+                methods,
+                profile=target.profile,
+                attention_backend=guard.attention_backend,
+                architecture=target.architecture,
+            )
+        self._prepared.move_to_end(key)
+        while len(self._prepared) > self.KEPT:
+            self._prepared.popitem(last=False)
+        return self._prepared[key]
+
+
+def _chosen(choice: Choice, kwargs: Mapping[str, Any]) -> tuple[tuple[Method, ...], dict[str, Any]]:
+    """The methods, and the arguments of `generate` that are no options of theirs."""
+    listed = [choice] if isinstance(choice, str | Method) else list(choice)
+    names: list[str] = []
+    for entry in listed:
+        if isinstance(entry, str):
+            # Such text may come from who asks a service; a file or module in it would be run.
+            outside = [
+                part.reference for part in parse_method_text(entry, method_names()) if is_outside(part.reference)
+            ]
+            if outside:
+                raise ValueError(
+                    f"a call takes its method by a known name, not from a file or module ({shown(outside[0])}); to use "
+                    "one of your own, give the method as an object"
+                )
+            names += read_method_text(entry)[0]
+    known = {item.name for method in resolve_methods(names) for item in fields(method)} if names else set()
+    options = {name: value for name, value in kwargs.items() if name in known or name.partition(".")[0] in names}
+    rest = {name: value for name, value in kwargs.items() if name not in options}
+    return resolve_methods(choice, options), rest

@@ -1,0 +1,105 @@
+"""Letting methods replace hidden states: what attention or a feed-forward network adds, or the residual stream itself.
+
+Only the rows that a method asks for are handed to it, and only those of the generations it edits.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from vlm_guard.families.layer_parts import LayerPart, decoder_parts, replace_output
+from vlm_guard.method.attention_calls import BoundMethod
+from vlm_guard.method.hidden_edit_call import HiddenEditCall
+from vlm_guard.method.state import GenerationState
+from vlm_guard.method.visual_tokens import RowSelection
+
+if TYPE_CHECKING:
+    from vlm_guard.guard import Guard
+
+
+def install_hidden_edits(guard: "Guard", bound: BoundMethod) -> list[Callable[[], Any]]:
+    """Let a method edit the parts of the decoder layers that it names.
+
+    The hooks go in front of those there are, so that whoever records hidden states (transformers does with hooks of its
+    own, also for `output_hidden_states`) sees the edited ones. Of several methods the last must therefore come first.
+
+    Returns:
+        What undoes it.
+    """
+    method = bound.method
+    wanted = method.hidden_parts(guard.target, bound.prepared)
+    hook = partial(_hook, guard, bound)
+    return [
+        item.module.register_forward_hook(partial(hook, item), prepend=True).remove
+        for item in decoder_parts(guard.target.architecture, wanted, method.name)
+    ]
+
+
+def _hook(guard: "Guard", bound: BoundMethod, part: LayerPart, module: nn.Module, args: tuple, output: Any) -> Any:
+    return replace_output(output, partial(_edit_batch, guard, bound, part))
+
+
+def _edit_batch(guard: "Guard", bound: BoundMethod, part: LayerPart, output: Tensor) -> Tensor | None:
+    generations = list(_generations(guard, bound))
+    if not generations:
+        return None
+    groups = guard.reading.current.groups
+    batch = generations[0][0].visual.shape[0] if groups is None else max(group.stop for group in groups)
+    # Some mixtures of experts return their tokens in one row.
+    shaped = output if output.dim() == 3 else output.view(batch, -1, output.shape[-1])
+    changed = shaped
+    for state, rows in generations:
+        new = _edit_generation(guard, bound, part, shaped[rows], state)
+        if new is not None:
+            first = rows.start or 0
+            changed = torch.cat((changed[:first], new, changed[first + new.shape[0] :]))
+    return None if changed is shaped else changed.view(output.shape)
+
+
+def _generations(guard: "Guard", bound: BoundMethod) -> Iterator[tuple[GenerationState, slice]]:
+    """The generations of this pass whose rows the method edits, and their batch rows."""
+    running = guard.reading.current
+    if running is None:
+        return
+    if running.groups is None:
+        candidates = [(running.state, slice(None))]
+    else:
+        candidates = [(group.state, slice(group.first, group.stop)) for group in running.groups]
+    for state, rows in candidates:
+        if state is None or not state.active or state.side != bound.method.edited_branch:
+            continue
+        if state.only in (None, bound.method.name):
+            yield state, rows
+
+
+def _edit_generation(
+    guard: "Guard", bound: BoundMethod, part: LayerPart, output: Tensor, state: GenerationState
+) -> Tensor | None:
+    method = bound.method
+
+    def edited(hidden: Tensor, rows: RowSelection | None) -> Tensor | None:
+        call = HiddenEditCall(
+            hidden=hidden,
+            part=part.part,
+            layer=part.layer,
+            rows=rows,
+            state=state,
+            memory=state.memory(method.name, part.layer),
+            shared=state.memory(method.name, -1),
+            prepared=bound.prepared,
+            target=guard.target,
+        )
+        return method.edit_hidden(call)
+
+    if not state.reading and output.shape[1] == 1:
+        new = edited(output, None)
+        return None if new is None else torch.where(state.visual.any(-1).to(output.device)[:, None, None], new, output)
+    rows = state.rows(method.hidden_rows, output.shape[1])
+    if rows is None:
+        return None
+    rows = rows.to(output.device)
+    new = edited(rows.take(output[:, None])[:, 0], rows)
+    return None if new is None else rows.write(output[:, :, None], new[:, :, None])[:, :, 0]
