@@ -9,7 +9,7 @@ from typing import Any
 
 from vlm_guard.demo.answering import Answer, AnsweringModel, GenerationSettings
 from vlm_guard.demo.marked_answer import caption_score
-from vlm_guard.demo.method_options import chosen_methods
+from vlm_guard.demo.method_options import chosen_methods, setting_text
 from vlm_guard.demo.pictures import Picture, PictureBrowser
 
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
@@ -48,8 +48,8 @@ class Comparison:
 
     @property
     def title(self) -> str:
-        """The methods as `wrap` names them."""
-        return "+".join(self.methods)
+        """The methods with the options that are not their defaults, as `wrap` takes them."""
+        return setting_text(self.methods, self.options)
 
     def answer(self, side: str) -> Answer | None:
         """The answer of a side, "plain" or "guarded".

@@ -12,9 +12,10 @@ from vlm_guard.demo.patches import PictureView
 from vlm_guard.demo.share_plot import share_plot, word_shares
 from vlm_guard.demo.words import Word
 
-METHOD_LAYERS = "mean of the method's"
-ALL_LAYERS = "mean of all"
-ALL_HEADS = "mean of all"
+# Short: on narrow screens a longer word is cut off in its field.
+METHOD_LAYERS = "the method's"
+ALL_LAYERS = "all layers"
+ALL_HEADS = "all heads"
 CAUTION = "Attention is not an explanation: a patch that draws attention need not be what the word rests on."
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from vlm_guard.demo.marked_answer import bare, escape
 from vlm_guard.demo.words import Word
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 180, 56, 34, 14
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 180, 66, 34, 14
 
 
 def word_shares(words: Sequence[Word], image_share: np.ndarray) -> list[float]:

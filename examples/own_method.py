@@ -3,7 +3,7 @@
     python examples/own_method.py
     vlm-guard generate PICTURE --method none --method examples/own_method.py:strength=2
 
-The class is all there is to write. What it may do besides is in docs/methods.md and in the methods of this project.
+The class is all there is to write. What else a method can do is in docs/new-method.md.
 """
 
 from dataclasses import dataclass

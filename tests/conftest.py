@@ -6,8 +6,17 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from fast_selection import is_fast
 
 from zoo import UNEQUAL_PROMPTS, Prompt, ZooModel, build, is_pristine, tiny_processor
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what `-m fast` selects."""
+    for item in items:
+        if is_fast(item):
+            item.add_marker(pytest.mark.fast)
 
 
 @pytest.fixture(scope="session")

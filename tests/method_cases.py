@@ -11,9 +11,49 @@ from vlm_guard.families.family import ArchitectureEntry, entry_of
 from vlm_guard.method.registry import method_names
 from zoo import FAMILIES as FAMILIES_OF_ZOO
 from zoo import families
+from zoo.prompts import BOS, PAD
+from zoo.tiny_processor import PROCESSORS, tiny_processor
 
 # Without a family that is refused, and one without visual tokens in its prompt (tests/test_cross_attention.py).
 FAMILIES = [name for name in families() if name not in {"git", "mllama"}]
+
+WORD_PROCESSOR = {"icd", "lqcd"}
+
+
+class WordTokenizer:
+    """As much of a tokenizer as the methods that edit text need: its words are the ids themselves."""
+
+    all_special_ids = list(range(10))
+    bos_token_id = BOS
+    pad_token_id = PAD
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """The words as numbers."""
+        return [int(word) for word in text.split()]
+
+    def decode(self, ids: list[int], **settings: Any) -> str:
+        """The numbers as words."""
+        return " ".join(map(str, ids))
+
+
+class WordProcessor:
+    """A processor around it."""
+
+    tokenizer = WordTokenizer()
+
+
+def without_the_last_but_one(text: str) -> str:
+    """A question of at least two words without the last but one, which stands for a leading word."""
+    words = text.split()
+    return " ".join(words if len(words) < 2 else [*words[:-2], words[-1]])
+
+
+def processor(name: str, family: str) -> Any:
+    """The processor that `name` is given on the zoo's `family`; None where it needs none."""
+    if name == "carve":
+        return tiny_processor(family)
+    return WordProcessor() if name in WORD_PROCESSOR else None
+
 
 # Random models have no real sinks: low thresholds plant some, so that the edit is really exercised.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -39,6 +79,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "probe_layers": "0-1",
     },
     "gift": {"content_words": "all"},
+    "carve": {"layers": "all"},
+    "icd": {"text": "151 152 153 154 155 156", "place": "start"},
+    "m3id": {"forgetting": 0.5},
+    "lqcd": {"neutraliser": without_the_last_but_one},
 }
 # Methods that look at many rows of a prompt, which layers that share keys and values do not compute.
 WHOLE_PROMPT = {"act", "vhr"}
@@ -105,6 +149,8 @@ def supports(name: str, family: str) -> bool:
     entry = entry_of_zoo(family)
     if name == "paint":
         return tower_type(family) in CLASS_TOKEN_TOWERS and not entry.no_grid
+    if name == "carve":
+        return family in PROCESSORS and not entry.no_grid
     if name == "uncertainty":
         return not entry.no_tower and tower_type(family) not in {*entry.packed_towers, *PATCH_TOWERS}
     return family not in REFUSED_FAMILIES.get(name, set())

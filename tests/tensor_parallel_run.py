@@ -33,7 +33,7 @@ CASES["carve"] = {"layers": "1-2"}
 # Heads by their number in the whole model, some in each process.
 CASES["act of chosen heads"] = method_cases.options("act") | {"heads": "0:0,1:3,2:1-2"}
 CASES["zerotuning of chosen heads"] = {"factor": 0.3, "heads": "0:3,1:0,2:1-2"}
-CASES["softpag of chosen heads"] = {"heads": "0.3,1.0,2.2"}
+CASES["softpag of chosen heads"] = {"heads": "0:3,1:0,2:2"}
 
 
 def answer(model: Any, processor: Any, inputs: dict[str, Any], case: str) -> torch.Tensor:

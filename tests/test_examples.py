@@ -14,8 +14,8 @@ from vlm_guard.eval.scenes import load_scenes
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
-LONGEST = 65
-TESTED = {"generate", "batch_and_stream", "own_pictures", "own_method", "read_results"}
+LONGEST = 75
+TESTED = {"generate", "batch_and_stream", "own_pictures", "own_method", "read_results", "service"}
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -94,14 +94,35 @@ def outside(*arguments):
 def test_a_method_of_ones_own():
     answers = outside("examples/own_method.py").splitlines()
     assert [line.partition("]")[0] for line in answers] == ["[strength 0.0", "[strength 0.5", "[strength 1.0"]
-    same = outside(
-        "-m",
-        "vlm_guard",
-        "generate",
-        picture(4),
-        "What is in this picture?",
-        "--method",
-        "examples/own_method.py:strength=1",
-    )
+    command = ("-m", "vlm_guard", "generate", picture(4), "--method", "examples/own_method.py:strength=1")
+    same = outside(*command)
     assert same.strip() == answers[2].partition("] ")[2].strip()
     assert answers[0].partition("]")[2] != answers[2].partition("]")[2]
+
+
+def test_the_service_answers_two_users_at_once_each_with_a_method_of_his_own():
+    pytest.importorskip("fastapi", reason="the extra demo brings FastAPI")
+    from concurrent.futures import ThreadPoolExecutor
+
+    from fastapi.testclient import TestClient
+
+    service = runpy.run_path(str(EXAMPLES / "service.py"))
+    client = TestClient(service["app"])
+
+    def ask(method, data=None):
+        files = {"picture": ("scene.png", data or picture(1).read_bytes(), "image/png")}
+        return client.post("/answer", files=files, data={"question": "What is in this picture?", "method": method})
+
+    try:
+        methods = ["none", "pai:gain=0.4", "m3id:forgetting=0.2"] * 2
+        alone = {method: ask(method).text for method in methods}
+        assert len(set(alone.values())) > 1, "the methods answer differently"
+        with ThreadPoolExecutor(len(methods)) as pool:
+            together = list(pool.map(ask, methods))
+        assert [answer.text for answer in together] == [alone[method] for method in methods]
+        assert "unknown method" in ask("pay").json()["detail"]
+        assert "not from a file or module" in ask("os:system").json()["detail"]
+        assert ask("none", b"no picture").status_code == 422
+        assert ask("none").text == alone["none"], "it lives on"
+    finally:
+        service["guard"].remove()

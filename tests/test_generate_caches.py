@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import Fp8QuantizedLayer
 
 from vlm_guard import wrap
-from vlm_guard.methods import var
+from vlm_guard.methods.var import method as var
 from zoo import Prompt, assert_pristine
 
 torch.set_num_threads(1)

@@ -1,29 +1,46 @@
 """What must hold for every method on every architecture of the zoo."""
 
 import warnings
+from dataclasses import fields
 
 import method_cases
 import pytest
 import torch
+from invariants import close, generate, logits
 
 from vlm_guard import wrap
-from vlm_guard.method.registry import method_class
+from vlm_guard.method.hooks import acts_in_model, hooks_of
+from vlm_guard.method.registry import method_class, method_names
 from zoo import UNEQUAL_PROMPTS, Prompt, assert_pristine
 
 torch.set_num_threads(1)
 
+# What acts inside the model is seen in one forward pass. What acts on logits, on the inputs of `generate` or on the
+# branch of a contrast is seen in what is generated. A method that does both is in both lists.
 METHODS = [
     name
     for name in method_cases.names()
-    if method_class(name).edits_attention() or method_class(name).overrides("attach")
-    # Methods that edit a contrast branch only act inside generate: tests/test_contrast.py, tests/methods.
-    if method_class(name).edited_branch == "positive"
+    if acts_in_model(method_class(name)) and method_class(name).edited_branch == "positive"
+]
+GENERATING = [
+    name
+    for name in method_cases.names()
+    if method_class(name).edited_branch == "negative"
+    or not all(hook.in_model for hook in hooks_of(method_class(name)).values())
 ]
 
-PAIRS = [(family, method) for family in method_cases.FAMILIES for method in METHODS]
-SUPPORTED = [(family, method) for family, method in PAIRS if method_cases.supports(method, family)]
+
+def cases(methods):
+    """The pairs of a family and a method that works on it, and those that it refuses."""
+    pairs = [(family, method) for family in method_cases.FAMILIES for method in methods]
+    supported = [(family, method) for family, method in pairs if method_cases.supports(method, family)]
+    return supported, sorted({*pairs} - {*supported})
+
+
+SUPPORTED, REFUSED = cases(METHODS)
 every_case = pytest.mark.parametrize(("zoo", "method"), SUPPORTED, indirect=["zoo"])
-refused_case = pytest.mark.parametrize(("zoo", "method"), sorted({*PAIRS} - {*SUPPORTED}), indirect=["zoo"])
+refused_case = pytest.mark.parametrize(("zoo", "method"), REFUSED, indirect=["zoo"])
+generating_case = pytest.mark.parametrize(("zoo", "method"), cases(GENERATING)[0], indirect=["zoo"])
 
 PROMPTS = [
     *UNEQUAL_PROMPTS,
@@ -31,32 +48,16 @@ PROMPTS = [
 ]
 
 
-def logits(model, inputs):
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return model(**inputs).logits
-
-
-def generate(model, inputs, **extra):
-    with torch.no_grad():
-        return model.generate(**inputs, max_new_tokens=5, do_sample=False, **extra)
-
-
 @pytest.fixture
 def zoo(request, zoo_model):
     return zoo_model(request.param)
-
-
-def close(first, second, scale):
-    """Equal up to float32 rounding of sums in another order, relative to the size of the logits."""
-    return float((first - second).abs().max()) <= 2e-5 * max(1.0, float(scale.abs().max()))
 
 
 @every_case
 def test_neutral_options_are_the_identity(zoo, method):
     inputs = zoo.make_inputs(zoo.adapt(PROMPTS))
     plain = logits(zoo.model, inputs)
-    neutral = {item: value for item, value in vars(method_class(method).neutral()).items()}
+    neutral = _neutral_options(method)
     kept = {
         key: value
         for key, value in method_cases.options(method, zoo.family.name).items()
@@ -69,9 +70,13 @@ def test_neutral_options_are_the_identity(zoo, method):
     assert_pristine(zoo.model)
 
 
-def _neutral_names(method):
-    from dataclasses import fields
+def _neutral_options(method):
+    """The method's options at their neutral values."""
+    neutral = method_class(method).neutral()
+    return {item.name: getattr(neutral, item.name) for item in fields(neutral)}
 
+
+def _neutral_names(method):
     return {item.name for item in fields(method_class(method)) if "neutral" in item.metadata}
 
 
@@ -106,9 +111,8 @@ def test_cached_decode_equals_full_recompute(zoo, method):
     prompts = zoo.adapt(PROMPTS)
     inputs = zoo.make_inputs(prompts if zoo.family.cache_invariant else prompts[:1])
     with wrap(zoo.model, None, method, **method_cases.options(method, zoo.family.name)):
-        settings = {"output_logits": True, "return_dict_in_generate": True}
-        cached = generate(zoo.model, inputs, **settings)
-        recomputed = generate(zoo.model, inputs, use_cache=False, **settings)
+        cached = generate(zoo.model, inputs)
+        recomputed = generate(zoo.model, inputs, use_cache=False)
     assert torch.equal(cached.sequences, recomputed.sequences)
     for first, second in zip(cached.logits, recomputed.logits):
         assert close(first, second, second)
@@ -123,4 +127,61 @@ def test_families_without_what_a_method_needs_are_refused(zoo, method):
         wrap(zoo.model, None, method, **method_cases.options(method, zoo.family.name)),
     ):
         logits(zoo.model, inputs)
+    assert_pristine(zoo.model)
+
+
+def test_every_method_is_in_the_matrix():
+    assert {*METHODS, *GENERATING, "none"} == {*method_names()}
+
+
+def steps(zoo, inputs, method=None, neutral=False, **extra):
+    """Token ids [B, T] and logits [B, T, V] of three greedy steps, plain or with a method."""
+    settings = {"max_new_tokens": 3, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if method is None:
+            output = zoo.model.generate(**inputs, **settings, **extra)
+        else:
+            options = method_cases.options(method, zoo.family.name)
+            if neutral:
+                fixed = {name: value for name, value in options.items() if name not in _neutral_names(method)}
+                options = _neutral_options(method) | fixed
+            with wrap(zoo.model, method_cases.processor(method, zoo.family.name), method, **options) as guard:
+                output = guard.generate(**inputs, **settings, **extra)
+    return output.sequences[:, -3:], torch.stack(output.logits, 1)
+
+
+def prompts_of(zoo):
+    """Rows of unequal length, or one alone where the stock model cannot keep padded rows apart."""
+    prompts = zoo.adapt(PROMPTS)
+    return prompts if zoo.family.cache_invariant else prompts[:1]
+
+
+def near(first, second):
+    """As `close`, for logits among which implausible ones are lowered by ten thousand."""
+    return close(first, second, second.clamp_min(-1000))
+
+
+@generating_case
+def test_generation_with_neutral_options_is_plain_and_with_others_is_not(zoo, method):
+    inputs = zoo.make_inputs(prompts_of(zoo))
+    _, plain = steps(zoo, inputs)
+    _, neutral = steps(zoo, inputs, method, neutral=True)
+    assert near(neutral, plain)
+    _, guarded = steps(zoo, inputs, method)
+    assert guarded.isfinite().all() and not near(guarded, plain), "the options of this test must make the method act"
+    assert torch.equal(steps(zoo, inputs)[1], plain)
+    assert_pristine(zoo.model)
+
+
+@generating_case
+def test_generation_does_not_depend_on_padding_or_the_cache(zoo, method):
+    prompts = prompts_of(zoo)
+    inputs = zoo.make_inputs(prompts)
+    tokens, together = steps(zoo, inputs, method)
+    tokens_anew, anew = steps(zoo, inputs, method, use_cache=False)
+    assert torch.equal(tokens, tokens_anew) and near(together, anew)
+    if zoo.family.batch_invariant:
+        tokens_alone, alone = steps(zoo, zoo.make_inputs(prompts[:1]), method)
+        assert torch.equal(tokens[:1], tokens_alone) and near(together[:1], alone)
     assert_pristine(zoo.model)

@@ -74,6 +74,9 @@ def test_mistakes_leave_the_guard_as_it_was(llava, inputs):
             guard.generate(**inputs, method="pay")
         with pytest.raises(ValueError, match="option gain is 9"):
             llava.model.generate(**inputs, guard="pai:gain=9")
+        for text in ("os:system", "evil.py", "evil.py:Method:strength=1"):
+            with pytest.raises(ValueError, match="not from a file or module"):
+                llava.model.generate(**inputs, guard=text)
         with pytest.raises(ValueError, match="needs the sink dimensions"):
             guard.generate(**inputs, method="var")
         assert torch.equal(logits(guard.generate(**inputs, **RECORD)), usual)

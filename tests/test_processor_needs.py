@@ -136,7 +136,7 @@ def test_a_torchvision_that_does_not_fit_is_named(broken_torchvision, tmp_path):
 def test_the_command_line_says_what_lies_behind_a_failed_import(broken_torchvision, capsys, monkeypatch):
     from vlm_guard import cli
 
-    def failing():
+    def failing(*_):
         raise ImportError("Could not import module 'PreTrainedModel'.")
 
     monkeypatch.setattr(cli, "build_app", failing)

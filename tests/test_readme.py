@@ -7,22 +7,43 @@ import pytest
 from PIL import Image
 
 from measured_digest import verdict
-from readme_tables import SECTIONS, with_tables
+from readme_tables import PAGES, SECTIONS, with_tables
 from vlm_guard.builtin_model import BUILTIN_DIR
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = ("README.md", "docs/models.md", "docs/results.md", "docs/methods.md", "docs/tasks.md")
+MOST_README_LINES = 129
+LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", PAGES)
 def test_tables_are_current(name):
     text = (ROOT / name).read_text(encoding="utf-8")
-    assert with_tables(text) == text, f"run: python docs/tables/readme_tables.py {' '.join(FILES)}"
+    assert with_tables(text) == text, "run: python docs/tables/readme_tables.py"
 
 
 def test_every_table_is_shown_somewhere():
-    texts = "".join((ROOT / name).read_text(encoding="utf-8") for name in FILES)
+    texts = "".join((ROOT / name).read_text(encoding="utf-8") for name in PAGES)
     assert all(texts.count(f"<!-- {section} -->") == 1 for section in SECTIONS)
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= MOST_README_LINES
+
+
+def pages():
+    return sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "kernels" / "README.md"])
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page):
+    links = [link for link in LINK.findall(page.read_text(encoding="utf-8")) if "://" not in link]
+    missing = [link for link in links if not (page.parent / link).exists()]
+    assert not missing, f"{page.name} links to what is not there: {missing}"
+
+
+def test_every_page_is_linked_from_the_readme():
+    linked = {(ROOT / link).resolve() for link in LINK.findall((ROOT / "README.md").read_text(encoding="utf-8"))}
+    assert not set((ROOT / "docs").glob("*.md")) - linked
 
 
 def test_a_text_without_sections_is_refused():

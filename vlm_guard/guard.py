@@ -315,7 +315,7 @@ class Guard(AbstractContextManager):
         self.observers.begin()
         if self._follows:
             self._editing.add(*self.decoding.install(self.target.architecture.generator))
-        for bound in self.methods:
+        for bound in reversed(self.methods):
             if bound.method.overrides("edit_hidden"):
                 self._editing.add(*install_hidden_edits(self, bound))
             self._editing.add(*install_vision(self, bound))

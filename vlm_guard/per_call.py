@@ -12,7 +12,9 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from vlm_guard.method.base import Method
-from vlm_guard.method.registry import read_method_text, resolve_methods
+from vlm_guard.method.method_text import is_outside, parse_method_text
+from vlm_guard.method.registry import method_names, read_method_text, resolve_methods
+from vlm_guard.untrusted.printed_text import shown
 
 if TYPE_CHECKING:
     from vlm_guard.guard import Guard
@@ -83,7 +85,17 @@ def _chosen(choice: Choice, kwargs: Mapping[str, Any]) -> tuple[tuple[Method, ..
     listed = [choice] if isinstance(choice, str | Method) else list(choice)
     names: list[str] = []
     for entry in listed:
-        names += read_method_text(entry)[0] if isinstance(entry, str) else []
+        if isinstance(entry, str):
+            # Such text may come from who asks a service; a file or module in it would be run.
+            outside = [
+                part.reference for part in parse_method_text(entry, method_names()) if is_outside(part.reference)
+            ]
+            if outside:
+                raise ValueError(
+                    f"a call takes its method by a known name, not from a file or module ({shown(outside[0])}); to use "
+                    "one of your own, give the method as an object"
+                )
+            names += read_method_text(entry)[0]
     known = {item.name for method in resolve_methods(names) for item in fields(method)} if names else set()
     options = {name: value for name, value in kwargs.items() if name in known or name.partition(".")[0] in names}
     rest = {name: value for name, value in kwargs.items() if name not in options}

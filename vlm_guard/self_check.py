@@ -10,8 +10,8 @@ tokens, of which one id is taken for a visual token, and decodes one:
             when it is alone in the model.
 
 What each method needs is checked once for a model class, configuration and type of numbers in the life of a process.
-The check of edits takes four forward passes, that of branches five, all over at most `LENGTH` tokens in two rows: a
-fraction of reading one picture of several hundred tokens.
+The check of edits takes four forward passes, that of branches seven, all over at most `LENGTH` tokens in two rows: less
+than reading one picture of several hundred tokens (docs/models.md has the measured times).
 """
 
 import warnings

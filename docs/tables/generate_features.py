@@ -3,37 +3,8 @@
 The README's table is made from this list; a test checks that every test named here exists.
 """
 
-from dataclasses import dataclass
-from typing import Literal
-
-Status = Literal["yes", "refused", "not tested"]
-Part = Literal["generate", "loading"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Feature:
-    """One row of the table.
-
-    Attributes:
-        name: the feature, in the words of transformers.
-        part: whether it is an option of `generate` or a way to load a model.
-        attention: what happens with methods that act inside the model (attention, hidden states, vision tower).
-        contrast: what happens with methods that contrast logits with those of a second branch.
-        note: what exactly happens, and what a user does where it is refused.
-        tests: node names of the tests that show it, file and function.
-    """
-
-    name: str
-    part: Part = "generate"
-    attention: Status = "yes"
-    contrast: Status = "yes"
-    note: str = ""
-    tests: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        if not self.tests and (self.attention, self.contrast) != ("not tested", "not tested"):
-            raise ValueError(f"{self.name}: name the tests that show it, or say 'not tested'")
-
+from feature import Feature, Part
+from pass_features import PASSES
 
 DECODING = (
     Feature(
@@ -337,8 +308,12 @@ LOADING = (
     ),
 )
 
-FEATURES: tuple[Feature, ...] = (*DECODING, *INPUTS_AND_OUTPUTS, *CACHES, *LOADING)
-_TITLES: dict[Part, str] = {"generate": "`generate`", "loading": "how the model is loaded and used"}
+FEATURES: tuple[Feature, ...] = (*DECODING, *INPUTS_AND_OUTPUTS, *CACHES, *PASSES, *LOADING)
+_TITLES: dict[Part, str] = {
+    "generate": "`generate`",
+    "passes": "`model(...)`, calls inside of calls, changes after `wrap`",
+    "loading": "how the model is loaded and used",
+}
 
 
 def features_markdown() -> str:

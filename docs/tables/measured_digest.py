@@ -1,4 +1,4 @@
-"""What the methods do and cost, in one small table for the README, read from committed result files."""
+"""What the methods do and cost, in a table for docs/results.md and a smaller one for the README, from results."""
 
 import json
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ from measured_table import EVALUATIONS, TIMINGS, emphasised
 SPLITS = ("common", "broken")
 TIMED_MODEL = "llava-0.3b"
 TIMED_BATCHES = (1, 4)
+TIMED_DTYPE = "float32"
 
 
 def digest_markdown() -> str:
@@ -34,6 +35,29 @@ def digest_markdown() -> str:
             cells += ["" if ":" in label else costs[batch].get(method, "") for batch in TIMED_BATCHES]
             rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
+
+
+# The best that can be said comes first.
+_VERDICTS = ("helps", "finds more", "costs recall", "no clear change", "names more, right and wrong", "worse")
+
+
+def helps_markdown() -> str:
+    """The README's table: every setting that was measured, what it changes on the first split, and what it costs."""
+    costs = _costs(TIMED_BATCHES[0])
+    found = []
+    for kind in ("builtin", "tuned"):
+        first, second = (_differences(kind, split) for split in SPLITS)
+        for label, difference in first.items():
+            if kind == "tuned" and ":" not in label:
+                continue
+            words = [verdict(item[label]["chair_i"], item[label]["recall"]) for item in (first, second)]
+            changes = [_change(difference[name]) for name in ("chair_i", "recall", "pope.mean.f1")]
+            cost = "" if ":" in label else costs.get(label, "")
+            place = [_VERDICTS.index(word) for word in words]
+            found.append((place, f"| `{label}` | {' | '.join([*words, *changes, cost])} |"))
+    head = f"| method | on `{SPLITS[0]}` | on `{SPLITS[1]}` | CHAIR_i | recall | POPE F1 | prompt, token |"
+    rows = [row for _, row in sorted(found, key=lambda item: item[0])]
+    return "\n".join([head, "|---" * 7 + "|", *rows]) + "\n"
 
 
 def verdict(chair_i: Mapping[str, float], recall: Mapping[str, float]) -> str:
@@ -72,8 +96,11 @@ def _costs(batch: int) -> dict[str, str]:
     """By method, the median ratios of prefill and of a later token to the unguarded model, of its longest run."""
     longest: dict[str, dict[str, Any]] = {}
     for path in sorted(TIMINGS.glob(f"generate_{TIMED_MODEL}_*_batch{batch}_cpu.json")):
-        for entry in json.loads(path.read_text(encoding="utf-8"))["entries"]:
-            if "ratio_to_unguarded" not in entry["decode"]:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        for entry in result["entries"]:
+            if "ratio_to_unguarded" not in entry["decode"] or entry.get("control"):
+                continue
+            if entry.get("dtype", result["dtype"]) != TIMED_DTYPE:
                 continue
             known = longest.setdefault(entry["method"], entry)
             if entry["decode"]["calls"] > known["decode"]["calls"]:

@@ -1,7 +1,7 @@
-"""The tables of README.md and of pages in docs/, made from methods, profiles, tasks, models, features and results.
+"""The tables of README.md, CONTRIBUTING.md and the pages in docs/, made from code, docstrings and results.
 
-`python docs/tables/readme_tables.py README.md docs/models.md docs/results.md docs/methods.md docs/tasks.md` rewrites
-them in place; a test checks that they are current.
+`python docs/tables/readme_tables.py` rewrites them all in place, or those that are named; a test checks that they are
+current.
 """
 
 import re
@@ -9,16 +9,20 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from api_page import api_markdown
+from code_map import code_map_markdown, rooms_markdown
 from generate_features import features_markdown
-from measured_digest import digest_markdown
-from measured_table import measured_markdown, timings_markdown
+from house import ROOT
+from measured_digest import digest_markdown, helps_markdown
+from measured_table import linear_markdown, measured_markdown, timings_markdown
 from vlm_guard.eval.tasks.shared.table import tasks_markdown
 from vlm_guard.families.table import models_markdown, models_summary
-from vlm_guard.method.table import methods_markdown, settings_markdown
+from vlm_guard.method.table import hooks_markdown, methods_markdown, settings_markdown
 
 SECTIONS: dict[str, Callable[[], str]] = {
     "methods": methods_markdown,
     "settings": settings_markdown,
+    "hooks": hooks_markdown,
     "families": models_summary,
     "models": models_markdown,
     "tasks": tasks_markdown,
@@ -26,7 +30,26 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "digest": digest_markdown,
     "measured": measured_markdown,
     "timings": timings_markdown,
+    "linear": linear_markdown,
+    "helps": helps_markdown,
+    "rooms": rooms_markdown,
+    "codemap": code_map_markdown,
+    "api": api_markdown,
 }
+# The files with sections, from the root of the checkout.
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/api.md",
+    "docs/code-map.md",
+    "docs/features.md",
+    "docs/methods.md",
+    "docs/models.md",
+    "docs/new-method.md",
+    "docs/performance.md",
+    "docs/results.md",
+    "docs/tasks.md",
+)
 _SECTION = re.compile(r"(<!-- (?P<name>\w+) -->\n).*?(<!-- end of (?P=name) -->)", re.DOTALL)
 
 
@@ -45,9 +68,8 @@ def with_tables(text: str) -> str:
 
 
 def main() -> None:
-    """Rewrite the files named on the command line."""
-    for name in sys.argv[1:]:
-        path = Path(name)
+    """Rewrite the files named on the command line, or all."""
+    for path in [Path(name) for name in sys.argv[1:]] or [ROOT / name for name in PAGES]:
         path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 

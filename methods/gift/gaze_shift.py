@@ -1,6 +1,5 @@
 """Gaze shifts: where the attention on the image rises from one question token to the next (GIFT, arXiv 2510.22067)."""
 
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -71,11 +70,11 @@ class GazePlan:
 
 def question_flags(
     input_ids: Tensor, state: GenerationState, tokenizer: Any, opening: str | None, find: ContentWordFinder | None
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, bool]:
     """Which keys are the question's, and which of the current rows are its content words.
 
     White space between the image and the question belongs to neither. Where nothing says how the chat format opens
-    the answer, and no special token ends the question, that opening counts as question too, with a warning.
+    the answer, and no special token ends the question, that opening counts as question too.
 
     Args:
         input_ids: [B, Q] prompt tokens of this forward pass, from key position `state.offset` on.
@@ -85,7 +84,8 @@ def question_flags(
         find: finds content words; None counts every token of the question.
 
     Returns:
-        [B, offset + Q] bool and [B, Q] bool; rows without an image have no question.
+        [B, offset + Q] bool and [B, Q] bool; rows without an image have no question. And whether the opening of the
+        answer may have been taken for a part of it.
     """
     batch, count = input_ids.shape
     question = torch.zeros(batch, state.offset + count, dtype=torch.bool)
@@ -105,13 +105,7 @@ def question_flags(
         question[row, state.offset + chosen] = True
         flags = [True] * len(chosen) if find is None else content_flags(kept[start:stop], tokenizer, find)
         content[row, chosen[torch.tensor(flags, dtype=torch.bool)]] = True
-    if open_ended and opening is None:
-        warnings.warn(
-            "gift takes everything behind the image for the question, also what makes the model answer, such as "
-            "' ASSISTANT:': no chat template says what that is. Pass wrap a processor that has one",
-            stacklevel=2,
-        )
-    return question.to(input_ids.device), content.to(input_ids.device)
+    return question.to(input_ids.device), content.to(input_ids.device), open_ended and opening is None
 
 
 def top_heads(values: Tensor) -> Tensor:

@@ -54,6 +54,10 @@ from vlm_guard.methods.gift.gaze_shift import GazePlan, gaze_bias, gaze_saliency
 from vlm_guard.methods.shared.question_tokens import content_words
 
 ALL = "all"
+OPENING_UNKNOWN = (
+    "gift takes everything behind the image for the question, also what makes the model answer, such as ' ASSISTANT:': "
+    "no chat template says what that is. Pass wrap a processor that has one"
+)
 
 
 @register("gift")
@@ -130,7 +134,9 @@ class GIFT(Method):
             raise ValueError("gift needs the whole prompt in one pass; do not set prefill_chunk_size with it")
         shared.length, shared.ahead, shared.saliency = length, plan.needs_pass, None
         prompt = ids[:, : length - state.offset]
-        shared.question, shared.content = question_flags(prompt, state, plan.tokenizer, plan.opening, plan.find)
+        shared.question, shared.content, unsure = question_flags(prompt, state, plan.tokenizer, plan.opening, plan.find)
+        if unsure:
+            call.guard.reading.say(OPENING_UNKNOWN)
         if shared.ahead:
             if state.offset:
                 raise ValueError(

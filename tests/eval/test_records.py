@@ -55,6 +55,7 @@ def test_lone_surrogates_of_a_broken_tokenizer_are_kept_as_json(tmp_path):
     assert read_records(path)[0]["a"]["text"] == "\ud83d"
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_records_are_read(tmp_path):
     """Reading that is not linear would not come to an end here."""
     path = tmp_path / "samples.jsonl"

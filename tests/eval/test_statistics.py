@@ -104,6 +104,7 @@ def test_metrics_without_anything_to_count_are_zero():
         assert set(empty.values(metrics).values()) == {0.0}
 
 
+@pytest.mark.slow
 def test_forty_thousand_images():
     """A loop over images and resamples in Python would not come to an end here."""
     generator = np.random.default_rng(0)

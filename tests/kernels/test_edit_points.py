@@ -235,6 +235,7 @@ def test_default_backend_and_unknown_names():
         load_backend("flash")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(INTERPRETING, reason="this is the interpreted run")
 def test_all_of_this_in_the_interpreter():
     """The same examples for the fused kernels, in a process where the interpreter is on before Triton is imported."""

@@ -101,6 +101,7 @@ print("one graph each")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backend", "cache"), [("torch", "static"), ("triton", "static"), ("triton", "growing")])
 def test_compiled_decode_steps_are_one_graph(backend, cache):
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | ({"TRITON_INTERPRET": "1"} if backend == "triton" else {})

@@ -88,6 +88,7 @@ def test_it_equals_the_papers_steps_on_whole_maps(zoo_model, scope):
     assert torch.allclose(ours[real], expected[real], atol=3e-5)
 
 
+@pytest.mark.slow
 def test_decode_rows_use_the_prompts_sinks_and_sum_to_one(zoo_model):
     """The released code's decode rows sum to about 2; ours are the prompt's calibration, applied to one row."""
     zoo = zoo_model("llava")

@@ -233,21 +233,33 @@ def test_the_line_break_behind_the_image_is_no_question_token():
     assert without_leading_space([0, 99, 1, 2], 2, 4, Pieces()) == 2, "nothing but space: the range stays"
 
 
-def test_without_a_chat_template_the_opening_counts_and_a_warning_says_so():
+def test_without_a_chat_template_the_opening_counts():
     ids = torch.tensor([LLAVA_IDS])
     state = GenerationState((99,), None)
     state.read(ids, None, 0, None)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        question, content = question_flags(ids, state, Pieces(), " ASSISTANT:", content_words)
-    assert question[0].nonzero().flatten().tolist() == [5, 6, 7, 8]
+    question, content, unsure = question_flags(ids, state, Pieces(), " ASSISTANT:", content_words)
+    assert question[0].nonzero().flatten().tolist() == [5, 6, 7, 8] and not unsure
     assert content[0].nonzero().flatten().tolist() == [8]
-    with pytest.warns(UserWarning, match="no chat template"):
-        question, _ = question_flags(ids, state, Pieces(), None, None)
-    assert question[0].nonzero().flatten().tolist() == [5, 6, 7, 8, 9, 10]
+    question, _, unsure = question_flags(ids, state, Pieces(), None, None)
+    assert question[0].nonzero().flatten().tolist() == [5, 6, 7, 8, 9, 10] and unsure
     ended = torch.tensor([[*LLAVA_IDS[:9], 0, 7, 8]])
     state.read(ended, None, 0, None)
+    question, _, unsure = question_flags(ended, state, Pieces(), None, None)
+    assert question[0].nonzero().flatten().tolist() == [5, 6, 7, 8], "a special token ends the question by itself"
+    assert not unsure
+
+
+def test_that_the_opening_counts_is_said_once(zoo_model, tiny):
+    model, processor = tiny
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        question, _ = question_flags(ended, state, Pieces(), None, None)
-    assert question[0].nonzero().flatten().tolist() == [5, 6, 7, 8], "a special token ends the question by itself"
+        with wrap(model, processor, "gift") as guard:
+            guard.generate(**prompt_of(processor, "Is there a dog?"), max_new_tokens=1)
+    zoo = zoo_model("llava")
+    inputs = zoo.make_inputs(PROMPTS)
+    with wrap(zoo.model, None, "gift", **OPTIONS) as guard:
+        with pytest.warns(UserWarning, match="no chat template"):
+            guard.generate(**inputs, max_new_tokens=1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            guard.generate(**inputs, max_new_tokens=1)

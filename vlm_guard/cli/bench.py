@@ -13,7 +13,11 @@ def command(
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     dtype: Annotated[
-        str, typer.Option(help="auto (float32 on the CPU, else bfloat16), float32, bfloat16, ...")
+        str,
+        typer.Option(
+            help="float32, bfloat16, ...; generate: also several with commas. "
+            "auto: bfloat16; on the CPU float32, for generate float32 and bfloat16."
+        ),
     ] = "auto",
     model: Annotated[
         list[str] | None,

@@ -102,9 +102,16 @@ class ContrastGenerate:
         branch = self.branch(input_ids, model_kwargs)
         if branch is None:
             return None
-        token_ids = self.target.architecture.visual_token_ids
-        embedder = PromptEmbedder.of(self.target)
-        return BranchedModel(model, self.method, branch, self.inputs, token_ids, guard=self.guard, embedder=embedder)
+        return BranchedModel(
+            model,
+            self.method,
+            branch,
+            self.inputs,
+            self.target.architecture.visual_token_ids,
+            marker_ids=self.target.architecture.marker_ids,
+            guard=self.guard,
+            embedder=PromptEmbedder.of(self.target),
+        )
 
     def branch(self, input_ids: Tensor, model_kwargs: Mapping[str, Any]) -> Branch | None:
         """The method's branch for the rows of `generate`; None when no row of this prompt has one."""

@@ -74,6 +74,7 @@ class BranchedModel(StandIn):
         branch: the second branch.
         inputs: what `generate` was given.
         visual_token_ids: ids that stand for patches of images and videos.
+        marker_ids: ids of markers that the model embeds together with the image they stand around.
         guard: whose attention edits keep to the rows of their branch.
         embedder: makes the branch's embeddings where `model` is the inner one of a family that generates from them.
     """
@@ -88,6 +89,7 @@ class BranchedModel(StandIn):
         inputs: Mapping[str, Any],
         visual_token_ids: tuple[int, ...],
         *,
+        marker_ids: tuple[int, ...] = (),
         guard: "Guard | None" = None,
         embedder: PromptEmbedder | None = None,
     ) -> None:
@@ -97,6 +99,7 @@ class BranchedModel(StandIn):
         self.branch = branch
         self.inputs = inputs
         self.visual_token_ids = visual_token_ids
+        self.marker_ids = marker_ids
         self.methods = () if guard is None else guard.methods
         self.branch_rows = None if guard is None else BranchRows(guard.reading, branch.sign)
         # Cross-attention layers cache an image instead of the prompt: neither a prefix nor padded rows of it.
@@ -235,7 +238,14 @@ class BranchedModel(StandIn):
         if source is None or target is None or generation_config.prefill_chunk_size is not None or self.reads_across:
             return 0
         length = shared_prefix(
-            self.branch, self.given, self.second, source, self.methods, self.branch.sign, self.visual_token_ids
+            self.branch,
+            self.given,
+            self.second,
+            source,
+            self.methods,
+            self.branch.sign,
+            self.visual_token_ids,
+            self.marker_ids,
         )
         if length:
             copy_prefix(self.given, self.second, source, target, length)

@@ -44,6 +44,7 @@ def shared_prefix(
     methods: "tuple[BoundMethod, ...]",
     second_sign: "Sign",
     visual_token_ids: tuple[int, ...],
+    marker_ids: tuple[int, ...] = (),
 ) -> int:
     """How many leading columns of the second branch need not be read; 0 where nothing can be shared.
 
@@ -55,6 +56,7 @@ def shared_prefix(
         methods: the methods of the guard; rows that they edit differ between branches.
         second_sign: the side of the second branch.
         visual_token_ids: ids that stand for patches of images and videos.
+        marker_ids: ids of markers that the model embeds together with the image they stand around.
     """
     causal = "token_type_ids" not in second.model_kwargs  # where they are given, images or prompts look ahead
     if branch.images != "same" or not causal or any(type(layer) is not RoomyLayer for layer in cache.layers):
@@ -72,7 +74,7 @@ def shared_prefix(
         edited = wanted_rows("text", visual, 0, second.length, second.length, real).any(0)
         length = min(length, int(edited.to(torch.int8).argmax()))
     # What is left to read must not need image features, which are counted from the start of the prompt.
-    return 0 if bool(visual[:, length:].any()) else length
+    return 0 if bool(visual_mask(second.input_ids[:, length:], visual_token_ids + marker_ids).any()) else length
 
 
 def copy_prefix(

@@ -71,6 +71,7 @@ class Architecture:
         depth: number of decoder layers.
         layers: the decoder layers whose attention goes through the interface, ascending.
         visual_token_ids: placeholder ids of images and videos.
+        marker_ids: ids of markers that the model embeds together with the image they stand around.
         hidden_size: width of the decoder.
         heads: query heads of a layer.
     """
@@ -81,6 +82,7 @@ class Architecture:
     depth: int
     layers: tuple[AttentionLayer, ...]
     visual_token_ids: tuple[int, ...]
+    marker_ids: tuple[int, ...]
     hidden_size: int
     heads: int
 
@@ -174,6 +176,7 @@ def describe_architecture(model: PreTrainedModel) -> Architecture:
         depth=_size(text, "num_hidden_layers", model_type),
         layers=layers,
         visual_token_ids=token_ids,
+        marker_ids=tuple(id_ for name in entry.marker_id_fields for id_ in _listed_ids(model.config, name)),
         hidden_size=_size(text, "hidden_size", model_type),
         heads=_size(text, "num_attention_heads", model_type),
     )
@@ -208,6 +211,20 @@ def _field(config: PreTrainedConfig, name: str) -> object:
     for part in name.split("."):
         found = getattr(found, part, None)
     return found
+
+
+def _listed_ids(config: PreTrainedConfig, name: str) -> tuple[int, ...]:
+    """The ids that a field of the configuration lists; none where it has no such field.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    listed = _field(config, name)
+    if listed is None:
+        return ()
+    if not isinstance(listed, list | tuple):
+        raise ValueError(f"{name} of the configuration must be a list of token ids, it is {listed!r}")
+    return tuple(listed)
 
 
 def _no_token_ids(model: PreTrainedModel, entry: ArchitectureEntry) -> str:

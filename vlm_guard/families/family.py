@@ -36,6 +36,8 @@ class ArchitectureEntry:
         unbuilt: why the tests can build no model of it ("its ...").
         token_id_fields: fields of the configuration that hold the placeholder ids of images and videos; those of a
             part of it after a dot ("vision_config.image_token_id").
+        marker_id_fields: fields of the configuration with the ids of markers around an image that the model embeds with
+            it, so that a pass over them needs the image too.
         decoder: dotted path of the module with the decoder layers, where `model.get_decoder()` is not it.
         generator: dotted path of the inner language model, for families whose own `generate` hands embeddings to it.
         cross_attention: name of the attention module in layers that read images by cross-attention; their keys are
@@ -55,6 +57,7 @@ class ArchitectureEntry:
     refused: str = ""
     unbuilt: str = ""
     token_id_fields: tuple[str, ...] = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+    marker_id_fields: tuple[str, ...] = ()
     decoder: str = ""
     generator: str = ""
     cross_attention: str = ""

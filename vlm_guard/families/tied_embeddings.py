@@ -10,7 +10,8 @@ def has_tied_embeddings(model: PreTrainedModel) -> bool:
     What the configuration says does not decide: `tie_word_embeddings` stands in the text configuration of some
     families, in the whole model's of others, and in some in both with different values. So the weights themselves are
     compared. Where one of them is not in memory (offloaded) or is stored in another form (quantised), they cannot be
-    compared, and what transformers recorded when it tied the model's weights is asked instead.
+    compared, and what transformers recorded when it tied the model's weights is asked instead; so it is where they are
+    spread over processes.
 
     Args:
         model: a model, or the inner language model of one.
@@ -22,7 +23,9 @@ def has_tied_embeddings(model: PreTrainedModel) -> bool:
     if first is second:
         return True
     in_memory = first.device.type != "meta" and second.device.type != "meta"
-    if in_memory and first.shape == second.shape and first.dtype == second.dtype:
+    # Weights that are spread over processes have no address of their own, and each process would judge for itself.
+    spread = any(hasattr(weight, "to_local") for weight in (first, second))
+    if in_memory and not spread and first.shape == second.shape and first.dtype == second.dtype:
         return first.data_ptr() == second.data_ptr()
     return _were_tied(model, entering, leaving)
 

@@ -42,7 +42,7 @@ HOOKS: dict[str, Hook] = {
     "observe_hidden": Hook(station="hidden", whole_prompt="own branch"),
     "edit_hidden": Hook(station="hidden", whole_prompt="always", per_step=True),
     "edit_attention": Hook(station="attention", per_step=True),
-    "contrast_branch": Hook(station="logits", before_logits=False, in_model=False, per_step=True),
+    "contrast_branch": Hook(station="logits", before_logits=False, in_model=False),
     "combine_logits": Hook(station="logits", before_logits=False, in_model=False, per_step=True),
     "combine_layers": Hook(station="logits", before_logits=False, in_model=False, per_step=True),
 }

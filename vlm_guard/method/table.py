@@ -1,10 +1,11 @@
-"""Methods as rows: for the command line, the README's table, the demo and the tests."""
+"""Methods as rows: for the command line, the tables of docs/methods.md, the demo and the tests."""
 
 from dataclasses import asdict, fields
 from typing import Any
 
 from vlm_guard.families.profiles import settings_by_model
 from vlm_guard.method.base import Method
+from vlm_guard.method.hooks import HOOKS
 from vlm_guard.method.registry import method_class, method_names
 
 
@@ -46,6 +47,15 @@ def _describe_option(item: Any) -> dict[str, Any]:
     }
 
 
+def hooks_markdown() -> str:
+    """The table of the hooks that a method may define, with the first line of what each says of itself."""
+    lines = ["| hook | station | every step | what it does |", "|---|---|---|---|"]
+    for name, hook in HOOKS.items():
+        said = (getattr(Method, name).__doc__ or "").strip().splitlines()[0]
+        lines.append(f"| `{name}` | {hook.station or '-'} | {'yes' if hook.per_step else 'no'} | {said} |")
+    return "\n".join(lines) + "\n"
+
+
 def settings_markdown() -> str:
     """The table of settings that shipped profiles have for single models."""
     lines = ["| method | profile | option | default | value | source | note |", "|---|---|---|---|---|---|---|"]
@@ -60,7 +70,7 @@ def settings_markdown() -> str:
 
 
 def methods_markdown() -> str:
-    """The README's method table."""
+    """The table of methods in docs/methods.md."""
     lines = ["| method | acts on | needs | compiles | what it does | paper |", "|---|---|---|---|---|---|"]
     for name in method_names():
         row = describe_class(method_class(name))

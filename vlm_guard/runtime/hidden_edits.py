@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 def install_hidden_edits(guard: "Guard", bound: BoundMethod) -> list[Callable[[], Any]]:
     """Let a method edit the parts of the decoder layers that it names.
 
+    The hooks go in front of those there are, so that whoever records hidden states (transformers does with hooks of its
+    own, also for `output_hidden_states`) sees the edited ones. Of several methods the last must therefore come first.
+
     Returns:
         What undoes it.
     """
@@ -31,7 +34,7 @@ def install_hidden_edits(guard: "Guard", bound: BoundMethod) -> list[Callable[[]
     wanted = method.hidden_parts(guard.target, bound.prepared)
     hook = partial(_hook, guard, bound)
     return [
-        item.module.register_forward_hook(partial(hook, item)).remove
+        item.module.register_forward_hook(partial(hook, item), prepend=True).remove
         for item in decoder_parts(guard.target.architecture, wanted, method.name)
     ]
 

@@ -27,7 +27,7 @@ SeeRow = Callable[[int, Tensor], None]
 
 
 def install_vision(guard: "Guard", bound: BoundMethod) -> list[Undo]:
-    """Hook a method to the vision tower, as its plan says.
+    """Hook a method to the vision tower, as its plan says. Of several methods the last must come first.
 
     Returns:
         What undoes it.
@@ -50,7 +50,8 @@ class _VisionHooks:
         undo = [tower.module.register_forward_pre_hook(self.begin, with_kwargs=True).remove]
         undo += watch_rows(tower, self.plan.watched, self.plan.mean_query, self.see)
         parts = tower_parts(tower, self.plan.edited, name)
-        undo += [item.module.register_forward_hook(partial(self.edit, item)).remove for item in parts]
+        # In front of the hooks with which transformers records hidden states, of which many models take one.
+        undo += [item.module.register_forward_hook(partial(self.edit, item), prepend=True).remove for item in parts]
         return undo
 
     @property

@@ -42,4 +42,11 @@ LLAMA4 = ArchitectureEntry(
 MOLMO2 = ArchitectureEntry(
     family="Molmo 2", model_types=("molmo2",), text_models=("molmo2_text",), zoo=("molmo2",), no_grid=TILES
 )
-OVIS2 = ArchitectureEntry(family="Ovis2", model_types=("ovis2",), text_models=("qwen2",), zoo=("ovis2",), no_grid=TILES)
+OVIS2 = ArchitectureEntry(
+    family="Ovis2",
+    model_types=("ovis2",),
+    text_models=("qwen2",),
+    zoo=("ovis2",),
+    no_grid=TILES,
+    marker_id_fields=("visual_indicator_token_ids",),
+)
