@@ -70,7 +70,7 @@ class PAI(ContrastMethod, KeyEditMethod):
         return AttentionEdit(gain=call.state.visual.to(call.query.device, torch.float32)[:, None, None] * self.gain)
 
     @property
-    def cross_attention(self) -> str:  # type: ignore[override]
+    def cross_attention(self) -> str:
         """The gain alone is refused: it would sharpen attention among visual keys, but could not move any to them."""
         return "" if self.gain == 0 else "more attention on visual keys is impossible where all keys are; set gain=0"
 

@@ -86,7 +86,7 @@ class SoftPAG(ContrastMethod, KeyEditMethod):
     heads: str = option("all", help="heads to perturb: 'all' of `layers`, or 'layer:head' items such as '12:3,14:5-7'")
 
     @property
-    def rows(self) -> RowScope:  # type: ignore[override]
+    def rows(self) -> RowScope:
         """The rows of the branch that are perturbed."""
         return "text" if self.scope == "text" else "answer"
 

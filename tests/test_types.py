@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mypy"]
-IGNORE = re.compile(r"#\s*type:\s*ignore(?P<code>\[[a-z, -]+\])?")
+IGNORE = re.compile(r"#\s*type:\s*ignore(?P<code>\[[a-z, -]+\])?(?P<reason>\s+#\s*\w+)?")
 # What would make an error disappear without anybody having looked at it.
 BLANKET = {
     "ignore_errors",
@@ -56,16 +56,30 @@ def test_no_setting_hides_errors():
     assert "ignore_missing_imports" not in SETTINGS
 
 
+def ignored_without(text):
+    """Lines that ignore an error without its code, or without a reason behind them or in a comment above."""
+    lines = text.splitlines()
+    for above, line in zip(["", *lines], lines):
+        match = IGNORE.search(line)
+        if match and (match["code"] is None or not (match["reason"] or above.strip().startswith("#"))):
+            yield line.strip()
+
+
 @pytest.mark.parametrize("folder", [check_types.PACKAGE, *check_types.MAPPED])
-def test_an_ignored_error_has_a_code(folder):
-    found = [
-        f"{path.relative_to(ROOT)}: {line.strip()}"
-        for path in sorted((ROOT / folder).rglob("*.py"))
-        for line in path.read_text(encoding="utf-8").splitlines()
-        for match in IGNORE.finditer(line)
-        if match["code"] is None
+def test_an_ignored_error_has_a_code_and_a_reason(folder):
+    files = sorted((ROOT / folder).rglob("*.py"))
+    assert not [
+        f"{path.relative_to(ROOT)}: {line}" for path in files for line in ignored_without(path.read_text("utf-8"))
     ]
-    assert not found
+
+
+@pytest.mark.parametrize(
+    "text", ["x = y  # type: ignore", "x = y  # type: ignore[misc]", "# why\nx = y  # type:ignore"]
+)
+def test_an_ignored_error_without_either_is_seen(text):
+    assert list(ignored_without(text))
+    assert not list(ignored_without("x = y  # type: ignore[misc]  # the library declares it so"))
+    assert not list(ignored_without("# The library declares it so.\nx = y  # type: ignore[misc]"))
 
 
 def test_the_linked_package_is_the_installed_one(tmp_path):

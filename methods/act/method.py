@@ -102,12 +102,12 @@ class ACT(Method):
     )
 
     @property
-    def rows(self) -> RowScope:  # type: ignore[override]
+    def rows(self) -> RowScope:
         """The rows to edit, as asked for."""
         return self.prompt_rows
 
     @property
-    def whole_prompt(self) -> RowScope:  # type: ignore[override]
+    def whole_prompt(self) -> RowScope:
         """The rows whose attention tells the sinks."""
         return self.sink_rows
 

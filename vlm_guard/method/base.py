@@ -116,16 +116,27 @@ class Method:
     paper: ClassVar[str] = ""
     stations: ClassVar[tuple[Station, ...]] = ()
     needs: ClassVar[tuple[str, ...]] = ()
-    rows: ClassVar[RowScope] = "text"
     hidden_rows: ClassVar[RowScope] = "answer"
     steady: ClassVar[bool] = False
-    whole_prompt: ClassVar[RowScope | None] = None
     counts_steps: ClassVar[bool] = False
     compiles: ClassVar[bool] = False
     observes_hidden: ClassVar[bool] = False
     edited_branch: ClassVar[Sign] = "positive"
     measurement: ClassVar[tuple[str, str] | None] = None
-    cross_attention: ClassVar[str] = "it tells visual keys from the others of a row, and no row has both kinds there"
+    if TYPE_CHECKING:
+        # Class attributes, which a method may make properties where they depend on its options.
+        @property
+        def rows(self) -> RowScope: ...  # noqa: D102
+        @property
+        def whole_prompt(self) -> RowScope | None: ...  # noqa: D102
+        @property
+        def cross_attention(self) -> str: ...  # noqa: D102
+    else:
+        rows: ClassVar[RowScope] = "text"
+        whole_prompt: ClassVar[RowScope | None] = None
+        cross_attention: ClassVar[str] = (
+            "it tells visual keys from the others of a row, and no row has both kinds there"
+        )
 
     # By option what set it: "given", "published", or the profile that has it for the model; absent is the default.
     _sources: ClassVar[dict[str, str]] = {}
