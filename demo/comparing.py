@@ -71,7 +71,10 @@ def compare(model: AnsweringModel, comparison: Comparison, stop: threading.Event
         methods = chosen_methods(comparison.methods, comparison.options)
         for side, guarding in (("plain", ()), ("guarded", methods)):
             for answer in model.stream(current.picture.image, current.prompt, guarding, current.settings, stop):
-                current = replace(current, **{side: answer})
+                if side == "plain":
+                    current = replace(current, plain=answer)
+                else:
+                    current = replace(current, guarded=answer)
                 yield current
             if stop.is_set():
                 return

@@ -107,7 +107,7 @@ def _maps_html(
     unseen = next((record for record in records.values() if record.view is None), None)
     if unseen is not None:
         return message_html("note", f"No heat-map: {unseen.no_view}.")
-    views = {side: record.view for side, record in records.items()}
+    views = {side: record.view for side, record in records.items() if record.view is not None}
     both = len(records) > 1
     alike = both and records["guarded"].replaced_picture is None
 

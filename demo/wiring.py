@@ -126,7 +126,7 @@ def _set_option(key: str, values: dict[str, Any], value: Any) -> dict[str, Any]:
 
 def option_component(control: OptionControl, value: Any) -> Any:
     """The Gradio component of an option."""
-    common = {
+    common: dict[str, Any] = {
         "label": control.name.replace("_", " "),
         "info": control.help,
         "key": control.key,

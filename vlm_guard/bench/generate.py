@@ -231,20 +231,21 @@ def _load(
             processor,
             lambda rows, seed: random_inputs(model, processor, batch=rows, prompt_tokens=prompt_tokens, seed=seed),
         )
-    model, processor = builtin(dtype=dtype, device=device)
-    message = {
+    builtin_model, builtin_processor = builtin(dtype=dtype, device=device)
+    # transformers declares the content of a message as text, but takes the parts that its own documentation shows.
+    message: dict[str, Any] = {
         "role": "user",
         "content": [{"type": "image"}, {"type": "text", "text": "Please describe this image in detail."}],
     }
-    text = processor.apply_chat_template([message], add_generation_prompt=True)
+    text = builtin_processor.apply_chat_template([message], add_generation_prompt=True)
 
     def builtin_inputs(rows: int, seed: int) -> dict[str, Any]:
         pictures = noise_pictures(rows, 224, seed)
-        inputs = processor(images=pictures, text=[text] * rows, return_tensors="pt").to(device)
+        inputs = builtin_processor(images=pictures, text=[text] * rows, return_tensors="pt").to(device)
         inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
         return dict(inputs)
 
-    return model, processor, builtin_inputs
+    return builtin_model, builtin_processor, builtin_inputs
 
 
 def _compile_settings() -> Any:
@@ -252,7 +253,7 @@ def _compile_settings() -> Any:
 
     settings = CompileConfig()
     # transformers compiles on accelerators only unless told otherwise.
-    settings._compile_all_devices = True
+    settings._compile_all_devices = True  # type: ignore[assignment]  # its dataclass declares the default's type, None
     return settings
 
 

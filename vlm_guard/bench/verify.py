@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -82,7 +83,7 @@ def check_kernels(clock: Clock, report: Callable[[str], None]) -> list[dict[str,
             continue
         report(f"kernels: {backend} on {device}")
         share = KERNEL_SHARE * (present.index((backend, device, cases, absent)) + 1) / len(present)
-        found.append(entry | _run_cases(cases, backend, torch.device(device), lambda limit=share: clock.past(limit)))
+        found.append(entry | _run_cases(cases, backend, torch.device(device), partial(clock.past, share)))
     return found
 
 
@@ -166,8 +167,8 @@ def time_methods(
         with wrap(model, processor, name):
             return plain(number)
 
-    calls: dict[str, Callable[[int], Seconds]] = {CONTROL: lambda number: plain(number, 2)}
-    calls |= {name: lambda number, name=name: guarded(name, number) for name in methods}
+    calls: dict[str, Callable[[int], Seconds]] = {CONTROL: partial(plain, rows=2)}
+    calls |= {name: partial(guarded, name) for name in methods}
     found: dict[str, Any] = {"entries": [], "not_reached": [], "rounds": rounds, "new_tokens": tokens}
     for name, call in calls.items():
         if clock.past(1.0):

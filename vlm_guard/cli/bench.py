@@ -58,12 +58,19 @@ def command(
     def report(line: str) -> None:
         print(line, file=sys.stderr if as_json else sys.stdout, flush=True)
 
-    arguments = {"device": device, "dtype": None if dtype == "auto" else dtype, "report": report}
+    kind = None if dtype == "auto" else dtype
     if what == "kernels":
         from vlm_guard.kernels.benchmark.run import run_benchmark
 
         result = run_benchmark(
-            models=model, keys=keys, batches=batch, providers=provider, rounds=rounds or 50, **arguments
+            models=model,
+            keys=keys,
+            batches=batch,
+            providers=provider,
+            rounds=rounds or 50,
+            device=device,
+            dtype=kind,
+            report=report,
         )
         for note in result["notes"]:
             report(note)
@@ -84,7 +91,9 @@ def command(
             cache=cache,
             compiled=compiled,
             rounds=rounds or 5,
-            **arguments,
+            device=device,
+            dtype=kind,
+            report=report,
         )
     if out is not None:
         write_json(out, result)
