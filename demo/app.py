@@ -15,7 +15,8 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from vlm_guard.demo.answering import AnsweringModel
 from vlm_guard.demo.context import DemoContext
-from vlm_guard.demo.layout import FIRST_PROMPT, default_methods, lay_out
+from vlm_guard.demo.layout import FIRST_PROMPT, lay_out
+from vlm_guard.demo.opening import opening_setting
 from vlm_guard.demo.pictures import open_pictures
 from vlm_guard.demo.uploads import MAX_UPLOAD_BYTES
 from vlm_guard.demo.visitors import Visitors
@@ -33,6 +34,7 @@ OWN_HOSTS = ("127.0.0.1", "localhost")
 _HOST_NAME = re.compile(r"(\*\.)?[A-Za-z0-9]([A-Za-z0-9.-]{0,250}[A-Za-z0-9])?")
 # Gradio confines the style sheet to what it wraps; these rules are for the wrapping itself.
 _HEAD = """<style>
+html { scrollbar-gutter: stable; }
 @media (max-width: 900px) { .gradio-container, .gradio-container .main { padding-inline: 8px !important; } }
 </style>"""
 _STYLE = Path(__file__).parent / "style.css"
@@ -55,7 +57,8 @@ def build_app(
     """
     context = DemoContext(model=AnsweringModel(model=model, processor=processor), browser=open_pictures(data))
     if opening:
-        context.find_opening(FIRST_PROMPT, default_methods())
+        setting = opening_setting(context.model_name)
+        context.find_opening(FIRST_PROMPT, setting.methods, setting.options)
     visitors = Visitors()
     # Files of uploads that no page ever asked about are deleted too, and all of them when the server stops.
     delete_cache = (UPLOAD_CHECK_SECONDS, UPLOAD_LIFE_SECONDS)

@@ -83,7 +83,7 @@ def read_record(trace: AttentionTrace, guard: Guard, steps: int) -> AttentionRec
     Raises:
         ValueError: the trace does not have one entry per token, or the prompt has no visual token.
     """
-    if guard.state is None or guard.state.visual is None or not bool(guard.state.visual[0].any()):
+    if guard.state is None or not bool(guard.state.visual[:1].any()):
         raise ValueError("no attention was recorded: the prompt has no visual token")
     if trace.steps != steps:
         raise ValueError(f"the trace has {trace.steps} steps for an answer of {steps} tokens")
@@ -110,9 +110,12 @@ def read_record(trace: AttentionTrace, guard: Guard, steps: int) -> AttentionRec
 def findings_of(guard: Guard) -> tuple[Finding, ...]:
     """What the methods of a guard found out in its last generation (first row of the batch)."""
     found: list[Finding] = []
-    for bound in guard.methods if guard.state is not None else ():
+    state = guard.state
+    if state is None:
+        return ()
+    for bound in guard.methods:
         kept, layers = guard.findings(bound.method.name), tuple(sorted(bound.layers))
-        found += bound.method.findings(FindingsCall(state=guard.state, kept=kept, layers=layers))
+        found += bound.method.findings(FindingsCall(state=state, kept=kept, layers=layers))
     return tuple(found)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from vlm_guard.demo.answering import Answer, AnsweringModel, GenerationSettings
 from vlm_guard.demo.marked_answer import caption_score
-from vlm_guard.demo.method_options import chosen_methods
+from vlm_guard.demo.method_options import chosen_methods, setting_text
 from vlm_guard.demo.pictures import Picture, PictureBrowser
 
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
@@ -48,8 +48,8 @@ class Comparison:
 
     @property
     def title(self) -> str:
-        """The methods as `wrap` names them."""
-        return "+".join(self.methods)
+        """The methods with the options that are not their defaults, as `wrap` takes them."""
+        return setting_text(self.methods, self.options)
 
     def answer(self, side: str) -> Answer | None:
         """The answer of a side, "plain" or "guarded".
@@ -71,7 +71,10 @@ def compare(model: AnsweringModel, comparison: Comparison, stop: threading.Event
         methods = chosen_methods(comparison.methods, comparison.options)
         for side, guarding in (("plain", ()), ("guarded", methods)):
             for answer in model.stream(current.picture.image, current.prompt, guarding, current.settings, stop):
-                current = replace(current, **{side: answer})
+                if side == "plain":
+                    current = replace(current, plain=answer)
+                else:
+                    current = replace(current, guarded=answer)
                 yield current
             if stop.is_set():
                 return

@@ -1,8 +1,9 @@
 """What all visitors of one page share."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from vlm_guard.builtin_model import BUILTIN_DIR
 from vlm_guard.demo.answering import Answer, AnsweringModel, GenerationSettings
@@ -11,6 +12,7 @@ from vlm_guard.demo.comparing import USER_ERRORS, Comparison, search_example
 from vlm_guard.demo.method_options import chosen_methods
 from vlm_guard.demo.patches import view_of
 from vlm_guard.demo.pictures import Picture, PictureBrowser
+from vlm_guard.eval.scenes.recognise import note_about
 from vlm_guard.families.architecture import describe_architecture
 from vlm_guard.guard import Guard
 from vlm_guard.method.base import Method
@@ -59,15 +61,31 @@ class DemoContext:
         name = "built-in model" if self.model_name == "builtin" else self.model_name
         return f"{name}, {size} parameters, {self.model.model.device.type}"
 
+    def note_about(self, picture: Picture) -> str:
+        """A sentence where the model cannot know what is in the picture; empty where it may."""
+        return note_about(self.model_name, picture.image)
+
     @property
     def first_picture(self) -> Picture:
         """The picture the page opens with."""
         return self.browser.first() if self.opening is None else self.opening[0].picture
 
-    def find_opening(self, prompt: str, methods: Sequence[str]) -> None:
-        """Look for an example where the guard helps, among the first pictures; keep the first one if none does."""
+    def find_opening(self, prompt: str, methods: Sequence[str], options: Mapping[str, Any] | None = None) -> None:
+        """Look for an example where the guard helps, among the first pictures; keep the first one if none does.
+
+        Args:
+            prompt: what is asked of each picture.
+            methods: names of the methods that guard.
+            options: their options by "method.option".
+        """
         last = self.browser.picture(self.browser.ids[-1])
-        start = Comparison(picture=last, prompt=prompt, settings=GenerationSettings(), methods=tuple(methods))
+        start = Comparison(
+            picture=last,
+            prompt=prompt,
+            settings=GenerationSettings(),
+            methods=tuple(methods),
+            options=dict(options or {}),
+        )
         tried = list(search_example(self.model, self.browser, start, threading.Event(), OPENING_TRIES))
         example, note, found = tried[-1]
         if not example.error:

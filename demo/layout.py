@@ -11,7 +11,8 @@ from vlm_guard.demo.answering import LONGEST_PROMPT
 from vlm_guard.demo.context import DemoContext
 from vlm_guard.demo.look_panel import ALL_HEADS, METHOD_LAYERS, head_choices, layer_choices
 from vlm_guard.demo.marked_answer import legend_html
-from vlm_guard.demo.method_options import guarding_methods, method_choices
+from vlm_guard.demo.method_options import method_choices, setting_text
+from vlm_guard.demo.opening import opening_setting
 from vlm_guard.demo.uploads import read_once
 from vlm_guard.eval.tasks.pope.leading_queries import LEADING_TEMPLATES
 
@@ -21,7 +22,6 @@ ASK_INTRODUCTION = (
     "wrong one? The questions are POPE's, made from this picture's annotations. LQCD is the method made against "
     "leading questions; choose it under “Guarded by”."
 )
-FIRST_CHOICE = ("pai", "vcd", "zerotuning")
 WORD_SCRIPT = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
 
 
@@ -37,12 +37,6 @@ class Page:
             return self.__dict__["parts"][name]
         except KeyError:
             raise AttributeError(f"the page has no part {name!r}") from None
-
-
-def default_methods() -> list[str]:
-    """The method that is chosen when the page opens."""
-    names = guarding_methods()
-    return [next((name for name in FIRST_CHOICE if name in names), names[0])]
 
 
 def words_panel(value: str, name: str) -> gr.HTML:
@@ -62,7 +56,8 @@ def lay_out(context: DemoContext) -> Page:
     # States begin empty: Gradio copies a start value for every visitor.
     parts["picture"] = gr.State(None)
     parts["comparison"] = gr.State(None)
-    parts["options"] = gr.State({})
+    setting = opening_setting(context.model_name)
+    parts["options"] = gr.State(dict(setting.options))
     parts["selection"] = gr.State(None)
     plain_panel(panels.header_html(context.model_line), "vg-head")
     with gr.Row(elem_id="vg-page"):
@@ -82,9 +77,9 @@ def lay_out(context: DemoContext) -> Page:
 
 
 def _picture_column(page: Page) -> None:
-    parts, browser = page.parts, page.context.browser
+    parts, browser, first = page.parts, page.context.browser, page.context.first_picture
     parts["picture_panel"] = plain_panel(
-        panels.picture_html(page.context.first_picture, len(browser.ids)), "vg-picture"
+        panels.picture_html(first, len(browser.ids), page.context.note_about(first)), "vg-picture"
     )
     with gr.Row(elem_classes="vg-browse"):
         parts["previous"] = gr.Button("‹ Previous", size="sm", min_width=60, elem_id="vg-previous")
@@ -118,7 +113,7 @@ def _picture_column(page: Page) -> None:
     )
     parts["methods"] = gr.Dropdown(
         choices=method_choices(),
-        value=default_methods(),
+        value=opening_setting(page.context.model_name).methods,
         multiselect=True,
         label="Guarded by",
         info="One method, or several in this order.",
@@ -140,7 +135,9 @@ def _picture_column(page: Page) -> None:
 def _compare_tab(page: Page) -> None:
     parts = page.parts
     if page.context.opening is None:
-        cards = panels.empty_card("plain", ""), panels.empty_card("guarded", "+".join(default_methods()))
+        setting = opening_setting(page.context.model_name)
+        title = setting_text(setting.methods, setting.options)
+        cards = panels.empty_card("plain", ""), panels.empty_card("guarded", title)
         below = legend_html(page.context.first_picture.objects is not None)
     else:
         comparison, note = page.context.opening
@@ -160,11 +157,16 @@ def _compare_tab(page: Page) -> None:
 def _look_tab(page: Page) -> None:
     parts, architecture = page.parts, page.context.architecture
     layers = [entry.index for entry in architecture.layers]
-    parts["look_words"] = words_panel(panels.LOOK_HINT, "vg-look-words")
+    opening = page.context.opening
+    parts["look_words"] = words_panel(
+        panels.LOOK_HINT if opening is None else panels.look_words_html(opening[0]), "vg-look-words"
+    )
     with gr.Row(elem_classes="vg-look-settings"):
-        parts["layer"] = gr.Dropdown(layer_choices(layers), value=METHOD_LAYERS, label="Layers", elem_id="vg-layer")
+        parts["layer"] = gr.Dropdown(
+            layer_choices(layers), value=METHOD_LAYERS, label="Layers, mean of", elem_id="vg-layer"
+        )
         parts["head"] = gr.Dropdown(
-            head_choices(architecture.heads), value=ALL_HEADS, label="Heads", elem_id="vg-head-choice"
+            head_choices(architecture.heads), value=ALL_HEADS, label="Heads, mean of", elem_id="vg-head-choice"
         )
         parts["absolute"] = gr.Checkbox(
             False, label="Absolute scale", info="One scale for all words.", elem_id="vg-absolute"
@@ -189,7 +191,7 @@ def _ask_tab(page: Page) -> None:
             elem_id="vg-template",
         )
     with gr.Row(elem_classes="vg-run"):
-        parts["ask"] = gr.Button("Ask the ladder", variant="primary", scale=3, min_width=120, elem_id="vg-ask")
+        parts["ask"] = gr.Button("Ask all questions", variant="primary", scale=3, min_width=120, elem_id="vg-ask")
         parts["ask_stop"] = gr.Button("Stop", interactive=False, scale=1, min_width=60, elem_id="vg-ask-stop")
     parts["own"] = gr.Textbox(
         show_label=False,

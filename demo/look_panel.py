@@ -12,9 +12,10 @@ from vlm_guard.demo.patches import PictureView
 from vlm_guard.demo.share_plot import share_plot, word_shares
 from vlm_guard.demo.words import Word
 
-METHOD_LAYERS = "mean of the method's"
-ALL_LAYERS = "mean of all"
-ALL_HEADS = "mean of all"
+# Short: on narrow screens a longer word is cut off in its field.
+METHOD_LAYERS = "the method's"
+ALL_LAYERS = "all layers"
+ALL_HEADS = "all heads"
 CAUTION = "Attention is not an explanation: a patch that draws attention need not be what the word rests on."
 
 
@@ -106,7 +107,7 @@ def _maps_html(
     unseen = next((record for record in records.values() if record.view is None), None)
     if unseen is not None:
         return message_html("note", f"No heat-map: {unseen.no_view}.")
-    views = {side: record.view for side, record in records.items()}
+    views = {side: record.view for side, record in records.items() if record.view is not None}
     both = len(records) > 1
     alike = both and records["guarded"].replaced_picture is None
 

@@ -95,7 +95,9 @@ def answer_html(
         )
         if mention is not None:
             buttons = _mention(buttons, mention)
-        parts.append(buttons + escape(last.text[len(bare(last)) :]))
+        behind = escape(last.text[len(bare(last)) :])
+        # A line may break around a button: the full stop must not begin the next one.
+        parts.append(f'<span class="vg-kept">{buttons}{behind}</span>' if behind else buttons)
         place = stop
     return f'<p class="vg-answer">{" ".join(parts)}</p>'
 

@@ -105,6 +105,20 @@ def changed_options(names: Sequence[str], values: Mapping[str, Any]) -> dict[str
     return changed
 
 
+def setting_text(names: Sequence[str], values: Mapping[str, Any]) -> str:
+    """Methods and changed options in one line, "pai:gain=0.4+var"; the names alone where one is unknown."""
+    try:
+        changed = changed_options(names, values)
+    except ValueError:
+        return "+".join(names)  # whoever applies the methods says what is wrong
+    parts = []
+    for name in names:
+        own = (f"{key.partition('.')[2]}={value}" for key, value in changed.items() if key.partition(".")[0] == name)
+        written = ",".join(own)
+        parts.append(f"{name}:{written}" if written else name)
+    return "+".join(parts)
+
+
 def _typed(control: OptionControl, value: Any) -> Any:
     if value is None or (control.kind == "number" and isinstance(value, str) and not value.strip()):
         # An emptied field means the default, which `wrap` fills in.

@@ -1,12 +1,23 @@
 """The page's fixed and changing pieces of HTML that belong to no single tab."""
 
+from typing import Literal
+
 from vlm_guard.demo.comparing import Comparison, verdict
 from vlm_guard.demo.heat_maps import data_uri, enlarge
 from vlm_guard.demo.marked_answer import answer_html, card_html, escape, facts_html, legend_html, message_html
 from vlm_guard.demo.pictures import Picture
 
 PICTURE_PIXELS = 576
-LOOK_HINT = '<p class="vg-hint">First compare the two answers; then press a word, here or there.</p>'
+LOOK_HINT = '<p class="vg-hint">There is no answer to this picture yet: press “Compare”, then press a word.</p>'
+_WORD_HINTS = {
+    "press": "Press a word to see where the model looked when it was about to say it.",
+    "reading": "Reading the attention along this answer …",
+    "again": "Press another word to look there.",
+}
+READING_MAPS = (
+    '<div class="vg-maps vg-reading" aria-hidden="true">' + '<figure class="vg-map"><div></div></figure>' * 3 + "</div>"
+)
+"""Takes the place of the maps before the first ones are there, so that the page keeps its height."""
 ASK_HINT = '<p class="vg-hint">No question asked yet.</p>'
 
 
@@ -18,8 +29,8 @@ def header_html(model_line: str) -> str:
     )
 
 
-def picture_html(picture: Picture, total: int) -> str:
-    """The picture with its title and, folded away, what is in it."""
+def picture_html(picture: Picture, total: int, note: str = "") -> str:
+    """The picture with its title, what must be said about it, and, folded away, what is in it."""
     place = f"{picture.place} of {total}" if picture.place else "your picture"
     if picture.objects is None:
         truth = "<p>What is in it is not known here.</p>"
@@ -29,7 +40,8 @@ def picture_html(picture: Picture, total: int) -> str:
     image = enlarge(picture.image, PICTURE_PIXELS)
     return (
         f'<figure class="vg-picture"><img src="{data_uri(image)}" alt="{escape(picture.alt_text)}">'
-        f"<figcaption><span>{escape(picture.title)}</span><span>{escape(place)}</span></figcaption></figure>{truth}"
+        f"<figcaption><span>{escape(picture.title)}</span><span>{escape(place)}</span></figcaption></figure>"
+        f"{message_html('note', note)}{truth}"
     )
 
 
@@ -62,9 +74,17 @@ def below_html(comparison: Comparison, note: str = "") -> str:
     return shown + legend_html(comparison.picture.objects is not None)
 
 
-def look_words_html(comparison: Comparison, side: str, word: int) -> str:
-    """Both answers once more for the tab "Where it looked", the pressed word marked."""
-    parts = []
+def look_words_html(
+    comparison: Comparison | None,
+    side: str = "",
+    word: int = -1,
+    hint: Literal["press", "reading", "again"] = "press",
+) -> str:
+    """Both answers once more for the tab "Where it looked", the pressed word marked, under a line on what to do."""
+    answers = [] if comparison is None else [comparison.plain, comparison.guarded]
+    if comparison is None or all(answer is None or answer.ending == "running" for answer in answers):
+        return LOOK_HINT
+    parts = [f'<p class="vg-hint" role="status">{_WORD_HINTS[hint]}</p>']
     for which in ("plain", "guarded"):
         answer, other = comparison.answer(which), comparison.answer("guarded" if which == "plain" else "plain")
         if answer is not None and answer.ending != "running":

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
+from vlm_guard.demo.opening import example_data
 from vlm_guard.eval.data.coco import image_id
 from vlm_guard.eval.data.datasets import EvaluationData, open_dataset
 from vlm_guard.eval.tasks.pope.questions import PopeQuestion, build_questions
 from vlm_guard.untrusted.picture_reader import read_picture
 
 EXAMPLE_COUNT = 200
-DEFAULT_DATA = "scenes:broken"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,9 +43,15 @@ class Picture:
 
 @dataclass(kw_only=True, eq=False)
 class PictureBrowser:
-    """Pictures of a data set in the order of the data set, read from disk when asked for."""
+    """Pictures of a data set in the order of the data set, read from disk when asked for.
+
+    Attributes:
+        data: the data set.
+        names: what the pictures are called that are not called by data set and number.
+    """
 
     data: EvaluationData
+    names: dict[int, str] = field(default_factory=dict)
     _questions: dict[int, dict[int, list[PopeQuestion]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -66,7 +72,7 @@ class PictureBrowser:
             raise ValueError(f"{self.data.name} has no image {number}{hint}")
         return Picture(
             image=read_picture(self.data.images[number]),
-            title=f"{self.data.name}, image {number}",
+            title=self.names.get(number, f"{self.data.name}, image {number}"),
             image_id=number,
             objects=tuple(self.data.objects[number]),
             place=self._places[number] + 1,
@@ -120,14 +126,17 @@ def open_pictures(data: str | EvaluationData | None = None) -> PictureBrowser:
 
     Args:
         data: "scenes:SPLIT", "coco:FOLDER" or a folder in MSCOCO's format; by default scenes of the broken split,
-            where objects that usually come together do not.
+            where objects that usually come together do not, and crowded ones between them.
 
     Raises:
         ValueError: the name is of no known kind. FileNotFoundError: the folder or its annotations are missing.
     """
     if isinstance(data, EvaluationData):
         return PictureBrowser(data=data)
-    name = data or DEFAULT_DATA
+    if data is None:
+        examples, names = example_data()
+        return PictureBrowser(data=examples, names=names)
+    name = data
     if not name.startswith(("scenes:", "coco:")):
         name = f"coco:{name}"
     return PictureBrowser(data=open_dataset(name, EXAMPLE_COUNT if name.startswith("scenes:") else None))

@@ -1,13 +1,13 @@
 """The share of attention that is on the picture, over the answer, as a small SVG plot."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from vlm_guard.demo.marked_answer import bare, escape
 from vlm_guard.demo.words import Word
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 180, 56, 34, 14
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 180, 66, 34, 14
 
 
 def word_shares(words: Sequence[Word], image_share: np.ndarray) -> list[float]:
@@ -15,7 +15,7 @@ def word_shares(words: Sequence[Word], image_share: np.ndarray) -> list[float]:
     return [float(np.mean([image_share[step] for step in word.steps])) for word in words]
 
 
-def share_plot(words: Sequence[Word], lines: dict[str, Sequence[float]], selected: int | None = None) -> str:
+def share_plot(words: Sequence[Word], lines: Mapping[str, Sequence[float]], selected: int | None = None) -> str:
     """The plot.
 
     Args:

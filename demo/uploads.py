@@ -48,7 +48,7 @@ def read_once(button: gr.UploadButton) -> gr.UploadButton:
                     Path(path).parent.rmdir()  # Gradio makes a folder for every file
 
     # On the instance: Gradio writes a file beside the source of every class that is derived from a component.
-    button.preprocess = preprocess  # type: ignore[method-assign]
+    vars(button)["preprocess"] = preprocess
     return button
 
 

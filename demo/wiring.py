@@ -14,7 +14,7 @@ from vlm_guard.demo.comparing import USER_ERRORS
 from vlm_guard.demo.copying import as_command, as_python
 from vlm_guard.demo.layout import Page
 from vlm_guard.demo.marked_answer import legend_html, message_html
-from vlm_guard.demo.method_options import OptionControl, chosen_methods, controls_of
+from vlm_guard.demo.method_options import OptionControl, chosen_methods, controls_of, setting_text
 from vlm_guard.demo.pictures import Picture
 from vlm_guard.demo.uploads import decode_upload
 from vlm_guard.demo.visitors import Visitors
@@ -49,34 +49,39 @@ def wire_pictures(page: Page, visitors: Visitors) -> None:
     outputs = [page.picture, page.picture_panel, page.picture_error, *answers, page.look_words, page.look, page.ladder]
 
     def shown(
-        get: Callable[[Picture], Picture], picture: Picture | None, names: list[str], request: gr.Request
+        get: Callable[[Picture], Picture], picture: Picture | None, names: list[str], values: dict, request: gr.Request
     ) -> tuple:
         try:
             chosen = get(picture or page.context.first_picture)
         except Exception as error:
             return gr.skip(), gr.skip(), message_html("error", told(error)), *(gr.skip() for _ in outputs[3:])
         visitors.begin(request.session_hash)  # whatever still runs is about the last picture
-        empty = panels.empty_card("plain", ""), panels.empty_card("guarded", "+".join(names))
+        empty = panels.empty_card("plain", ""), panels.empty_card("guarded", setting_text(names, values))
         below = legend_html(chosen.objects is not None)
         emptied = (None, None, *empty, below, panels.LOOK_HINT, "", panels.ASK_HINT)
-        return chosen, panels.picture_html(chosen, len(browser.ids)), "", *emptied
+        panel = panels.picture_html(chosen, len(browser.ids), page.context.note_about(chosen))
+        return chosen, panel, "", *emptied
 
-    def previous_picture(picture: Picture | None, names: list[str], request: gr.Request) -> tuple:
-        return shown(lambda now: browser.beside(now, -1), picture, names, request)
+    def previous_picture(picture: Picture | None, names: list[str], values: dict, request: gr.Request) -> tuple:
+        return shown(lambda now: browser.beside(now, -1), picture, names, values, request)
 
-    def next_picture(picture: Picture | None, names: list[str], request: gr.Request) -> tuple:
-        return shown(lambda now: browser.beside(now, 1), picture, names, request)
+    def next_picture(picture: Picture | None, names: list[str], values: dict, request: gr.Request) -> tuple:
+        return shown(lambda now: browser.beside(now, 1), picture, names, values, request)
 
-    def random_picture(picture: Picture | None, names: list[str], request: gr.Request) -> tuple:
-        return shown(lambda now: browser.any(), picture, names, request)
+    def random_picture(picture: Picture | None, names: list[str], values: dict, request: gr.Request) -> tuple:
+        return shown(lambda now: browser.any(), picture, names, values, request)
 
-    def chosen_picture(picture: Picture | None, names: list[str], text: str, request: gr.Request) -> tuple:
-        return shown(lambda now: browser.by_text(text), picture, names, request)
+    def chosen_picture(
+        picture: Picture | None, names: list[str], values: dict, text: str, request: gr.Request
+    ) -> tuple:
+        return shown(lambda now: browser.by_text(text), picture, names, values, request)
 
-    def sent_picture(picture: Picture | None, names: list[str], content: bytes | None, request: gr.Request) -> tuple:
-        return shown(lambda now: _sent(content), picture, names, request)
+    def sent_picture(
+        picture: Picture | None, names: list[str], values: dict, content: bytes | None, request: gr.Request
+    ) -> tuple:
+        return shown(lambda now: _sent(content), picture, names, values, request)
 
-    inputs = [page.picture, page.methods]
+    inputs = [page.picture, page.methods, page.options]
     page.previous.click(previous_picture, inputs, outputs, **QUICK)
     page.next.click(next_picture, inputs, outputs, **QUICK)
     page.random.click(random_picture, inputs, outputs, **QUICK)
@@ -121,7 +126,7 @@ def _set_option(key: str, values: dict[str, Any], value: Any) -> dict[str, Any]:
 
 def option_component(control: OptionControl, value: Any) -> Any:
     """The Gradio component of an option."""
-    common = {
+    common: dict[str, Any] = {
         "label": control.name.replace("_", " "),
         "info": control.help,
         "key": control.key,

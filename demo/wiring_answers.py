@@ -93,11 +93,16 @@ class ComparisonActions:
             for current, note, _ in search_example(self.context.model, browser, comparison, stop):
                 if not self.visitors.is_current(session, stop):
                     break
-                picture = (current.picture, panels.picture_html(current.picture, len(browser.ids)))
+                note_about = self.context.note_about(current.picture)
+                picture = (current.picture, panels.picture_html(current.picture, len(browser.ids), note_about))
                 yield (*picture, current, *_cards(current), panels.below_html(current, note), *_buttons(True))
             yield (*_unchanged(6), *_buttons(False))
         except Exception as error:
             yield (*_unchanged(5), message_html("error", told(error)), *_buttons(False))
+
+    def words(self, comparison: Comparison | None) -> tuple:
+        """What "Where it looked" shows before a word is pressed: nothing selected, the words, no maps."""
+        return None, panels.look_words_html(comparison), ""
 
     def halt(self, request: gr.Request) -> None:
         """Stop what this visitor waits for."""
@@ -113,13 +118,19 @@ def wire_comparison(page: Page, visitors: Visitors) -> None:
     act = ComparisonActions(context=page.context, visitors=visitors)
     asked = [page.picture, page.prompt, page.methods, page.options, page.seed, page.max_tokens, page.temperature]
     shown = [page.comparison, page.plain_card, page.guarded_card, page.below, page.run, page.stop, page.search]
-    for trigger in (page.run.click, page.prompt.submit):
-        asking = trigger(act.prepare, asked, shown, **QUICK).then(act.run, page.comparison, shown, **ONE_AT_A_TIME)
+    looked = [page.selection, page.look_words, page.look]
+    found = [page.picture, page.picture_panel, *shown]
+    for trigger, answer, outputs in (
+        (page.run.click, act.run, shown),
+        (page.prompt.submit, act.run, shown),
+        (page.search.click, act.search, found),
+    ):
+        prepared = trigger(act.prepare, asked, shown, **QUICK)
+        # What was looked at belongs to the answers that are going.
+        prepared.then(act.words, page.comparison, looked, **QUICK)
+        asking = prepared.then(answer, page.comparison, outputs, **ONE_AT_A_TIME)
         asking.failure(act.turned_away, None, shown[3:], **QUICK)
-    searching = page.search.click(act.prepare, asked, shown, **QUICK).then(
-        act.search, page.comparison, [page.picture, page.picture_panel, *shown], **ONE_AT_A_TIME
-    )
-    searching.failure(act.turned_away, None, shown[3:], **QUICK)
+        asking.then(act.words, page.comparison, looked, **QUICK)
     page.stop.click(act.halt, None, None, **QUICK)
 
 
@@ -127,33 +138,32 @@ def wire_look(page: Page) -> None:
     """Press a word, choose layer and head."""
     settings = [page.layer, page.head, page.absolute]
 
-    def press(comparison: Comparison | None, event: gr.EventData) -> tuple:
+    def press(comparison: Comparison | None, before: tuple[str, int] | None, event: gr.EventData) -> tuple:
         side, word = getattr(event, "side", None), getattr(event, "word", None)
         if comparison is None or side not in ("plain", "guarded") or not isinstance(word, int):
             return _unchanged(4)
-        words = panels.look_words_html(comparison, side, word)
-        return (
-            (side, word),
-            words,
-            message_html("note", "Reading the attention along this answer …"),
-            gr.Tabs(selected="look"),
-        )
+        words = panels.look_words_html(comparison, side, word, "reading")
+        # The last maps stay until the new ones are there: a page that shrinks and grows again scrolls away.
+        maps = panels.READING_MAPS if before is None else gr.skip()
+        return (side, word), words, maps, gr.Tabs(selected="look")
 
     def look(
         comparison: Comparison | None, selection: tuple[str, int] | None, layer: str, head: str, absolute: bool
-    ) -> str:
+    ) -> tuple:
         if comparison is None or selection is None:
-            return ""
+            return panels.look_words_html(comparison), ""
+        words = panels.look_words_html(comparison, *selection, hint="again")
         try:
             chosen = LookSettings(layer=layer, head=head, absolute=bool(absolute))
-            return look_at(page.context, comparison, *selection, chosen)
+            return words, look_at(page.context, comparison, *selection, chosen)
         except Exception as error:
-            return message_html("error", told(error))
+            return words, message_html("error", told(error))
 
     pressed = [page.selection, page.look_words, page.look, page.tabs]
     for panel in (page.plain_card, page.guarded_card, page.look_words):
-        panel.select(press, page.comparison, pressed, **QUICK).then(
-            look, [page.comparison, page.selection, *settings], page.look, **ONE_AT_A_TIME
+        panel.select(press, [page.comparison, page.selection], pressed, **QUICK).then(
+            look, [page.comparison, page.selection, *settings], [page.look_words, page.look], **ONE_AT_A_TIME
         )
     for setting in settings:
-        setting.input(look, [page.comparison, page.selection, *settings], page.look, **ONE_AT_A_TIME)
+        asked = [page.comparison, page.selection, *settings]
+        setting.input(look, asked, [page.look_words, page.look], **ONE_AT_A_TIME)

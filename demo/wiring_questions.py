@@ -6,13 +6,15 @@ import gradio as gr
 
 from vlm_guard.demo.layout import Page
 from vlm_guard.demo.marked_answer import message_html
-from vlm_guard.demo.method_options import chosen_methods
+from vlm_guard.demo.method_options import chosen_methods, setting_text
 from vlm_guard.demo.pictures import Picture
 from vlm_guard.demo.visitors import Visitors
 from vlm_guard.demo.wiring import ONE_AT_A_TIME, QUEUE_FULL, QUICK, told
 from vlm_guard.demo.yes_no import AskedQuestion, ask, ladder, ladder_html, own_question, summary
 
-NOTHING_KNOWN = "what is in this picture is not known here, so there is no ladder; ask your own question instead"
+NOTHING_KNOWN = (
+    "what is in this picture is not known here, so there are no questions with known answers; ask one of your own"
+)
 
 
 def wire_questions(page: Page, visitors: Visitors) -> None:
@@ -28,7 +30,7 @@ def wire_questions(page: Page, visitors: Visitors) -> None:
         picture: Picture, rows: list[AskedQuestion], names: list[str], values: dict, leading: bool, template: str,
         request: gr.Request,
     ) -> Iterator[tuple]:  # fmt: skip
-        title, session = "+".join(names), request.session_hash
+        title, session = setting_text(names, values), request.session_hash
         stop = visitors.current(session)
         methods = chosen_methods(names, values)
         yield (ladder_html(rows, leading, title, template), *_buttons(True))

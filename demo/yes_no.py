@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from vlm_guard.demo.answering import AnsweringModel, GenerationSettings
 from vlm_guard.demo.marked_answer import escape
 from vlm_guard.demo.pictures import Picture
+from vlm_guard.eval.scenes.categories import with_article
 from vlm_guard.eval.tasks.chair.scoring import read_caption
 from vlm_guard.eval.tasks.pope.leading_queries import lead, suggestion
 from vlm_guard.eval.tasks.pope.scoring import PopeQuestion, parse_answer
@@ -64,9 +65,9 @@ def ladder(questions: Sequence[PopeQuestion]) -> list[AskedQuestion]:
                 else (question.label == "no" and question.strategy == group)
             )
             if belongs:
-                rows.setdefault(
-                    (group, question.object), AskedQuestion(text=question.text, label=question.label, group=group)
-                )
+                # POPE's own words are "Is there a skis ...?"; people are shown, and models asked, a sentence.
+                text = f"Is there {with_article(question.object)} in the image?"
+                rows.setdefault((group, question.object), AskedQuestion(text=text, label=question.label, group=group))
     return list(rows.values())
 
 

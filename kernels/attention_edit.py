@@ -62,20 +62,24 @@ class Segments:
 
         A growing cache asks for one key more at every step, so the text rows are made in steps of `_SPARE_KEYS`.
         """
+        return self._padded_for(keys)[..., :keys, :]
+
+    def _padded_for(self, keys: int) -> Tensor:
+        """The one-hot form with text rows behind it, at least `keys` rows in all."""
         if self._padded is None or self._padded.shape[-2] < keys:
             missing = max(0, keys - self.one_hot.shape[-2]) + _SPARE_KEYS
             spare = torch.zeros_like(self.one_hot[..., :1, :]).repeat_interleave(missing, -2)
             spare[..., TEXT] = 1
             self._padded = torch.cat((self.one_hot, spare), -2)
             self._folded = None
-        return self._padded[..., :keys, :]
+        return self._padded
 
     def folded(self, policy: LinearPolicy, keys: int, dtype: torch.dtype) -> tuple[LinearForm, Tensor, Tensor]:
         """A policy's form, its combinations [B or 1, H or 1, K, 5] and its spread [B or 1, H or 1, 2, K] over keys."""
-        one_hot = self.one_hot_for(keys)
+        padded = self._padded_for(keys)
         if self._folded is None or self._folded[0] is not policy or self._folded[1].spread.dtype != dtype:
-            form = policy.linear_form(one_hot.device, dtype)
-            whole = self._padded.to(dtype)
+            form = policy.linear_form(padded.device, dtype)
+            whole = padded.to(dtype)
             self._folded = (policy, form, whole @ form.combinations, form.spread @ whole.transpose(-1, -2))
         _, form, combinations, spread = self._folded
         return form, combinations[..., :keys, :], spread[..., :keys]

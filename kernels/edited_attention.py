@@ -57,8 +57,18 @@ class AttentionProblem:
             raise ValueError(f"{heads} query heads cannot share {groups} key-value heads: not a multiple")
         if self.query.shape[-1] != self.key.shape[-1]:
             raise ValueError(f"query has head dim {self.query.shape[-1]}, key {self.key.shape[-1]}: must be equal")
-        if self.edit.self_mix is not None and self.own_value is None:
+        if self.edit.self_mix is not None:
+            self.mixed_value()
+
+    def mixed_value(self) -> Tensor:
+        """`own_value`, which an edit with `self_mix` needs.
+
+        Raises:
+            ValueError: it was not given.
+        """
+        if self.own_value is None:
             raise ValueError("self_mix needs own_value, the values of the edited rows")
+        return self.own_value
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -77,6 +87,26 @@ class EditedAttention:
     masses: Tensor | None = None
     weights: Tensor | None = None
     logsumexp: Tensor | None = None
+
+    def asked_weights(self) -> Tensor:
+        """The edited weights of a problem with `return_weights`.
+
+        Raises:
+            ValueError: they were not asked for.
+        """
+        if self.weights is None:
+            raise ValueError("the weights were not asked for: set return_weights=True in the AttentionProblem")
+        return self.weights
+
+    def asked_logsumexp(self) -> Tensor:
+        """The logsumexp of a problem with `return_statistics`.
+
+        Raises:
+            ValueError: it was not asked for.
+        """
+        if self.logsumexp is None:
+            raise ValueError("the logsumexp was not asked for: set return_statistics=True in the AttentionProblem")
+        return self.logsumexp
 
 
 TRITON_INSTALLED = find_spec("triton") is not None

@@ -47,7 +47,7 @@ def reference_attention(problem: AttentionProblem) -> EditedAttention:
 
     output = (weights.to(query.dtype) @ value).to(wide)
     if edit.self_mix is not None:
-        own = problem.own_value.repeat_interleave(heads_per_group, 1).to(wide)
+        own = problem.mixed_value().repeat_interleave(heads_per_group, 1).to(wide)
         mix = edit.self_mix[:, :, None, None].to(wide)
         output = (1 - mix) * output + mix * own
     if edit.head_scale is not None:

@@ -20,11 +20,12 @@ def torch_attention(problem: AttentionProblem) -> EditedAttention:
     if rows <= block or problem.return_weights:
         return _attend(problem, slice(0, rows))
     parts = [_attend(problem, slice(start, min(start + block, rows))) for start in range(0, rows, block)]
-    masses = [part.masses for part in parts]
+    masses = [part.masses for part in parts if part.masses is not None]
+    logsumexp = [part.logsumexp for part in parts if part.logsumexp is not None]
     return EditedAttention(
         output=torch.cat([part.output for part in parts], 1),
-        masses=None if masses[0] is None else torch.cat(masses, 2),
-        logsumexp=torch.cat([part.logsumexp for part in parts], 2) if problem.return_statistics else None,
+        masses=torch.cat(masses, 2) if masses else None,
+        logsumexp=torch.cat(logsumexp, 2) if problem.return_statistics else None,
     )
 
 
@@ -57,6 +58,7 @@ def _attend(problem: AttentionProblem, rows: slice) -> EditedAttention:
         scores = _add_described(scores, _rows(edit.bias, rows, 2).to(wide))
     scores = _apply_mask(scores, problem, rows)
 
+    logsumexp: Tensor | None
     if problem.sink_logits is not None:
         weights, logsumexp = _softmax_with_sinks(scores, problem.sink_logits)
     else:
@@ -72,7 +74,7 @@ def _attend(problem: AttentionProblem, rows: slice) -> EditedAttention:
         if isinstance(edit.policy, LinearPolicy) and edit.policy_rows is None and not problem.return_statistics:
             weights = _redistribute(weights, edit.segments, edit.policy)
         else:
-            weights, masses = _apply_policy(weights, edit, rows)
+            weights, masses = _apply_policy(weights, edit.segments, edit, rows)
 
     stacked_weights = weights.to(value.dtype).view(batch * groups, per_group * count, keys)
     output = torch.bmm(stacked_weights, value.flatten(0, 1)).view(batch, heads, count, value.shape[-1])
@@ -109,10 +111,10 @@ def _redistribute(weights: Tensor, segments: Segments, policy: LinearPolicy) -> 
     return weights * factors.view(weights.shape)
 
 
-def _apply_policy(weights: Tensor, edit: AttentionEdit, rows: slice) -> tuple[Tensor, Tensor]:
+def _apply_policy(weights: Tensor, segments: Segments, edit: AttentionEdit, rows: slice) -> tuple[Tensor, Tensor]:
     """The weights [B, H, R, K] after the policy, if there is one, and the masses [B, H, R, 4] before it."""
     batch, heads, count, keys = weights.shape
-    one_hot = edit.segments.one_hot_for(keys).to(weights.dtype)
+    one_hot = segments.one_hot_for(keys).to(weights.dtype)
     matrix = _flat_matrix(one_hot, batch, heads)
     masses = torch.bmm(_flat(weights, one_hot), matrix).view(batch, heads, count, SEGMENT_COUNT)
     if edit.policy is None:
@@ -154,9 +156,9 @@ def _apply_mask(scores: Tensor, problem: AttentionProblem, rows: slice) -> Tenso
     mask = problem.mask
     if mask is not None and mask.dtype != torch.bool:
         scores = scores + _rows(mask, rows, 2)
-    if problem.row_positions is None and (mask is None or mask.dtype != torch.bool):
-        return scores
     allowed = allowed_keys(problem)
+    if allowed is None:
+        return scores
     return scores.masked_fill(~_rows(allowed, rows, 2), float("-inf"))
 
 
@@ -171,7 +173,7 @@ def _edit_output(output: Tensor, problem: AttentionProblem, rows: slice, per_gro
         return output
     output = output.to(torch.promote_types(dtype, torch.float32))
     if edit.self_mix is not None:
-        own = problem.own_value[:, :, rows].repeat_interleave(per_group, 1)
+        own = problem.mixed_value()[:, :, rows].repeat_interleave(per_group, 1)
         mix = edit.self_mix[:, :, None, None].to(output.dtype)
         output = (1 - mix) * output + mix * own
     if edit.head_scale is not None:

@@ -67,8 +67,8 @@ def triton_attention(problem: AttentionProblem) -> EditedAttention:
         edit.self_mix,
         problem.return_weights,
     )
-    if policy_code == OUTSIDE_POLICY:
-        output, weights = _apply_outside_policy(problem, output, masses, weights)
+    if policy_code == OUTSIDE_POLICY and edit.policy is not None and edit.segments is not None:
+        output, weights = _apply_outside_policy(problem, edit.policy, edit.segments, output, masses, weights)
     return EditedAttention(
         output=output,
         masses=None if edit.segments is None else masses,
@@ -121,22 +121,27 @@ def _encode_policy(policy: SegmentPolicy | None) -> tuple[int, list[float], Tens
 
 
 def _apply_outside_policy(
-    problem: AttentionProblem, shares: Tensor, masses: Tensor, weights: Tensor
+    problem: AttentionProblem,
+    policy: SegmentPolicy,
+    segments: Segments,
+    shares: Tensor,
+    masses: Tensor,
+    weights: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """The policy on the four shares [B, R, H, 4, Dv]: their weighted sum, then the output edit."""
     edit = problem.edit
-    factors = edit.policy.weights(masses)
+    factors = policy.weights(masses)
     if edit.policy_rows is not None:
         factors = torch.where(edit.policy_rows[:, None, :, None], factors, torch.ones_like(factors))
     output = (shares * factors.transpose(1, 2)[..., None]).sum(3)
     if edit.self_mix is not None:
-        own = problem.own_value.repeat_interleave(problem.query.shape[1] // problem.key.shape[1], 1)
+        own = problem.mixed_value().repeat_interleave(problem.query.shape[1] // problem.key.shape[1], 1)
         output = torch.lerp(output, own.transpose(1, 2).float(), edit.self_mix[:, None, :, None].float())
     if edit.head_scale is not None:
         output = output * edit.head_scale[:, None, :, None]
     if problem.return_weights:
         of_key = torch.zeros_like(weights[:, :, 0], dtype=torch.long)
-        ids = _ids_by_head(edit.segments)[..., : of_key.shape[-1]]
+        ids = _ids_by_head(segments)[..., : of_key.shape[-1]]
         of_key[..., : ids.shape[-1]] = ids
         weights = weights * factors.gather(3, of_key[:, :, None].expand_as(weights))
     return output.to(problem.query.dtype), weights

@@ -86,7 +86,8 @@ def launch_attention(
     widen = INTERPRETED and query.dtype == torch.bfloat16
     per_group = heads // groups
     # Lists of chunks belong to one set of segments, so a prefill tile must not mix heads that have their own.
-    per_tile = 1 if segmented and segment_ids.shape[1] > 1 and not parameters.decode else per_group
+    own_segments = segment_ids is not None and segment_ids.shape[1] > 1
+    per_tile = 1 if own_segments and not parameters.decode else per_group
     shape = Shape(
         per_tile, per_group // per_tile, head_dim, value_dim, power_of_two(head_dim, at_least=16),
         power_of_two(value_dim, at_least=16), parameters.block_m, parameters.block_n, parameters.block_s, widen,
@@ -100,7 +101,11 @@ def launch_attention(
         row_positions, _strides(row_positions, 1),
         segment_ids, _strides(segment_ids, 2), 0 if segment_ids is None else min(keys, segment_ids.shape[2]),
     )  # fmt: skip
-    weight_terms = WeightTerms(*policy_constants, policy_heads, policy_rows, _strides(policy_rows, 1), sink_logits)
+    move_fraction, min_content_share, min_visual_mass = policy_constants
+    weight_terms = WeightTerms(
+        move_fraction, min_content_share, min_visual_mass,
+        policy_heads, policy_rows, _strides(policy_rows, 1), sink_logits,
+    )  # fmt: skip
     output_terms = OutputTerms(
         head_scale, _strides(head_scale, 2), self_mix, _strides(self_mix, 2),
         own_value, None if own_value is None else own_value.stride(),
@@ -140,8 +145,8 @@ def _launch(
         decode_kernel[(splits, batch * groups)](*arguments, partials, *sizes, SEGMENTS=segments, SHAPE=shape, **options)
     else:
         grid = (triton.cdiv(rows * shape.per_group, shape.block_m), batch * groups, splits)
-        if segments > 1:
-            lists = _segment_lists(terms, keys, shape.block_n)
+        if terms.segment_ids is not None:
+            lists = _segment_lists(terms.segment_ids, terms, keys, shape.block_n)
             segmented_prefill_kernel[grid](
                 *arguments, weight_terms, output_terms, results, partials, lists, *sizes,
                 PARTIAL=partial, POLICY=policy_code, SHAPE=shape, **options,
@@ -176,14 +181,17 @@ def _launch_weights(arguments: tuple, results: Results, outside: bool, shape: Sh
     return weights
 
 
-def _segment_lists(terms: ScoreTerms, keys: int, chunk: int) -> SegmentLists:
-    ids = terms.segment_ids
+def _segment_lists(ids: Tensor, terms: ScoreTerms, keys: int, chunk: int) -> SegmentLists:
     batch, heads, _ = ids.shape
     chunk_total = triton.cdiv(keys, chunk)
     sizes = (chunk_total, chunk_total, chunk_total * chunk, 3 * (chunk_total + 1))
     buffers = ids.new_empty(batch * heads * sum(sizes), dtype=torch.int32)
+    text_chunks, content_chunks, sink_keys, counts = buffers.split([batch * heads * size for size in sizes])
     lists = SegmentLists(
-        *buffers.split([batch * heads * size for size in sizes]),
+        text_chunks,
+        content_chunks,
+        sink_keys,
+        counts,
         chunk_total,
         heads if batch > 1 else 0,
         1 if heads > 1 else 0,
@@ -232,6 +240,7 @@ def _device_limits(index: int) -> DeviceLimits:
     properties = torch.cuda.get_device_properties(index)
     return DeviceLimits(
         multiprocessors=properties.multi_processor_count,
-        shared_memory=properties.shared_memory_per_block_optin,
+        # torch's stub of the properties leaves this one out; every CUDA build has it.
+        shared_memory=properties.shared_memory_per_block_optin,  # type: ignore[attr-defined]
         capability=(properties.major, properties.minor),
     )

@@ -129,7 +129,7 @@ class PAINT(KeyEditMethod):
         given[:, :cached] = False
         gain = given.new_zeros(given.shape, dtype=torch.float32) if not bool(given.any()) else self._marked(call, given)
         gain = gain.repeat_interleave(state.visual.shape[0] // gain.shape[0], 0)[:, None, None]
-        if cached:
+        if earlier is not None and cached:
             gain[..., :cached] = earlier[..., :cached]
         return gain
 

@@ -82,18 +82,18 @@ class VCD(ContrastMethod):
             return add_noise(pixels, self.noise_step)
         strips = _strip_lengths(name, pixels, inputs)
         if strips is not None:
-            return torch.cat([self._noised_image(part, None) for part in pixels.split(strips, -1)], -1)
+            return torch.cat([self._noised_image(part, None, self.seed) for part in pixels.split(strips, -1)], -1)
         parts = pixels.split(_image_lengths(name, pixels, inputs))
         areas = _image_areas(pixels, inputs)
-        return torch.cat([self._noised_image(part, area) for part, area in zip(parts, areas)])
+        return torch.cat([self._noised_image(part, area, self.seed) for part, area in zip(parts, areas)])
 
-    def _noised_image(self, image: Tensor, areas: Sequence[tuple[int, int]] | None) -> Tensor:
+    def _noised_image(self, image: Tensor, areas: Sequence[tuple[int, int]] | None, seed: int) -> Tensor:
         """One image [1, C, H, W], its tiles [1, T, C, H, W] (or the images of one row), or its packed patches.
 
         What pads images to the largest of a batch (columns, rows, tiles of zeros) stays as it is: some models
         recognise padding by its zeros, and the noise must not depend on it.
         """
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator().manual_seed(seed)
         if image.dim() < 4:
             return add_noise(image, self.noise_step, generator)
         tiles = image.clone().flatten(0, -4)

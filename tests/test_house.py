@@ -134,9 +134,21 @@ def private(name):
     return name.startswith("_") and not name.startswith("__")
 
 
+def running_nodes(tree):
+    """All of a file but what is only there for a type checker, such as what it is to know of a library's classes."""
+    left = [tree]
+    while left:
+        node = left.pop()
+        yield node
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            left += node.orelse
+        else:
+            left += ast.iter_child_nodes(node)
+
+
 def defined_names(tree):
     """Names that a file gives: functions, classes, variables and attributes, wherever they are set."""
-    for node in ast.walk(tree):
+    for node in running_nodes(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node.name
         elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
@@ -188,6 +200,11 @@ def test_a_private_name_of_another_room_is_seen(text):
     assert strangers_names(module_of(text, "vlm_guard.demo.new"), {"_secret": {"guard"}})
     assert not strangers_names(module_of(text, "vlm_guard.guard"), {"_secret": {"guard"}})
     assert not strangers_names(module_of("self._secret", "vlm_guard.demo.new"), {"_secret": {"guard"}})
+
+
+def test_a_librarys_name_told_to_the_type_checker_is_not_ours():
+    text = "if TYPE_CHECKING:\n    class Model:\n        _theirs: int\nelse:\n    _own = 1\nclass A:\n    _also = 2"
+    assert {name for name in defined_names(ast.parse(text)) if private(name)} == {"_own", "_also"}
 
 
 def writes_into_the_running_guard(module):

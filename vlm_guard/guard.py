@@ -128,7 +128,7 @@ class Guard(AbstractContextManager):
         self.placement = Placement(inner, self.target.architecture)
         self.decoding = CompiledDecode(self)
         self.observers = LayerObservers(self)
-        self.contrasting = None if self.contrast is None else ContrastForward(self)
+        self.contrasting = None if self.contrast is None else ContrastForward(self, self.contrast)
         self.switched: list[Any] = []
         # What follows the model's calls stays while the guard is suspended; what edits them does not.
         self._following = Undo()
@@ -161,7 +161,8 @@ class Guard(AbstractContextManager):
         """
         if method is not None:
             return self._per_call.generate(method, args, kwargs)
-        return self.model.generate(*args, **kwargs)
+        generate: Any = self.model.generate
+        return generate(*args, **kwargs)
 
     def findings(self, method: str) -> SimpleNamespace:
         """What `method` found out in this `generate` call or forward pass, apart from any decoder layer."""
@@ -355,7 +356,7 @@ class Guard(AbstractContextManager):
                         args, kwargs = self._edit_inputs(args, kwargs)
                     self._begin_call(call, kwargs)
                     if self.contrast is not None:
-                        args, kwargs = contrast_arguments(self, args, kwargs)
+                        args, kwargs = contrast_arguments(self, self.contrast, args, kwargs)
                     try:
                         return original(*args, **kwargs)
                     finally:

@@ -51,11 +51,14 @@ class PerCall:
         guard = self._guard
         with guard.suspended():
             if all(method.name == "none" for method in methods):
-                return guard.model.generate(*args, **rest)
+                plain: Any = guard.model.generate
+                return plain(*args, **rest)
             other = self._guard_of(methods)
             other.attach()
             try:
-                return guard.model.generate(*args, **rest)
+                # Looked up now: attaching has put the other guard's in its place.
+                guarded: Any = guard.model.generate
+                return guarded(*args, **rest)
             finally:
                 other.remove()
 

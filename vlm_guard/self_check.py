@@ -22,9 +22,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig
 
-from vlm_guard.families.architecture import describe_architecture
+from vlm_guard.families.architecture import GenerativeModel, describe_architecture
 from vlm_guard.families.family import entry_of
 from vlm_guard.kernels.attention_edit import AttentionEdit
 from vlm_guard.method.attention_calls import AttentionCall
@@ -92,7 +92,7 @@ class ShorterBranch(Method):
         return negative
 
 
-def check_unknown_family(model: PreTrainedModel, methods: Sequence[Method], make_guard: MakeGuard) -> None:
+def check_unknown_family(model: GenerativeModel, methods: Sequence[Method], make_guard: MakeGuard) -> None:
     """Check what `methods` need of a model whose family is not tested; tested ones are left alone.
 
     Args:
@@ -106,7 +106,7 @@ def check_unknown_family(model: PreTrainedModel, methods: Sequence[Method], make
     entry = entry_of(model.config.model_type)
     if entry.refused or entry.zoo:
         return
-    checks: dict[str, Callable[[PreTrainedModel, MakeGuard], str]] = {}
+    checks: dict[str, Callable[[GenerativeModel, MakeGuard], str]] = {}
     if any(method.edits_attention() for method in methods):
         checks["edits"] = _check_edits
     if any(method.contrasts() and "second branch" in method.needs for method in methods):
@@ -124,7 +124,7 @@ def check_unknown_family(model: PreTrainedModel, methods: Sequence[Method], make
             )
 
 
-def _check_edits(model: PreTrainedModel, make_guard: MakeGuard) -> str:
+def _check_edits(model: GenerativeModel, make_guard: MakeGuard) -> str:
     """What is wrong with edited attention; empty where nothing is."""
     prompt = _Prompt.of(model)
     try:
@@ -144,7 +144,7 @@ def _check_edits(model: PreTrainedModel, make_guard: MakeGuard) -> str:
     return ""
 
 
-def _check_branches(model: PreTrainedModel, make_guard: MakeGuard) -> str:
+def _check_branches(model: GenerativeModel, make_guard: MakeGuard) -> str:
     """What is wrong with a shorter branch; empty where nothing is."""
     prompt = _Prompt.of(model)
     try:
@@ -177,8 +177,9 @@ class _Prompt:
     visual_id: int
 
     @classmethod
-    def of(cls, model: PreTrainedModel) -> "_Prompt":
-        vocabulary = model.get_input_embeddings().num_embeddings
+    def of(cls, model: GenerativeModel) -> "_Prompt":
+        embeddings = model.get_input_embeddings()
+        vocabulary: int = vars(embeddings)["num_embeddings"]
         special = _special_ids(model)
         random = torch.Generator().manual_seed(0)
         drawn = [int(id_) for id_ in torch.randint(3, vocabulary, (8 * LENGTH,), generator=random)]
@@ -191,7 +192,7 @@ class _Prompt:
         mask = torch.ones_like(rows)
         # The second row has fewer visual tokens in front, so that its branch is shorter by another number.
         mask[1, : VISUAL.start + SHORT_BY] = 0
-        device = model.get_input_embeddings().weight.device
+        device = embeddings.get_parameter("weight").device
         device = model.device if device.type == "meta" else device
         return cls(input_ids=rows.to(device), mask=mask.to(device), visual_id=visual_id)
 
@@ -201,7 +202,7 @@ class _Prompt:
             yield row[real & (row != self.visual_id)]
 
 
-def _special_ids(model: PreTrainedModel) -> set[int]:
+def _special_ids(model: GenerativeModel) -> set[int]:
     """Ids that the configuration gives a meaning of their own."""
     found: set[int] = set()
     for config in (model.config, model.config.get_text_config(decoder=True), model.generation_config):
@@ -212,7 +213,7 @@ def _special_ids(model: PreTrainedModel) -> set[int]:
 
 
 @contextmanager
-def _guarded(model: PreTrainedModel, method: Method, prompt: _Prompt, make_guard: MakeGuard) -> Iterator[None]:
+def _guarded(model: GenerativeModel, method: Method, prompt: _Prompt, make_guard: MakeGuard) -> Iterator[None]:
     """The model guarded by one method, for which the prompt's `visual_id` marks visual tokens."""
     architecture = replace(describe_architecture(model), visual_token_ids=(prompt.visual_id,))
     guard = make_guard(model, None, [method], architecture=architecture)
@@ -223,7 +224,7 @@ def _guarded(model: PreTrainedModel, method: Method, prompt: _Prompt, make_guard
         guard.remove()
 
 
-def _decode(model: PreTrainedModel, input_ids: Tensor, mask: Tensor) -> Tensor:
+def _decode(model: GenerativeModel, input_ids: Tensor, mask: Tensor) -> Tensor:
     """[B, NEW_TOKENS, V] float32 logits of greedy steps."""
     config = GenerationConfig(
         do_sample=False,
@@ -250,7 +251,7 @@ def _distance(given: Tensor, wanted: Tensor) -> float:
     return float((given - wanted).square().mean().sqrt() / wanted.std().clamp_min(1e-30))
 
 
-def _tolerance(model: PreTrainedModel) -> float:
+def _tolerance(model: GenerativeModel) -> float:
     return TOLERANCES.get(model.dtype, ROUGH_TOLERANCE)
 
 
@@ -259,7 +260,7 @@ def _words(error: Exception) -> str:
 
 
 @contextmanager
-def _quietly(model: PreTrainedModel) -> Iterator[None]:
+def _quietly(model: GenerativeModel) -> Iterator[None]:
     """In evaluation mode, without gradients or warnings; afterwards the model is as it was."""
     training = [module for module in model.modules() if module.training]
     # Models with positions in three parts remember an offset of their last prompt.

@@ -9,6 +9,7 @@ from measured_table import EVALUATIONS, TIMINGS, emphasised
 SPLITS = ("common", "broken")
 TIMED_MODEL = "llava-0.3b"
 TIMED_BATCHES = (1, 4)
+TIMED_DTYPE = "float32"
 
 
 def digest_markdown() -> str:
@@ -95,8 +96,11 @@ def _costs(batch: int) -> dict[str, str]:
     """By method, the median ratios of prefill and of a later token to the unguarded model, of its longest run."""
     longest: dict[str, dict[str, Any]] = {}
     for path in sorted(TIMINGS.glob(f"generate_{TIMED_MODEL}_*_batch{batch}_cpu.json")):
-        for entry in json.loads(path.read_text(encoding="utf-8"))["entries"]:
-            if "ratio_to_unguarded" not in entry["decode"]:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        for entry in result["entries"]:
+            if "ratio_to_unguarded" not in entry["decode"] or entry.get("control"):
+                continue
+            if entry.get("dtype", result["dtype"]) != TIMED_DTYPE:
                 continue
             known = longest.setdefault(entry["method"], entry)
             if entry["decode"]["calls"] > known["decode"]["calls"]:

@@ -86,10 +86,11 @@ def timings_markdown() -> str:
         "the ratios, 20th to 80th percentile in brackets. `vlm-guard bench generate --model MODEL --batch N --method "
         "METHOD --out FILE` (`--method all` for every one), with `--set METHOD.OPTION=VALUE` or `--cache static "
         "--compile` where the table says so. llava-0.3b is a random LLaVA of 18 layers with 576 visual tokens, given "
-        "what methods need to know of a model.",
+        "what methods need to know of a model. A star marks runs made while other work ran on the machine: calls in "
+        "turn bear that, but the spread is wider.",
         "",
-        "| model | batch | method | decode steps | prefill | per generated token | file |",
-        "|---|---|---|---|---|---|---|",
+        "| model | weights | batch | method | decode steps | prefill | per token | processor, threads | file |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for path in sorted(TIMINGS.glob("generate_*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
@@ -99,14 +100,45 @@ def timings_markdown() -> str:
             ratios = [_ratio(entry[part]["ratio_to_unguarded"]) for part in ("prefill", "decode")]
             cells = (
                 result["model"],
+                entry.get("dtype", result["dtype"]),
                 str(result["batch"]),
                 _with_options(entry),
                 "compiled, static cache" if result.get("compiled") else f"eager, {result['cache']} cache",
+                *ratios,
+                _processor(result),
+                str(path.relative_to(ROOT)),
+            )
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def linear_markdown() -> str:
+    """One to four rows of a matrix product, ratios to torch's float32 on the same machine."""
+    lines = [
+        "| processor, threads | weights | rows | float32 | bfloat16 | float32 by oneDNN | file |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for path in sorted(TIMINGS.glob("linear_*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        for entry in result["entries"]:
+            names = ("bfloat16", "float32 oneDNN")
+            ratios = [_ratio(entry[name]["ratio_to_float32"]) if name in entry else "-" for name in names]
+            cells = (
+                _processor(result),
+                f"{entry['outputs']} x {entry['inputs']}",
+                str(entry["rows"]),
+                f"{entry['float32']['median_s'] * 1e3:.2f} ms",
                 *ratios,
                 str(path.relative_to(ROOT)),
             )
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _processor(result: dict[str, Any]) -> str:
+    machine = result["machine"]
+    name = machine.get("gpu") or machine["processor"]
+    return f"{name}, {machine['torch_threads']}{' *' if result.get('note') else ''}"
 
 
 def emphasised(text: str, low: float, high: float) -> str:
@@ -117,7 +149,8 @@ def emphasised(text: str, low: float, high: float) -> str:
 def _with_options(entry: dict[str, Any]) -> str:
     options = entry.get("options") or {}
     chosen = ", ".join(f"{name}={value}" for name, value in options.items())
-    return f"`{entry['method']}`" + (f" ({chosen})" if chosen else "")
+    method = entry["method"] if entry.get("control") else f"`{entry['method']}`"
+    return method + (f" ({chosen})" if chosen else "")
 
 
 def _ratio(ratio: dict[str, float]) -> str:

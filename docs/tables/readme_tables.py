@@ -14,7 +14,7 @@ from code_map import code_map_markdown, rooms_markdown
 from generate_features import features_markdown
 from house import ROOT
 from measured_digest import digest_markdown, helps_markdown
-from measured_table import measured_markdown, timings_markdown
+from measured_table import linear_markdown, measured_markdown, timings_markdown
 from vlm_guard.eval.tasks.shared.table import tasks_markdown
 from vlm_guard.families.table import models_markdown, models_summary
 from vlm_guard.method.table import hooks_markdown, methods_markdown, settings_markdown
@@ -30,6 +30,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "digest": digest_markdown,
     "measured": measured_markdown,
     "timings": timings_markdown,
+    "linear": linear_markdown,
     "helps": helps_markdown,
     "rooms": rooms_markdown,
     "codemap": code_map_markdown,
@@ -45,6 +46,7 @@ PAGES = (
     "docs/methods.md",
     "docs/models.md",
     "docs/new-method.md",
+    "docs/performance.md",
     "docs/results.md",
     "docs/tasks.md",
 )

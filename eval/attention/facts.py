@@ -116,7 +116,8 @@ def attention_facts(
     for picture in images:
         inputs = dict(template.encode(processor, [picture.convert("RGB")], [prompt]).to(device))
         prompt_length = inputs["input_ids"].shape[1]
-        generated = model.generate(**inputs, max_new_tokens=128, do_sample=False)
+        generate: Any = model.generate
+        generated = generate(**inputs, max_new_tokens=128, do_sample=False)
         answer = generated[0, prompt_length:]
         whole = _extended(inputs, answer)
         seen = record_attention(model, whole)

@@ -28,14 +28,15 @@ class AttentionRecord:
     Attributes:
         weights: Attention weights of each layer, float32 [H, L, L].
         outputs: Head outputs of each layer before the output projection, float32 [L, H, D].
-        norms: Length of the hidden state after the embedding and after each layer, float32 [layers + 1, L].
+        norms: Length of the hidden state after the embedding and after each layer, float32 [layers + 1, L]; [0, 0]
+            while the pass runs, as `peaks`.
         peaks: Largest absolute entry of the same hidden states, float32 [layers + 1, L].
     """
 
     weights: list[Tensor] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
-    norms: Tensor | None = None
-    peaks: Tensor | None = None
+    norms: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    peaks: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
 
 
 _current: list[AttentionRecord] = []
@@ -68,7 +69,7 @@ def _recording(model: nn.Module) -> Iterator[AttentionRecord]:
     ALL_ATTENTION_FUNCTIONS.register(_NAME, _recording_attention)
     ALL_MASK_ATTENTION_FUNCTIONS.register(_NAME, ALL_MASK_ATTENTION_FUNCTIONS["eager"])
     layers = describe_architecture(unwrap(model)).layers
-    configs = {id(layer.attention.config): layer.attention.config for layer in layers}
+    configs: dict[int, Any] = {id(layer.attention.config): layer.attention.config for layer in layers}
     previous = {number: config._attn_implementation for number, config in configs.items()}
     record = AttentionRecord()
     _current.append(record)

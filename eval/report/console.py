@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
@@ -59,7 +59,7 @@ class ProgressBar:
 
     def __init__(self, console: Console) -> None:
         self._bar = _bars(console)
-        self._task = None
+        self._task: TaskID | None = None
 
     def start(self, total: int, done: int) -> None:
         """Show the bar."""
@@ -68,7 +68,8 @@ class ProgressBar:
 
     def advance(self, count: int, method: str) -> None:
         """Move the bar on."""
-        self._bar.update(self._task, advance=count, description=method)
+        if self._task is not None:
+            self._bar.update(self._task, advance=count, description=method)
 
     def stop(self) -> None:
         """Take the bar away."""

@@ -11,14 +11,17 @@ class Decoding(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     do_sample: bool = Field(
-        False, description="Draw tokens at random. (default: greedy)", json_schema_extra={"flag": "--sample/--greedy"}
+        default=False,
+        description="Draw tokens at random. (default: greedy)",
+        json_schema_extra={"flag": "--sample/--greedy"},
     )
-    temperature: float = Field(1.0, gt=0, description="With --sample.")
-    top_p: float = Field(1.0, gt=0, le=1, description="With --sample.")
-    num_beams: int = Field(1, ge=1, description="Beam search.")
+    temperature: float = Field(default=1.0, gt=0, description="With --sample.")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="With --sample.")
+    num_beams: int = Field(default=1, ge=1, description="Beam search.")
 
     def arguments(self) -> dict[str, Any]:
         """The arguments of `generate`."""
+        sampling: dict[str, float | None]
         if self.do_sample:
             sampling = {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
         else:

@@ -9,6 +9,7 @@ import datetime
 import json
 import os
 import socket
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,9 +67,7 @@ def _open_locked(path: Path) -> int:
 
 def _lock(file: int) -> bool:
     """Lock an open file for this process; False where somebody else has done so."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
+    if sys.platform == "win32":
         import msvcrt
 
         try:
@@ -79,6 +78,8 @@ def _lock(file: int) -> bool:
         except OSError:
             return False
         return True
+    import fcntl
+
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

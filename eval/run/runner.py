@@ -52,8 +52,27 @@ class MethodRun:
     spec: MethodSpec
     guard: Guard
     folder: MethodFolder
-    log: SampleLog | None = None
     done: set[str] = field(default_factory=set)
+    _log: SampleLog | None = None
+
+    def open(self, path: Path) -> None:
+        """Begin to write records there."""
+        self._log = SampleLog(path)
+
+    def write(self, records: list[dict[str, Any]]) -> None:
+        """Write records down.
+
+        Raises:
+            RuntimeError: nothing is open.
+        """
+        if self._log is None:
+            raise RuntimeError(f"the records of {self.spec.label} are not open")
+        self._log.append(records)
+
+    def close(self) -> None:
+        """Write no more."""
+        if self._log is not None:
+            self._log.close()
 
 
 def evaluate(
@@ -88,7 +107,7 @@ def _evaluate(run: Evaluation, out: Path, progress: Progress | None) -> RunResul
     for method in methods:
         method.folder.collect(group, order)
         method.done = set(method.folder.records)
-        method.log = SampleLog(method.folder.shard_path(group))
+        method.open(method.folder.shard_path(group))
     group.barrier()
     try:
         _answer_all(run, methods, progress)
@@ -96,7 +115,7 @@ def _evaluate(run: Evaluation, out: Path, progress: Progress | None) -> RunResul
         if progress is not None:
             progress.stop()
         for method in methods:
-            method.log.close()
+            method.close()
     for method in methods:
         method.folder.collect(group, order)
     if not group.is_main:
@@ -245,7 +264,7 @@ def _answer(
                 }
             )
     new = [record for record in records if record["sample"] not in method.done]
-    method.log.append(new)
+    method.write(new)
     method.done.update(record["sample"] for record in new)
 
 

@@ -70,7 +70,7 @@ def main_strength(method: str, settings: Mapping[str, Setting] | None = None) ->
         ValueError: there is no such method.
     """
     options = fields(method_class(method))
-    defaults = {option.name: option.default for option in options}
+    defaults: dict[str, Any] = {option.name: option.default for option in options}
     defaults |= {name: setting.value for name, setting in (settings or {}).items()}
     item = next((item for item in options if item.metadata.get("neutral") is not None), None)
     if item is None:
@@ -130,6 +130,8 @@ def sweep(
     labels = [BASELINE, *(label for strength in strengths for label in strength.labels)]
     task, rule = sweep_rule()
     results = evaluate(settings.model_copy(update={"methods": labels, "tasks": [task]}), out, progress=progress)
+    if results is None:
+        raise ValueError("a sweep writes its report in one process; start it without torchrun or accelerate launch")
     report = {
         "data": results.data["name"],
         "images": results.data["images"],

@@ -83,7 +83,7 @@ class MethodRecords:
 
     def estimates(self, resamples: int) -> dict[str, Estimate]:
         """Every metric of every task with its interval."""
-        found = {}
+        found: dict[str, Estimate] = {}
         for task, metrics in self.metrics().items():
             values = intervals(self.image_counts(task), metrics, resamples, BOOTSTRAP_SEED)
             found |= {name: Estimate(**asdict(interval)) for name, interval in values.items()}

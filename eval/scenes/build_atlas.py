@@ -120,17 +120,17 @@ def gather(folder: Path) -> list[tuple[dict, Image.Image]]:
             svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 64 64">{DRAWN[category]}</svg>'
             out.append(({"category": category, "style": "drawn", "icon": category}, rasterise(svg)))
         if category in GLYPHS:
-            svg = icon_svg(sets["mdi"], GLYPHS[category])
-            if svg is None:
+            glyph = icon_svg(sets["mdi"], GLYPHS[category])
+            if glyph is None:
                 raise ValueError(f"mdi has no icon {GLYPHS[category]!r}")
-            out.append(({"category": category, "style": "mdi", "icon": GLYPHS[category]}, rasterise(svg)))
+            out.append(({"category": category, "style": "mdi", "icon": GLYPHS[category]}, rasterise(glyph)))
         if category in NOT_FROM_EMOJI:
             continue
         for style in (*TRAIN_SETS, *HELD_OUT_SETS):
             for name in EMOJI.get(category, [category.replace(" ", "-")]):
-                svg = icon_svg(sets[style], name)
-                if svg is not None:
-                    out.append(({"category": category, "style": style, "icon": name}, rasterise(svg)))
+                emoji = icon_svg(sets[style], name)
+                if emoji is not None:
+                    out.append(({"category": category, "style": style, "icon": name}, rasterise(emoji)))
     return out
 
 

@@ -119,7 +119,10 @@ def _side_record(scene: Scene, image_id: int) -> dict[str, Any]:
 def _write_into(folder: Path, spec: ScenesSpec, count: int) -> None:
     (folder / "images").mkdir(parents=True)
     (folder / "annotations").mkdir()
-    images, instances, captions, records = [], [], [], []
+    images: list[dict[str, Any]] = []
+    instances: list[dict[str, Any]] = []
+    captions: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
     for index in range(count):
         scene, image_id = render(spec.split, spec.seed, index), index + 1
         name = f"{image_id:012d}.png"

@@ -104,8 +104,8 @@ def _background(draws: Draws, scene: SceneType) -> np.ndarray:
     for _ in range(draws.between(1, 5)):
         x, y = draws.below(SIZE - 8), draws.below(SIZE - 8)
         rows, columns = slice(y, y + draws.between(3, 22)), slice(x, x + draws.between(3, 22))
-        colour = np.array([draws.below(256) for _ in range(3)], np.int32)
-        picture[rows, columns] = (3 * picture[rows, columns] + colour) // 4
+        tint = np.array([draws.below(256) for _ in range(3)], np.int32)
+        picture[rows, columns] = (3 * picture[rows, columns] + tint) // 4
     return picture
 
 

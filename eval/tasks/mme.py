@@ -89,8 +89,7 @@ def read_mme(folder: str | Path, subtasks: Sequence[str] = HALLUCINATION_SUBTASK
 def parse_mme(text: str) -> Literal["yes", "no", "other"]:
     """Read an answer as MME's own script does: exactly yes or no, else one of them in the first four characters."""
     answer = text.strip().lower()
-    if answer in ("yes", "no"):
-        return answer  # type: ignore[return-value]
+    # The whole answers "yes" and "no" begin with themselves, so the script's first case is in its second.
     if "yes" in answer[:4]:
         return "yes"
     return "no" if "no" in answer[:4] else "other"

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from transformers import DynamicCache, LlavaForConditionalGeneration, PreTrainedTokenizerBase
+from transformers import DynamicCache, LlavaForConditionalGeneration, PreTrainedTokenizerFast
+from transformers.cache_utils import DynamicLayer
 
 from vlm_guard.eval.training.model import normalise, visual_features
 from vlm_guard.eval.training.tokenizer import BOS, EOS, PAD, encode
@@ -30,7 +31,7 @@ class SceneReader:
 
     @torch.no_grad()
     def __init__(
-        self, model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, pixels: np.ndarray
+        self, model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, pixels: np.ndarray
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         prefix = torch.tensor([[BOS, *encode(tokenizer, "USER: ")]], device=model.device)
@@ -39,11 +40,11 @@ class SceneReader:
             some = torch.from_numpy(np.ascontiguousarray(pixels[start : start + PICTURES_AT_ONCE]))
             visual = visual_features(model, normalise(some.to(model.device)).to(model.dtype))
             words = model.get_input_embeddings()(prefix).expand(len(some), -1, -1)
-            cache = DynamicCache(config=model.config.text_config)
+            cache = DynamicCache(config=model.config.get_text_config(decoder=True))
             model.model.language_model(
                 inputs_embeds=torch.cat([words, visual], dim=1), past_key_values=cache, use_cache=True
             )
-            parts.append([(layer.keys, layer.values) for layer in cache.layers])
+            parts.append([_keys_and_values(layer) for layer in cache.layers])
         self.layers = [
             (torch.cat([part[layer][0] for part in parts]), torch.cat([part[layer][1] for part in parts]))
             for layer in range(len(parts[0]))
@@ -64,12 +65,12 @@ class SceneReader:
                 ids = torch.tensor([prompts.input_ids[place] for place in some], device=self.model.device)
                 for place, tokens in zip(some, self._decode(rows, ids, longest).tolist()):
                     kept = tokens[: tokens.index(EOS)] if EOS in tokens else tokens
-                    answers[place] = self.tokenizer.decode(kept, skip_special_tokens=True).strip()
+                    answers[place] = str(self.tokenizer.decode(kept, skip_special_tokens=True)).strip()
         return answers
 
     def _decode(self, rows: torch.Tensor, ids: torch.Tensor, longest: int) -> torch.Tensor:
         """Greedy tokens (B, at most ``longest``) after the prompt ``ids`` (B, Q); padding follows the end."""
-        cache = DynamicCache(config=self.model.config.text_config)
+        cache = DynamicCache(config=self.model.config.get_text_config(decoder=True))
         for layer, (keys, values) in enumerate(self.layers):
             cache.update(keys[rows], values[rows], layer)
         done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
@@ -85,3 +86,10 @@ class SceneReader:
                 break
             ids = chosen[:, None]
         return torch.stack(tokens, dim=1)
+
+
+def _keys_and_values(layer: object) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a layer of the cache holds after a pass."""
+    if not isinstance(layer, DynamicLayer) or layer.keys is None or layer.values is None:
+        raise TypeError(f"the built-in model's cache holds keys and values, but a layer of it is {layer!r}")
+    return layer.keys, layer.values

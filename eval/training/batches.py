@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -34,6 +35,21 @@ class Batch:
     Attributes:
         pixels: uint8 (B, 96, 96, 3).
         patches: int64 (B, 64), 0 or category index plus one.
+    """
+
+    pixels: torch.Tensor
+    patches: torch.Tensor
+
+    def to(self, device: torch.device) -> Self:
+        """The batch on another device."""
+        return type(self)(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
+
+
+@dataclass(kw_only=True)
+class TextBatch(Batch):
+    """Tensors of one step of the joint stage, whose pictures have text.
+
+    Attributes:
         ids: int64 (B, N) token ids; image positions hold the image token.
         labels: int64 (B, N), -100 where nothing is learned.
         weights: float32 (B, N), weight of each label.
@@ -45,21 +61,41 @@ class Batch:
             right, -1 elsewhere.
     """
 
-    pixels: torch.Tensor
-    patches: torch.Tensor
-    ids: torch.Tensor | None = None
-    labels: torch.Tensor | None = None
-    weights: torch.Tensor | None = None
-    blocks: torch.Tensor | None = None
-    positions: torch.Tensor | None = None
-    hidden: torch.Tensor | None = None
-    presence: torch.Tensor | None = None
-    side: torch.Tensor | None = None
+    ids: torch.Tensor
+    labels: torch.Tensor
+    weights: torch.Tensor
+    blocks: torch.Tensor
+    positions: torch.Tensor
+    hidden: torch.Tensor
+    presence: torch.Tensor
+    side: torch.Tensor
 
-    def to(self, device: torch.device) -> Batch:
-        """The batch on another device."""
-        moved = {name: value.to(device, non_blocking=True) for name, value in vars(self).items() if value is not None}
-        return Batch(**moved)
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Words:
+    """What text is made with.
+
+    Attributes:
+        tokenizer: the tokenizer.
+        frequency: int64 (80,), number of scenes with each category.
+        categories: the categories' tokens.
+        prefix: the tokens in front of a picture.
+    """
+
+    tokenizer: PreTrainedTokenizerFast
+    frequency: np.ndarray
+    categories: frozenset[int]
+    prefix: list[int]
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerFast, store: SceneStore) -> _Words:
+        """Of the text about a store's scenes."""
+        return cls(
+            tokenizer=tokenizer,
+            frequency=category_frequency(store),
+            categories=frozenset(category_tokens(tokenizer)),
+            prefix=[BOS, *encode(tokenizer, "USER: ")],
+        )
 
 
 def category_frequency(store: SceneStore) -> np.ndarray:
@@ -79,10 +115,7 @@ class SceneBatches(IterableDataset):
     ) -> None:
         super().__init__()
         self.store, self.recipe, self.batch, self.stream = store, recipe, batch, stream
-        self.tokenizer = tokenizer
-        self.frequency = category_frequency(store) if tokenizer is not None else None
-        self.category_tokens = set(category_tokens(tokenizer)) if tokenizer is not None else set()
-        self.prefix = [BOS, *encode(tokenizer, "USER: ")] if tokenizer is not None else []
+        self.words = None if tokenizer is None else _Words.of(tokenizer, store)
 
     def __iter__(self) -> Iterator[Batch]:
         info = get_worker_info()
@@ -98,33 +131,36 @@ class SceneBatches(IterableDataset):
         mirrored = np.array([draws.chance(50) for _ in places])
         pixels[mirrored] = pixels[mirrored][:, :, ::-1]
         patches[mirrored] = patches[mirrored][:, :, ::-1]
-        batch = Batch(
+        pictures = Batch(
             pixels=torch.from_numpy(np.ascontiguousarray(pixels)),
             patches=torch.from_numpy(patches.reshape(len(places), PATCHES)),
         )
-        if self.tokenizer is not None:
-            self._add_text(batch, places, mirrored, draws)
-        return batch
+        if self.words is None:
+            return pictures
+        return TextBatch(**vars(pictures), **self._text(self.words, places, mirrored, draws))
 
-    def _tokens(self, place: int, mirrored: bool, draws: Draws) -> list[tuple[list[int], list[int], Exchange]]:
+    def _tokens(
+        self, words: _Words, place: int, mirrored: bool, draws: Draws
+    ) -> list[tuple[list[int], list[int], Exchange]]:
         items = exchanges(
             draws,
             int(self.store.scene_types[place]),
             self.store.objects_of(place, mirrored),
-            self.frequency,
+            words.frequency,
             self.recipe.presence_pairs,
             self.recipe.rare_absent,
         )
-        questions = self.tokenizer([f"\n{item.question} ASSISTANT:" for item in items], add_special_tokens=False)
-        answers = self.tokenizer([f" {item.answer}" for item in items], add_special_tokens=False)
+        questions = words.tokenizer([f"\n{item.question} ASSISTANT:" for item in items], add_special_tokens=False)
+        answers = words.tokenizer([f" {item.answer}" for item in items], add_special_tokens=False)
         return [
             (question, [*answer, EOS], item)
             for question, answer, item in zip(questions.input_ids, answers.input_ids, items)
         ]
 
-    def _add_text(self, batch: Batch, places: np.ndarray, mirrored: np.ndarray, draws: Draws) -> None:
-        rows = [self._tokens(int(p), bool(m), draws) for p, m in zip(places, mirrored)]
-        before, start = len(self.prefix), len(self.prefix) + PATCHES
+    def _text(self, words: _Words, places: np.ndarray, mirrored: np.ndarray, draws: Draws) -> dict[str, torch.Tensor]:
+        """The tensors of a `TextBatch` beside those of its pictures."""
+        rows = [self._tokens(words, int(p), bool(m), draws) for p, m in zip(places, mirrored)]
+        before, start = len(words.prefix), len(words.prefix) + PATCHES
         length = start + max(sum(len(item[0]) + len(item[1]) for item in row) for row in rows)
         count = len(rows)
         ids = np.full((count, length), PAD, np.int64)
@@ -135,7 +171,7 @@ class SceneBatches(IterableDataset):
         presence = np.full((count, length), -1, np.float32)
         side = np.full((count, length), -1, np.float32)
         hidden = np.array([draws.below(1000) < 1000 * self.recipe.image_drop for _ in rows])
-        ids[:, :before], ids[:, before:start] = self.prefix, IMAGE
+        ids[:, :before], ids[:, before:start] = words.prefix, IMAGE
         blocks[:, :start], positions[:, :start] = 0, np.arange(start)
         for row, items in enumerate(rows):
             # Without the image the text follows the prefix at once: its positions move up.
@@ -150,17 +186,16 @@ class SceneBatches(IterableDataset):
                     weights[row, at + len(question) : end] = WEIGHTS[item.kind]
                 if item.kind in ("yes_no", "side") and not hidden[row]:
                     # The first category token is the one asked about: "hot" of a hot dog comes before "dog".
-                    word = next((token for token in question if token in self.category_tokens), None)
-                    places = [at + place for place, token in enumerate(question) if token == word]
+                    word = next((token for token in question if token in words.categories), None)
+                    asked = [at + place for place, token in enumerate(question) if token == word]
                     if item.kind == "yes_no":
-                        presence[row, places] = item.answer == "Yes"
+                        presence[row, asked] = item.answer == "Yes"
                     if item.side is not None:
-                        side[row, places] = item.side == "left"
+                        side[row, asked] = item.side == "left"
                 at = end
-        for name, value in (("ids", ids), ("labels", labels), ("weights", weights), ("blocks", blocks)):
-            setattr(batch, name, torch.from_numpy(value))
-        batch.presence, batch.side = torch.from_numpy(presence), torch.from_numpy(side)
-        batch.positions, batch.hidden = torch.from_numpy(positions), torch.from_numpy(hidden)
+        made = {"ids": ids, "labels": labels, "weights": weights, "blocks": blocks, "positions": positions}
+        made |= {"hidden": hidden, "presence": presence, "side": side}
+        return {name: torch.from_numpy(value) for name, value in made.items()}
 
 
 def attention_mask(blocks: torch.Tensor, hidden: torch.Tensor, prefix: int) -> torch.Tensor:

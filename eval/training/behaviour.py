@@ -85,13 +85,13 @@ def _age(snapshot: Path) -> tuple[int, float]:
 def _measure_part(folder: Path, part: str, seed: int, count: int) -> dict[str, Any]:
     """One split's captions and POPE, or (``details``) everything else, of an exported model."""
     import torch
-    from transformers import AutoModelForImageTextToText, AutoTokenizer
+    from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
 
     from vlm_guard.eval.training import behaviour_measures as measures
 
     torch.set_num_threads(1)
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     if part != "details":
         return {part: measures.Trial(model, tokenizer, part, seed, count).basics()}
     trial = measures.Trial(model, tokenizer, "common", seed + 1000, min(SMALL, count))

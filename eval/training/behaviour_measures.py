@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
+from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from vlm_guard.eval.scenes.captions import NUMBERS, groups
 from vlm_guard.eval.scenes.categories import NAMES, plural, with_article
@@ -36,7 +36,7 @@ class Trial:
     def __init__(
         self,
         model: LlavaForConditionalGeneration,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: PreTrainedTokenizerFast,
         split: str,
         seed: int,
         count: int,

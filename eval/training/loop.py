@@ -11,7 +11,7 @@ import json
 import math
 import os
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -100,8 +100,8 @@ def train_stage(
     )
     loader = DataLoader(batches, batch_size=None, num_workers=recipe.loader_processes, pin_memory=device.type == "cuda")
     words = torch.tensor([IMAGE, *category_tokens(tokenizer)], device=device)
-    answers = [encode(tokenizer, f" {word}")[0] for word in ("Yes", "No", "left", "right")]
-    answers = torch.tensor(answers, device=device)
+    tokens_of_answers = [encode(tokenizer, f" {word}")[0] for word in ("Yes", "No", "left", "right")]
+    answers = torch.tensor(tokens_of_answers, device=device)
     prefix = len([BOS, *encode(tokenizer, "USER: ")])
     optimiser = make_optimiser(model, recipe, stage)
     checkpoint = folder / "checkpoint.safetensors"
@@ -140,15 +140,22 @@ def train_stage(
         reporter.finish(steps, model, optimiser)
 
 
+@dataclass
+class _Due:
+    """Seconds of the stage at which the next line and the next checkpoint are due, and the snapshots that are made."""
+
+    log: float
+    checkpoint: float
+    kept: set[float]
+
+
 class Reporter:
     """Progress of one stage: a line on the screen and in ``log.jsonl``, checkpoints and snapshots."""
 
     def __init__(self, folder: Path, stage: str, images_per_step: int, budget: float) -> None:
         self.folder, self.stage, self.images_per_step, self.budget = folder, stage, images_per_step, budget
         self.means: dict[str, float] = {}
-        self.next_log: float | None = None
-        self.next_checkpoint: float | None = None
-        self.kept: set[float] | None = None
+        self._due: _Due | None = None
         self.parts = SNAPSHOTS.get(stage, ())
 
     def step(
@@ -161,21 +168,22 @@ class Reporter:
         optimiser: torch.optim.Optimizer,
     ) -> None:
         """Take in one step's figures and write what is due."""
-        if self.next_log is None:
-            self.next_log, self.next_checkpoint = elapsed + LOG_SECONDS, elapsed + CHECKPOINT_SECONDS
-            self.kept = {part for part in self.parts if elapsed >= part * self.budget}
+        due = self._due
+        if due is None:
+            kept = {part for part in self.parts if elapsed >= part * self.budget}
+            due = self._due = _Due(elapsed + LOG_SECONDS, elapsed + CHECKPOINT_SECONDS, kept)
         for name, value in figures.items():
             if not math.isnan(value):
                 self.means[name] = 0.98 * self.means.get(name, value) + 0.02 * value
-        if elapsed >= self.next_log:
-            self.next_log = elapsed + LOG_SECONDS
+        if elapsed >= due.log:
+            due.log = elapsed + LOG_SECONDS
             self._log(elapsed, steps, rate)
-        if elapsed >= self.next_checkpoint:
-            self.next_checkpoint = elapsed + CHECKPOINT_SECONDS
+        if elapsed >= due.checkpoint:
+            due.checkpoint = elapsed + CHECKPOINT_SECONDS
             self._save(elapsed, steps, model, optimiser)
         for part in self.parts[:-1]:
-            if part not in self.kept and elapsed >= part * self.budget:
-                self.kept.add(part)
+            if part not in due.kept and elapsed >= part * self.budget:
+                due.kept.add(part)
                 self._snapshot(part, elapsed, steps, model)
 
     def finish(self, steps: int, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:

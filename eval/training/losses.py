@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from transformers import LlavaForConditionalGeneration
 
 from vlm_guard.eval.scenes.render import GRID
-from vlm_guard.eval.training.batches import Batch, attention_mask
+from vlm_guard.eval.training.batches import Batch, TextBatch, attention_mask
 from vlm_guard.eval.training.model import PATCHES, normalise, visual_features
 from vlm_guard.eval.training.recipe import Recipe
 
@@ -31,7 +31,7 @@ def patch_loss(
         patches: int64 (B, 64), 0 or category index plus one.
         words: int64 (81,) token of the background and of each category.
     """
-    scores = F.linear(visual, model.get_input_embeddings().weight[words]).float()
+    scores = F.linear(visual, model.get_input_embeddings().get_parameter("weight")[words]).float()
     weight = torch.ones(len(words), device=scores.device)
     weight[0] = BACKGROUND_WEIGHT
     loss = F.cross_entropy(scores.flatten(0, 1), patches.flatten(), weight=weight)
@@ -49,7 +49,7 @@ def side_loss(model: LlavaForConditionalGeneration, visual: torch.Tensor, sides:
         visual: (B, 64, 192) projected visual tokens.
         sides: int64 (2,) tokens of " left" and " right"; the difference of their embeddings reads the side.
     """
-    rows = model.get_input_embeddings().weight[sides]
+    rows = model.get_input_embeddings().get_parameter("weight")[sides]
     scores = F.linear(visual, rows[:1] - rows[1:]).float().squeeze(-1)
     left = (torch.arange(PATCHES, device=scores.device) % GRID < GRID // 2).float()
     return F.binary_cross_entropy_with_logits(scores, left.expand_as(scores))
@@ -119,14 +119,14 @@ def _early_answer_loss(
 
 def _decoder_mask(model: LlavaForConditionalGeneration, allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The mask in the form that the decoder's attention takes: bool for SDPA, added to the scores for eager."""
-    if model.config.text_config._attn_implementation != "eager":
+    if model.config.get_text_config(decoder=True)._attn_implementation != "eager":
         return allowed
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, -3e4)
 
 
 def joint_step(
     model: LlavaForConditionalGeneration,
-    batch: Batch,
+    batch: TextBatch,
     words: torch.Tensor,
     answers: torch.Tensor,
     recipe: Recipe,

@@ -13,6 +13,7 @@ from transformers import (
     LlavaProcessor,
     PreTrainedTokenizerFast,
 )
+from transformers.models.clip.modeling_clip import CLIPAttention
 
 from vlm_guard.eval.scenes.render import GRID, SIZE
 from vlm_guard.eval.training.tokenizer import BOS, EOS, IMAGE, PAD, VOCABULARY
@@ -64,7 +65,7 @@ def configuration() -> LlavaConfig:
     return LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_id=IMAGE,
+        image_token_index=IMAGE,
         image_seq_length=PATCHES,
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
@@ -97,7 +98,7 @@ def _initialise_vision(tower: nn.Module) -> None:
         elif weight.dim() >= 2:
             nn.init.normal_(weight, std=0.02 if "out_proj" in name or "fc2" in name else 0.03)
     for module in tower.modules():
-        if hasattr(module, "q_proj"):
+        if isinstance(module, CLIPAttention):
             shared = torch.randn(WIDTH, WIDTH) * 0.81 * WIDTH**-0.5
             module.q_proj.weight.copy_(shared + 0.01 * torch.randn(WIDTH, WIDTH))
             module.k_proj.weight.copy_(shared + 0.01 * torch.randn(WIDTH, WIDTH))
@@ -108,7 +109,7 @@ def new_model(seed: int) -> LlavaForConditionalGeneration:
     """An untrained model, float32."""
     torch.manual_seed(seed)
     model = LlavaForConditionalGeneration(configuration())
-    layers = model.config.text_config.num_hidden_layers
+    layers = model.config.get_text_config(decoder=True).num_hidden_layers
     for name, weight in model.model.language_model.named_parameters():
         if "embed_tokens" in name:
             nn.init.normal_(weight, std=0.05)
@@ -177,13 +178,13 @@ def start_matching(model: LlavaForConditionalGeneration, words: torch.Tensor, se
         strength: Scale of the projections; with 2.2 a present category's word gives about twice as much attention to
             the image in these heads as an absent one's (tried on a model of 17 000 views).
     """
-    text = model.config.text_config
+    text = model.config.get_text_config(decoder=True)
     heads, size = text.num_key_value_heads, text.head_dim
     queries_per_key = text.num_attention_heads // heads
     half = size // 2
     slow = [dim for dim in range(size) if dim % half >= half * 7 // 16]
     fast = [dim for dim in range(size) if dim not in slow]
-    centred = model.get_input_embeddings().weight[words].float()
+    centred = model.get_input_embeddings().get_parameter("weight")[words].float()
     centred = centred - centred.mean(0)
     basis = torch.linalg.svd(centred, full_matrices=False).Vh[: len(words) - 1].cpu()
     generator = torch.Generator().manual_seed(seed)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 import torch.multiprocessing
+from torch import nn
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from vlm_guard.eval.training.checkpoints import load_weights
@@ -54,7 +55,8 @@ def train(folder: Path, recipe: Recipe, device: str) -> Path:
     _prepare(folder, recipe)
     model = new_model(recipe.seed)
     stage, elapsed = restore(folder, model)
-    model.to(device)
+    # As a module: transformers' own `to` takes the same, but is declared to take a model.
+    nn.Module.to(model, device)
     for name in STAGES[STAGES.index(stage) :]:
         if device == "cpu":
             model.share_memory()
@@ -76,6 +78,7 @@ def export(folder: Path, snapshot: Path) -> Path:
     load_weights(snapshot, model)
     target = folder / "model"
     tokenizer = PreTrainedTokenizerFast.from_pretrained(target)
-    model.to(torch.bfloat16).save_pretrained(target)
+    nn.Module.to(model, torch.bfloat16)
+    model.save_pretrained(target)
     new_processor(tokenizer).save_pretrained(target)
     return target

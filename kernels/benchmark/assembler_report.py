@@ -11,7 +11,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,10 @@ def compile_only(device: DeviceLimits) -> Iterator[list[CompiledKernel]]:
     before = dict(vars(driver))
     driver.set_active(AbsentGpu(device.capability))
     try:
-        with mock.patch.multiple(triton_launch, _device_limits=lambda index: device, **recorders):
+        with ExitStack() as patched:
+            patched.enter_context(mock.patch.object(triton_launch, "_device_limits", lambda index: device))
+            for name, recorder in recorders.items():
+                patched.enter_context(mock.patch.object(triton_launch, name, recorder))
             yield launched
     finally:
         vars(driver).update(before)
@@ -148,18 +151,20 @@ def main() -> None:
     """Compile decode and prefill of every model shape for every device and write what the assembler reports."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path, help="JSON file to write")
-    entries = []
+    entries: list[dict[str, object]] = []
+    spilling = 0
     for device_name, device in DEVICES.items():
         for model, heads, groups, head_dim in MODELS:
             for rows, segmented in ((1, True), (1, False), (1024, True), (1024, False)):
                 compiled = compile_model(device, heads, groups, head_dim, rows, 2048, segmented)
+                spilling += sum(kernel.stack > 0 for kernel in compiled)
                 entries += [
                     {"device": device_name, "model": model, "rows": rows, "segmented": segmented} | asdict(kernel)
                     for kernel in compiled
                 ]
     out = parser.parse_args().out
     write_json(out, {"triton": triton.__version__, "keys": 2048, "dtype": "bfloat16", "kernels": entries})
-    print(f"{len(entries)} launches compiled, {sum(entry['stack'] > 0 for entry in entries)} of them spill: {out}")
+    print(f"{len(entries)} launches compiled, {spilling} of them spill: {out}")
 
 
 if __name__ == "__main__":

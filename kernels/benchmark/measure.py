@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from vlm_guard.environment import processor_name, version_of
+from vlm_guard.environment import bfloat16_instructions, processor_name, version_of
 from vlm_guard.whole_files import write_atomically
 
 
@@ -104,12 +104,24 @@ def peak_memory(call: Callable[[], Any], device: torch.device) -> int | None:
     return torch.cuda.max_memory_allocated(device) - before
 
 
+def note_on_load(machine: dict[str, Any]) -> str:
+    """What a result file says where other work ran beside the measurement; empty on an idle machine."""
+    load, processors = machine.get("load_average_1min"), machine.get("logical_processors") or 1
+    if load is None or load < 1.5 * processors:
+        return ""
+    return (
+        f"measured while other work ran (load average {load:.1f} on {processors} logical processors): ratios are of "
+        "calls in turn and bear that, seconds do not"
+    )
+
+
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """Hardware, threads and versions, for the head of a result file."""
     machine: dict[str, Any] = {
         "device": device.type,
         "processor": processor_name(),
         "logical_processors": os.cpu_count(),
+        "bfloat16_instructions": bfloat16_instructions(),
         "torch_threads": torch.get_num_threads(),
         # Other work on the machine shows here; ratios of interleaved calls bear it, times do not.
         "load_average_1min": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,

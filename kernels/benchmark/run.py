@@ -112,9 +112,8 @@ def build_provider(name: str, problem: AttentionProblem) -> Callable[[], Any]:
     query, key, value = problem.query, problem.key, problem.value
     rows, keys = query.shape[2], key.shape[2]
     if name == "sdpa":
-        bias = causal_lower_right(rows, keys) if rows > 1 else None
-        mask = bias
-        if bias is not None and query.device.type != "cuda":
+        mask: Tensor | None = causal_lower_right(rows, keys) if rows > 1 else None
+        if rows > 1 and problem.row_positions is not None and query.device.type != "cuda":
             mask = torch.arange(keys, device=query.device) <= problem.row_positions[0, :, None]
         attention = torch.nn.functional.scaled_dot_product_attention
         return lambda: attention(query, key, value, attn_mask=mask, scale=problem.scaling, enable_gqa=True)

@@ -77,14 +77,14 @@ class ACT(Method):
         choices=("all", "visual"),
         paper="all; visual is this project's adaptation",
     )
-    prompt_rows: str = option(
+    prompt_rows: RowScope = option(
         "text",
         help="prompt rows to edit: all, text rows after the image, or the last one (answer)",
         choices=("all", "text", "answer"),
         paper="all in the released code, for text models",
         published="all",
     )
-    sink_rows: str = option(
+    sink_rows: RowScope = option(
         "text",
         help="prompt rows whose attention tells the sinks: all, or the text rows after the image",
         choices=("all", "text"),
@@ -143,10 +143,11 @@ class ACT(Method):
         if counted >= (end if length is None else length):
             return
         every = call.select(self.sink_rows)
-        if every is None:
+        rows = None if every is None else every.rows
+        if every is None or rows is None:
             raise ValueError(f"act finds its sinks in {self.sink_rows} rows of the prompt, and this prompt has none")
-        position = every.rows.index + state.offset
-        fresh = every.rows.valid & (position >= counted) & (position < (length or end))
+        position = rows.index + state.offset
+        fresh = rows.valid & (position >= counted) & (position < (length or end))
         received = call.over_all_keys(received_attention(every, fresh))[..., :end]
         seen = torch.zeros(received.shape[0], end, dtype=torch.int64, device=position.device)
         seen.scatter_add_(1, position, fresh.long())

@@ -26,10 +26,12 @@ def received_attention(call: AttentionCall, counted: Tensor) -> Tensor:
     for start in range(0, problem.query.shape[2], BLOCK_ROWS):
         rows = slice(start, start + BLOCK_ROWS)
         block = _block(problem, rows)
-        weights = edited_attention(replace(block, return_weights=True), call.state_impl).weights
+        weights = edited_attention(replace(block, return_weights=True), call.state_impl).asked_weights()
         kept = counted[:, rows].to(device=weights.device, dtype=weights.dtype)
         received = torch.einsum("bhrk,br->bhk", weights, kept)
         total = received if total is None else total + received
+    if total is None:
+        raise ValueError("attention was asked for of no row at all")
     return total.to(torch.float32)
 
 

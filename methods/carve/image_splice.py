@@ -51,7 +51,8 @@ def splice_pictures(
     def edit_row(row: int, ids: list[int], places: list[int]) -> tuple[list[int], list[int]]:
         for image in sorted((item for item in placed if item.row == row), key=lambda item: -int(item.places[0])):
             first, last = places.index(int(image.places[0])), places.index(int(image.places[-1])) + 1
-            run = ids[first:last] if runs[image.index] is None else runs[image.index]
+            own = runs[image.index]
+            run = ids[first:last] if own is None else own
             if not keep:
                 kept = places[first:last] if run == ids[first:last] else [INSERTED] * len(run)
                 ids, places = ids[:first] + run + ids[last:], places[:first] + kept + places[last:]
@@ -76,6 +77,8 @@ def splice_pictures(
     for name, value in processed.items():
         if name in old or name == "pixel_values":
             like = old.get(name, old.get("pixel_values"))
+            if like is None:
+                raise ValueError(f"the inputs have no {name} that a new picture could take the place of")
             floating = isinstance(value, Tensor) and value.is_floating_point()
             rebuilt[name] = value.to(device=like.device, dtype=like.dtype if floating else value.dtype)
     return rebuilt

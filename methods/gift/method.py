@@ -92,7 +92,7 @@ class GIFT(Method):
         help="decoder layers to enhance",
         paper="12-22 of 32 for LLaVA-1.5-7B, 14-20 of 40 for 13B, 5-18 of 28 for Qwen2-VL-7B in the released code",
     )
-    content_words: str | Callable = option(  # noqa: RUF009
+    content_words: str | Callable = option(
         "rules",
         help="'rules', 'all' (every question token counts), an import path or a function from text to character spans",
         paper="spaCy tags NOUN, PROPN, VERB, ADJ, ADV, NUM in the released code",
@@ -166,7 +166,7 @@ class GIFT(Method):
         visual = call.state.visual[:, : call.state.offset + content.shape[1]]
         if rows is None:
             return torch.zeros(visual.shape, device=visual.device)
-        weights = all_heads(call.select(rows).weights(), 1, call.guard.target)[..., : visual.shape[1]]
+        weights = all_heads(call.of_rows(rows).weights(), 1, call.guard.target)[..., : visual.shape[1]]
         counts = content.gather(1, rows.index) & rows.valid
         return gaze_saliency(weights, counts.to(weights.device), visual.to(weights.device))
 

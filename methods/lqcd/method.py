@@ -55,7 +55,7 @@ class LQCD(ContrastMethod):
         paper="alpha, value not found; 1 as in VCD",
     )
     plausibility: float = plausibility_option("beta, value not found; 0.1 as in VCD")
-    neutraliser: str | Callable[[str], str] = option(  # noqa: RUF009
+    neutraliser: str | Callable[[str], str] = option(
         RULES,
         help="'rules', the import path of a function from text to text, or such a function",
         paper="a language model in the paper",

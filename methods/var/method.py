@@ -111,12 +111,13 @@ class VAR(Method):
         profile = target.profile
         dimensions = self._given_dimensions(target.architecture.hidden_size)
         known = None if profile is None else profile.value("sink_dimensions")
-        if not dimensions and known is None:
-            raise ValueError(
-                f"var needs the sink dimensions of this {target.architecture.model_type} model, and no profile has "
-                "them. Run 'vlm-guard calibrate MODEL' once, or pass sink_dimensions='1415,2533'"
-            )
-        dimensions = dimensions or tuple(known)
+        if not dimensions:
+            if known is None:
+                raise ValueError(
+                    f"var needs the sink dimensions of this {target.architecture.model_type} model, and no profile has "
+                    "them. Run 'vlm-guard calibrate MODEL' once, or pass sink_dimensions='1415,2533'"
+                )
+            dimensions = tuple(known)
         threshold = self.sink_threshold
         if threshold is None and profile is not None:
             threshold = profile.value("sink_threshold")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +23,14 @@ from vlm_guard.methods.vhr.layer_by_layer import LayerByLayer
 from vlm_guard.methods.vhr.text_stream import TextStream
 
 Outputs = dict[int, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class _TextBeside:
+    """The text stream while it goes through the layers beside the image stream, and what is known of its pass."""
+
+    stream: LayerByLayer
+    state: GenerationState
 
 
 class HeadScoring:
@@ -53,9 +62,8 @@ class HeadScoring:
         self._image: Outputs | None = None
         self._text: Outputs = {}
         # While a stream is only looked at, without any scale: where its outputs are kept, of which row and position.
-        self._recording: Outputs | None = None
-        self._recorded_places: tuple[Tensor, Tensor] | None = None
-        self._beside: LayerByLayer | None = None
+        self._recording: tuple[Outputs, tuple[Tensor, Tensor]] | None = None
+        self._beside: _TextBeside | None = None
         self._text_state: GenerationState | None = None
         # While the text stream runs a scored layer: the image stream's output there.
         self._waiting: Tensor | None = None
@@ -83,9 +91,10 @@ class HeadScoring:
         self._text_state = self._state(text)
         try:
             with self._in_state(self._text_state):
-                self._beside = LayerByLayer(architecture.generator, text, architecture.decoder_layers, self.last_layer)
+                stream = LayerByLayer(architecture.generator, text, architecture.decoder_layers, self.last_layer)
         except ValueError as error:
             raise ValueError(f"{self.method}: {error}; use approximation='plain text stream'") from None
+        self._beside = _TextBeside(stream, self._text_state)
         if not self._alone():
             # Heads are those of the bare model, so its image stream is read on its own first.
             self._run(image, stop_after=self.last_layer)
@@ -102,16 +111,20 @@ class HeadScoring:
         if output is None:
             return None
         if self._in_text_stream:
+            waiting = self._waiting
+            if waiting is None:
+                raise RuntimeError("the text stream runs a layer that the image stream has not been through")
             every = torch.arange(output.shape[0], device=output.device)
-            text = _at(call, every, torch.full_like(every, output.shape[1] - 1))
-            return self._waiting, text.to(self._waiting.device)
+            text = _at(call, output, every, torch.full_like(every, output.shape[1] - 1))
+            return waiting, text.to(waiting.device)
         if self._recording is not None:
-            self._recording[layer] = _at(call, *self._recorded_places)
+            recorded, places = self._recording
+            recorded[layer] = _at(call, output, *places)
             if layer == self._stop_after:
                 raise StopForward
             return None
-        image = _at(call, *self.stream.ends)
-        if self._beside is not None and self._choose_beside(layer, image):
+        image = _at(call, output, *self.stream.ends)
+        if self._beside is not None and self._choose_beside(self._beside, layer, image):
             return None
         return image, self._text_output(layer, image)
 
@@ -148,17 +161,18 @@ class HeadScoring:
         others = [bound.method for bound in self.guard.methods if bound.method.name != self.method]
         return not any(acts_in_model(other) for other in others)
 
-    def _choose_beside(self, layer: int, image: Tensor) -> bool:
+    def _choose_beside(self, beside: "_TextBeside", layer: int, image: Tensor) -> bool:
         """Run the text stream through `layer`, where it chooses the heads; whether it goes through that layer at all.
 
         Args:
+            beside: the text stream.
             layer: index of the layer.
             image: [M, H, D] output of the image stream there.
         """
         self._waiting = image
-        with self._in_state(self._text_state):
+        with self._in_state(beside.state):
             try:
-                passed = self._beside.advance(layer)
+                passed = beside.stream.advance(layer)
             except StopForward:
                 passed = True
         if layer == self.last_layer:
@@ -169,9 +183,9 @@ class HeadScoring:
 
     def _record(self, inputs: dict[str, Any], places: tuple[Tensor, Tensor]) -> Outputs:
         recorded: Outputs = {}
-        self._recording, self._recorded_places = recorded, places
+        self._recording = recorded, places
         self._run(inputs, stop_after=self.last_layer)
-        self._recording = self._recorded_places = None
+        self._recording = None
         return recorded
 
     def _state(self, inputs: dict[str, Any]) -> GenerationState:
@@ -218,16 +232,15 @@ def _is_of_tokens(name: str) -> bool:
     return name in ("input_ids", "attention_mask", "position_ids", "labels", *TOKEN_TYPES)
 
 
-def _at(call: AttentionCall, rows: Tensor, places: Tensor) -> Tensor:
-    """[M, H, D] head outputs of a call at one place of each of M rows, at least float32.
+def _at(call: AttentionCall, output: Tensor, rows: Tensor, places: Tensor) -> Tensor:
+    """[M, H, D] head outputs [B, Q, H, D] of a call at one place of each of M rows, at least float32.
 
     Heads are chosen by comparing these numbers, so in half precision they are computed again without rounding.
     """
-    output = call.output
     rows, places = rows.to(output.device), places.to(output.device)
     if output.dtype == torch.promote_types(output.dtype, torch.float32):
         return output[rows, places]
     index = torch.zeros(output.shape[0], 1, dtype=torch.long, device=output.device)
     index[rows, 0] = places
     chosen = RowSelection(index=index, valid=torch.ones_like(index, dtype=torch.bool), full=True)
-    return call.select(chosen).attend(AttentionEdit(), wide=True).output[rows, 0]
+    return call.of_rows(chosen).attend(AttentionEdit(), wide=True).output[rows, 0]

@@ -64,7 +64,7 @@ def calibrate_zerotuning(
             entropies[factor] = mean_output_entropy(model, prompts)
         if progress is not None:
             progress(done, len(factors))
-    best = min(entropies, key=entropies.get)
+    best = min(entropies, key=lambda factor: entropies[factor])
     listed = ", ".join(f"{factor:g}: {value:.3f}" for factor, value in entropies.items())
     note = f"smallest mean output entropy in nats over {len(prompts)} prompts without labels ({listed})"
     return {"zerotuning_factor": Fact(value=best, source="calibrated", note=note)}

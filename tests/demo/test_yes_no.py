@@ -5,6 +5,7 @@ import pytest
 
 from vlm_guard.demo.yes_no import AskedQuestion, ask, ladder, ladder_html, own_question, summary
 from vlm_guard.eval.tasks.pope.leading_queries import LEADING_TEMPLATES
+from vlm_guard.eval.tasks.pope.questions import PopeQuestion
 from vlm_guard.method.registry import resolve_methods
 
 TEMPLATE = next(iter(LEADING_TEMPLATES))
@@ -101,3 +102,9 @@ def test_unanswered_rows_are_empty_not_wrong():
     shown = ladder_html([asked("no")], False, "pai", TEMPLATE)
     assert "✗" not in re.sub(r"<[^>]*>", "", shown) and "not asked yet" in shown
     assert summary([asked("no")], False) == ""
+
+
+def test_questions_are_sentences():
+    given = {"question_id": 1, "image_id": 1, "image": "1.png", "strategy": "random"}
+    question = PopeQuestion(text="Is there a skis in the image?", label="yes", object="skis", **given)
+    assert ladder([question])[0].text == "Is there a pair of skis in the image?"

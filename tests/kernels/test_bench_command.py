@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from vlm_guard.bench.generate import benchmark_generate, options_by_entry
+from vlm_guard.kernels.benchmark import linear
 from vlm_guard.kernels.benchmark import run as benchmark
+from vlm_guard.kernels.benchmark.measure import note_on_load
 
 
 def test_generate_is_timed_guarded_and_unguarded():
@@ -20,17 +22,38 @@ def test_generate_is_timed_guarded_and_unguarded():
         result = benchmark_generate(methods=["var"], options=options, new_tokens=3, rounds=3, report=lines.append)
     finally:
         torch.set_num_threads(before)
-    unguarded, guarded = result["entries"]
-    assert [unguarded["method"], guarded["method"]] == ["none", "var"]
+    assert [(entry["dtype"], entry["method"], entry.get("control", False)) for entry in result["entries"]] == [
+        (dtype, *row)
+        for dtype in ("float32", "bfloat16")
+        for row in (("none", False), ("plain model, batch 2", True), ("var", False))
+    ]
+    unguarded, control, guarded = result["entries"][:3]
+    assert control["prefill"]["ratio_to_unguarded"]["median"] > 0
+    assert lines[0].startswith(result["machine"]["processor"])
     assert "ratio_to_unguarded" not in unguarded["decode"]
     for phase in ("prefill", "decode"):
         assert guarded[phase]["calls"] == 3
         ratio = guarded[phase]["ratio_to_unguarded"]
         assert 0 < ratio["p20"] <= ratio["median"] <= ratio["p80"]
-    assert len(lines) == 2 and result["new_tokens"] == 3
+    assert sum("decode" in line for line in lines) == 6 and result["new_tokens"] == 3
     assert guarded["options"] == {"var.move_fraction": "0.5"} and unguarded["options"] == {}
     assert "load_average_1min" in result["machine"]
     json.dumps(result)
+
+
+def test_a_loaded_machine_is_said(monkeypatch):
+    assert note_on_load({"load_average_1min": 1.0, "logical_processors": 2}) == ""
+    assert "load average 8.0 on 2" in note_on_load({"load_average_1min": 8.0, "logical_processors": 2})
+    assert note_on_load({"load_average_1min": None}) == ""
+
+
+def test_few_rows_of_a_product_are_timed_and_equal(monkeypatch):
+    monkeypatch.setattr(linear, "SHAPES", ((96, 64),))
+    result = linear.benchmark_linear(rounds=3, report=lambda line: None)
+    assert [entry["rows"] for entry in result["entries"]] == [1, 2, 3, 4]
+    assert all(entry["bfloat16"]["ratio_to_float32"]["median"] > 0 for entry in result["entries"])
+    found = {name: call().float() for name, call in linear.products(96, 64, 2).items()}
+    assert all(torch.allclose(value, found["float32"], atol=0.5) for value in found.values())
 
 
 def test_options_go_to_every_entry_with_their_method():
@@ -51,6 +74,7 @@ def test_options_go_to_every_entry_with_their_method():
         ({"compiled": True}, "--compile needs --cache static"),
         ({"new_tokens": 1}, "at least 2"),
         ({"dtype": "int8"}, "unknown dtype"),
+        ({"dtype": "float32,int8"}, "unknown dtype 'int8'"),
         ({"options": {"vcd.strength": 1}}, "'vcd.strength' fits no method of this benchmark .var."),
     ],
 )

@@ -5,14 +5,18 @@ The tokenizer is the built-in model's: the weights mean nothing, but the prompt 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from PIL import Image
 from transformers import (
     AutoTokenizer,
     CLIPImageProcessorPil,
+    CLIPVisionConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PreTrainedConfig,
 )
 
 from vlm_guard.builtin_model import BUILTIN_DIR
@@ -28,15 +32,17 @@ def random_processor(model: LlavaForConditionalGeneration) -> LlavaProcessor:
         ValueError: the model has fewer words than the tokenizer.
     """
     tokenizer = AutoTokenizer.from_pretrained(BUILTIN_DIR, local_files_only=True)
-    words = model.config.text_config.vocab_size
+    text: PreTrainedConfig = model.config.get_text_config(decoder=True)
+    words = text.vocab_size
     if words < len(tokenizer):
         raise ValueError(f"the tokenizer knows {len(tokenizer)} tokens, a model with {words} cannot use it")
-    vision = model.config.vision_config
-    side = {"height": vision.image_size, "width": vision.image_size}
+    vision = vision_config(model)
+    pixels = _side(vision.image_size)
+    side = {"height": pixels, "width": pixels}
     processor = LlavaProcessor(
         CLIPImageProcessorPil(size=side, crop_size=side, do_center_crop=False),
         tokenizer,
-        patch_size=vision.patch_size,
+        patch_size=_side(vision.patch_size),
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         chat_template=tokenizer.chat_template,
@@ -74,11 +80,30 @@ def random_inputs(
     words = [QUESTION]
     while len(processor.tokenizer(_prompt(processor, " ".join(words)))["input_ids"]) < prompt_tokens + 1:
         words.append(further[(len(words) - 1) % len(further)])
-    pictures = noise_pictures(batch, model.config.vision_config.image_size, seed)
+    pictures = noise_pictures(batch, _side(vision_config(model).image_size), seed)
     text = _prompt(processor, " ".join(words))
     inputs = processor(images=pictures, text=[text] * batch, return_tensors="pt").to(model.device)
     inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
     return dict(inputs)
+
+
+def vision_config(model: LlavaForConditionalGeneration) -> CLIPVisionConfig:
+    """The configuration of the vision tower of a random LLaVA.
+
+    Raises:
+        TypeError: it is another tower than these models have.
+    """
+    found = model.config.vision_config
+    if not isinstance(found, CLIPVisionConfig):
+        raise TypeError(f"random models have a CLIP vision tower, this one has {type(found).__name__}")
+    return found
+
+
+def _side(size: object) -> int:
+    """Height and width of what is square in a random model: its pictures and their patches."""
+    if not isinstance(size, int):
+        raise TypeError(f"random models have square pictures and patches, this one has {size}")
+    return size
 
 
 def noise_pictures(count: int, side: int, seed: int) -> list[Image.Image]:
@@ -89,4 +114,6 @@ def noise_pictures(count: int, side: int, seed: int) -> list[Image.Image]:
 
 def _prompt(processor: LlavaProcessor, question: str) -> str:
     content = [{"type": "image"}, {"type": "text", "text": question}]
-    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    # transformers declares the content of a message as text, but takes the parts that its own documentation shows.
+    message: dict[str, Any] = {"role": "user", "content": content}
+    return processor.apply_chat_template([message], add_generation_prompt=True)

@@ -37,7 +37,7 @@ class Calibration:
 
 def measurements() -> dict[str, str]:
     """What can be measured, by name, and what for: what methods measure, and the layers that look at the image."""
-    found = {cls.measurement[0]: cls.measurement[1] for cls in _measuring()}
+    found = {name: purpose for _, name, purpose in _measuring()}
     return found | {IMAGE_LAYERS: "layers that look at the image, for layers=image"}
 
 
@@ -81,19 +81,19 @@ def calibrate(
     def report(name: str) -> Callable[[int, int], None]:
         return lambda done, total: None if progress is None else progress(name, done, total)
 
-    def of_method(cls: type[Method]) -> dict[str, Fact]:
+    def of_method(cls: type[Method], name: str) -> dict[str, Fact]:
         call = MeasureCall(
             model=model,
             processor=processor,
             descriptions=descriptions,
             questions=questions,
             guarded=partial(wrap, model, processor, cls.name),
-            progress=report(cls.measurement[0]),
+            progress=report(name),
         )
         return dict(cls.measure(call))
 
     run: Mapping[str, Callable[[], dict[str, Fact]]] = {
-        cls.measurement[0]: partial(of_method, cls) for cls in _measuring()
+        name: partial(of_method, cls, name) for cls, name, _ in _measuring()
     } | {IMAGE_LAYERS: lambda: calibrate_image_layers(model, descriptions, progress=report(IMAGE_LAYERS))}
     facts: dict[str, Fact] = {}
     refusals: dict[str, str] = {}
@@ -107,7 +107,8 @@ def calibrate(
     return Calibration(facts=facts, refusals=refusals)
 
 
-def _measuring() -> list[type[Method]]:
-    """The methods that measure something, ordered by what it is called."""
+def _measuring() -> list[tuple[type[Method], str, str]]:
+    """The methods that measure something, with what it is called and what it is for, ordered by that."""
     classes = (method_class(name) for name in method_names())
-    return sorted((cls for cls in classes if cls.measurement), key=lambda cls: cls.measurement)
+    found = [(cls, *cls.measurement) for cls in classes if cls.measurement is not None]
+    return sorted(found, key=lambda item: item[1:])

@@ -13,6 +13,7 @@ import sys
 from importlib import import_module
 from io import TextIOWrapper
 from pathlib import Path
+from typing import Any
 
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
 OK, FAILED, WRONG_USE = 0, 1, 2
@@ -72,7 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a sign that the terminal cannot show must not stop a run
     # Typer has carried its own copy of click's errors since some version; their base is found by name in either.
-    usage_error = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+    usage_error: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
     given = sys.argv[1:] if arguments is None else arguments
     try:
         code = build_app(given[0] if given else None)(args=arguments, standalone_mode=False)

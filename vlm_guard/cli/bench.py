@@ -13,7 +13,11 @@ def command(
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     dtype: Annotated[
-        str, typer.Option(help="auto (float32 on the CPU, else bfloat16), float32, bfloat16, ...")
+        str,
+        typer.Option(
+            help="float32, bfloat16, ...; generate: also several with commas. "
+            "auto: bfloat16; on the CPU float32, for generate float32 and bfloat16."
+        ),
     ] = "auto",
     model: Annotated[
         list[str] | None,
@@ -54,12 +58,19 @@ def command(
     def report(line: str) -> None:
         print(line, file=sys.stderr if as_json else sys.stdout, flush=True)
 
-    arguments = {"device": device, "dtype": None if dtype == "auto" else dtype, "report": report}
+    kind = None if dtype == "auto" else dtype
     if what == "kernels":
         from vlm_guard.kernels.benchmark.run import run_benchmark
 
         result = run_benchmark(
-            models=model, keys=keys, batches=batch, providers=provider, rounds=rounds or 50, **arguments
+            models=model,
+            keys=keys,
+            batches=batch,
+            providers=provider,
+            rounds=rounds or 50,
+            device=device,
+            dtype=kind,
+            report=report,
         )
         for note in result["notes"]:
             report(note)
@@ -80,7 +91,9 @@ def command(
             cache=cache,
             compiled=compiled,
             rounds=rounds or 5,
-            **arguments,
+            device=device,
+            dtype=kind,
+            report=report,
         )
     if out is not None:
         write_json(out, result)

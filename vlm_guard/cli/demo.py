@@ -24,8 +24,9 @@ def command(
 
     if find_spec("gradio") is None or find_spec("matplotlib") is None:
         raise ImportError("the demo needs Gradio and matplotlib: pip install 'vlm-guard-hf[demo]'")
-    if port is not None and not 1 <= port <= 65535:
-        raise ValueError(f"port is {port}; allowed: 1 to 65535")
+    from vlm_guard.demo.ports import free_port
+
+    port = free_port(port)  # before the model is loaded, which may take minutes
     import torch
 
     from vlm_guard.demo.app import build_app, launch_options
@@ -38,4 +39,5 @@ def command(
         torch.set_num_threads(1)
     loaded = load_model(model, device=device, dtype=dtype)
     app = build_app(loaded.model, loaded.processor, data, opening=small)
+    free_port(port)  # somebody else may have taken it meanwhile
     app.launch(**options, inbrowser=open_browser)

@@ -73,13 +73,14 @@ def problems() -> dict[str, str]:
 
 def examine() -> dict[str, dict[str, Any]]:
     """Everything `vlm-guard doctor` prints, by section."""
-    from vlm_guard.environment import devices, library_versions
+    from vlm_guard.environment import devices, dtype_advice, library_versions
     from vlm_guard.families.profiles import all_profiles, user_profiles
     from vlm_guard.method.registry import method_names
 
     return {
         "versions": library_versions(),
         "devices": devices(),
+        "type of weights": {"recommended": dtype_advice()},
         "attention backend": attention_backends(),
         "vlm_guard": {
             "methods": ", ".join(method_names()),

@@ -55,7 +55,7 @@ def command_with_settings() -> Callable[..., int]:
     parameters = [*own[:2], *(flag.parameter for flag in settings), *own[2:]]
     listed = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
     # Typer reads the options from the signature and the annotations.
-    full.__signature__ = inspect.Signature(listed)  # type: ignore[attr-defined]
+    vars(full)["__signature__"] = inspect.Signature(listed)
     full.__annotations__ = {parameter.name: parameter.annotation for parameter in listed}
     full.__doc__ = command.__doc__
     return full

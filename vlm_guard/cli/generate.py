@@ -31,6 +31,7 @@ def command(
 ) -> None:
     """Ask a model about a picture, guarded; give --method several times to compare answers."""
     import json
+    import sys
     from dataclasses import asdict
 
     if not image.is_file():
@@ -45,6 +46,7 @@ def command(
     from vlm_guard.eval.run.ask import ask
     from vlm_guard.eval.run.generation import Decoding
     from vlm_guard.eval.run.models import load_model
+    from vlm_guard.eval.scenes.recognise import note_about
 
     loaded = load_model(model, dtype=dtype, device=device, device_map=device_map, trust_remote_code=trust_remote_code)
     answers = ask(
@@ -57,6 +59,9 @@ def command(
         seed=seed,
         attention_backend=attention_backend,
     )
+    if note := note_about(model, picture):
+        # Not among the answers, which may be piped on.
+        print(f"note: {note}", file=sys.stderr)
     if as_json:
         print(printable_json(json.dumps([asdict(answer) for answer in answers], indent=2, ensure_ascii=False)))
         return

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm_guard.contrast.answer_pair import AnswerPair
+from vlm_guard.families.architecture import GenerativeModel
 from vlm_guard.method.branch_prompt import BranchPrompt, GivenPrompt
 from vlm_guard.method.early_exit import StopForward
 from vlm_guard.method.model_inputs import image_inputs, token_types
@@ -53,7 +54,7 @@ def paired_attention(
         pair = AnswerPair(probe, method, asked[1], inputs)
         answers: tuple[Tensor | None, Tensor | None] = (None, None)
         with _stop_after(guard.target.architecture.layers, layers[-1], steps == 1):
-            settings = {"do_sample": False, "num_beams": 1, "max_new_tokens": steps}
+            settings: dict[str, Any] = {"do_sample": False, "num_beams": 1, "max_new_tokens": steps}
             settings |= {"return_dict_in_generate": False, "output_attentions": False}
             sequences = probe.generate(**given, **settings, custom_generate=pair)
             answers = sequences[:, asked[0].length :], pair.second_answer
@@ -89,7 +90,7 @@ def _on_prompt(trace: AttentionTrace, asked: BranchPrompt, prompt: GivenPrompt, 
     return found
 
 
-def _answer_lengths(model: nn.Module, answer: Tensor | None, rows: int) -> Tensor:
+def _answer_lengths(model: GenerativeModel, answer: Tensor | None, rows: int) -> Tensor:
     """[B] tokens of every row of `answer` [B, T], the end token included; one where the pass ended early."""
     if answer is None:
         return torch.ones(rows, dtype=torch.long)

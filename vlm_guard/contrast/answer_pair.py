@@ -5,16 +5,17 @@ pictures included, so that the second one copies the keys of the first for as lo
 rows of the same decoding passes. That is what a contrast does, but that here each branch goes on with its own tokens.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessorList
 
 from vlm_guard.contrast.branch_inputs import BranchInputs
 from vlm_guard.contrast.branched_generate import ContrastGenerate
 from vlm_guard.contrast.branched_model import BranchedModel, StandIn
+from vlm_guard.families.architecture import GenerativeModel
 from vlm_guard.method.branch_prompt import BranchPrompt
 from vlm_guard.method.contrasting import Branch
 from vlm_guard.method.early_exit import StopForward
@@ -22,6 +23,9 @@ from vlm_guard.method.early_exit import StopForward
 if TYPE_CHECKING:
     from vlm_guard.guard import Guard
     from vlm_guard.method.base import Method
+
+# (sequences [N, P + t], logits [N, V]) -> logits; a LogitsProcessorList is one.
+LogitsChange = Callable[[Any, Any], Tensor]
 
 
 class AnswerPair(ContrastGenerate):
@@ -40,19 +44,27 @@ class AnswerPair(ContrastGenerate):
         super().__init__(guard.target, method, inputs, guard=guard)
         self.second = second
         self._model: _PairedModel | None = None
-        self._logits_processor: LogitsProcessorList | None = None
+        self._logits_processor: LogitsChange = LogitsProcessorList()
 
     @property
     def second_answer(self) -> Tensor:
-        """[B, T] tokens of the second answer, as many as the first one has."""
+        """[B, T] tokens of the second answer, as many as the first one has.
+
+        Raises:
+            RuntimeError: nothing was answered yet.
+        """
+        if self._model is None:
+            raise RuntimeError("there is no second answer before generate has run with this AnswerPair")
         return self._model.answer
 
-    def __call__(self, *arguments: Any, logits_processor: LogitsProcessorList, **keywords: Any) -> Tensor:
+    def __call__(
+        self, model: GenerativeModel, input_ids: Tensor, logits_processor: Any, *args: Any, **keywords: Any
+    ) -> Tensor:
         """Answer both; the arguments are those that `generate` passes."""
         self._logits_processor = logits_processor
-        return super().__call__(*arguments, logits_processor=logits_processor, **keywords)
+        return super().__call__(model, input_ids, logits_processor, *args, **keywords)
 
-    def _stand_in(self, model: PreTrainedModel, input_ids: Tensor, model_kwargs: dict[str, Any]) -> StandIn:
+    def _stand_in(self, model: GenerativeModel, input_ids: Tensor, model_kwargs: dict[str, Any]) -> StandIn:
         every = torch.ones(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
         branch = Branch(prompt=self.second, images="same", active=every)
         token_ids = self.target.architecture.visual_token_ids
@@ -74,7 +86,7 @@ class _PairedModel(BranchedModel):
         answer: [N, t] tokens of the second branch.
     """
 
-    def __init__(self, logits_processor: LogitsProcessorList, *arguments: Any, **keywords: Any) -> None:
+    def __init__(self, logits_processor: LogitsChange, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self.logits_processor = logits_processor
         self.answer = self.branch.prompt.input_ids[:, :0]

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, StaticCache
+from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import (
     Cache,
     DynamicLayer,
@@ -23,10 +23,12 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
+from vlm_guard.families.architecture import GenerativeModel
+
 ROOM = 128
 
 
-def prompt_cache(model: PreTrainedModel) -> DynamicCache:
+def prompt_cache(model: GenerativeModel) -> DynamicCache:
     """An empty cache to read a prompt into that keeps every key, also in sliding layers, so that it can be merged."""
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     for index, layer in enumerate(cache.layers):
@@ -37,7 +39,7 @@ def prompt_cache(model: PreTrainedModel) -> DynamicCache:
     return cache
 
 
-def branch_caches(model: PreTrainedModel, rows: int, lengths: tuple[int, int]) -> tuple[DynamicCache, DynamicCache]:
+def branch_caches(model: GenerativeModel, rows: int, lengths: tuple[int, int]) -> tuple[DynamicCache, DynamicCache]:
     """Two prompt caches that lie in one room, so that they merge without a copy.
 
     Args:
@@ -67,35 +69,53 @@ class KeyRoom:
     Args:
         rows: how many there are.
         length: tokens of the longest row; there is room for `ROOM` more.
-
-    Attributes:
-        keys: [rows, G, length + `ROOM`, D]; None before the first keys.
-        values: [rows, G, length + `ROOM`, Dv].
     """
 
     def __init__(self, rows: int, length: int) -> None:
         self.rows = rows
         self.columns = length + ROOM
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
+        self._stored: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def stored(self) -> tuple[Tensor, Tensor]:
+        """The keys and the values.
+
+        Raises:
+            RuntimeError: none were written yet, so that their sizes are unknown.
+        """
+        if self._stored is None:
+            raise RuntimeError("no keys were written into this room yet")
+        return self._stored
+
+    @property
+    def keys(self) -> Tensor:
+        """[rows, G, length + `ROOM`, D]; see `stored`."""
+        return self.stored[0]
+
+    @property
+    def values(self) -> Tensor:
+        """[rows, G, length + `ROOM`, Dv]; see `stored`."""
+        return self.stored[1]
 
     def write(self, rows: slice, column: int, keys: Tensor, values: Tensor) -> None:
         """Put keys [N, G, K, D] and values [N, G, K, Dv] into N rows, from a column on."""
-        if self.keys is None:
-            self.keys, self.values = (
-                states.new_empty(self.rows, states.shape[1], self.columns, states.shape[3]) for states in (keys, values)
-            )
-        for storage, states in ((self.keys, keys), (self.values, values)):
+        if self._stored is None:
+            self._stored = self._empty(keys), self._empty(values)
+        for storage, states in zip(self._stored, (keys, values)):
             storage[rows, :, column : column + states.shape[2]] = states
 
     def part(self, rows: slice, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Keys and values of the columns from `start` to `stop`."""
-        return self.keys[rows, :, start:stop], self.values[rows, :, start:stop]
+        keys, values = self.stored
+        return keys[rows, :, start:stop], values[rows, :, start:stop]
 
     def clear(self, rows: slice, stop: int) -> None:
         """Zero what is in front of column `stop`: a mask hides it, but not if it is not a number."""
-        for storage in (self.keys, self.values):
+        for storage in self.stored:
             storage[rows, :, :stop] = 0
+
+    def _empty(self, states: Tensor) -> Tensor:
+        return states.new_empty(self.rows, states.shape[1], self.columns, states.shape[3])
 
 
 class RoomyLayer(DynamicLayer):
@@ -110,6 +130,8 @@ class RoomyLayer(DynamicLayer):
         start: the column of the first token. The columns in front of it become zeros.
     """
 
+    room: KeyRoom | None
+
     def __init__(self, room: KeyRoom, rows: slice, start: int = 0) -> None:
         super().__init__()
         self._place(room, rows, start)
@@ -118,7 +140,7 @@ class RoomyLayer(DynamicLayer):
     def whole(cls, room: KeyRoom, length: int) -> "RoomyLayer":
         """All rows of a room that has been filled up to column `length`."""
         layer = cls(room, slice(0, room.rows))
-        layer.lazy_initialization(room.keys, room.values)
+        layer.lazy_initialization(*room.stored)
         layer.keys, layer.values = room.part(layer.rows, 0, length)
         return layer
 
@@ -128,12 +150,13 @@ class RoomyLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         length = self.get_seq_length()
         total = length + key_states.shape[2]
-        if not self._fits(key_states.shape[0], length, total):
-            self._move(key_states.shape[0], length, total)
-        self.room.write(self.rows, self.start + length, key_states, value_states)
+        room = self.room
+        if room is None or not self._fits(room, key_states.shape[0], length, total):
+            room = self._move(key_states.shape[0], length, total)
+        room.write(self.rows, self.start + length, key_states, value_states)
         if not length and self.start:
-            self.room.clear(self.rows, self.start)
-        self.keys, self.values = self.room.part(self.rows, self.start, self.start + total)
+            room.clear(self.rows, self.start)
+        self.keys, self.values = room.part(self.rows, self.start, self.start + total)
         return self.keys, self.values
 
     def reset(self) -> None:
@@ -142,23 +165,28 @@ class RoomyLayer(DynamicLayer):
         self.room = None
 
     def _place(self, room: KeyRoom, rows: slice, start: int) -> None:
-        self.room: KeyRoom | None = room
+        self.room = room
         self.rows, self.start = rows, start
 
-    def _fits(self, rows: int, length: int, total: int) -> bool:
+    def _fits(self, room: KeyRoom, rows: int, length: int, total: int) -> bool:
         """Whether `total` tokens of each row fit, and the `length` old ones are there (reordering gives new keys)."""
-        if self.room is None or self.start + total > self.room.columns or rows != self.rows.stop - self.rows.start:
+        if self.start + total > room.columns or rows != self.rows.stop - self.rows.start:
             return False
-        return not length or self.room.keys[self.rows, :, self.start :].data_ptr() == self.keys.data_ptr()
+        if not length or self.keys is None:
+            return not length
+        return room.stored[0][self.rows, :, self.start :].data_ptr() == self.keys.data_ptr()
 
-    def _move(self, rows: int, length: int, total: int) -> None:
+    def _move(self, rows: int, length: int, total: int) -> KeyRoom:
         """Go to a room of its own."""
-        self._place(KeyRoom(rows, total), slice(0, rows), 0)
-        if length:
-            self.room.write(self.rows, 0, self.keys, self.values)
+        room = KeyRoom(rows, total)
+        self._place(room, slice(0, rows), 0)
+        if length and self.keys is not None and self.values is not None:
+            room.write(self.rows, 0, self.keys, self.values)
+        return room
 
 
-class RoomyHybridLayer(RoomyLayer, LinearAttentionAndFullAttentionLayer):
+# The two kinds of layers that transformers mixes itself declare `device`, `dtype` and `is_croppable` differently.
+class RoomyHybridLayer(RoomyLayer, LinearAttentionAndFullAttentionLayer):  # type: ignore[misc, override]
     """A `RoomyLayer` that has the states of a linear attention beside its keys."""
 
     def __init__(self, room: KeyRoom, rows: slice, start: int = 0, *, number_of_states: int = 1) -> None:
@@ -173,10 +201,10 @@ def can_merge(first: DynamicCache, second: DynamicCache, lengths: tuple[int, int
     """
     for one, other in zip(first.layers, second.layers):
         if isinstance(one, RoomyLayer):
+            if not isinstance(other, RoomyLayer) or one.room is not other.room:
+                return False
             parts = tuple(zip((one, other), lengths))
             if any(_has_keys(layer) and layer.get_seq_length() != length for layer, length in parts):
-                return False
-            if one.room is not other.room:
                 return False
         elif type(one) is not LinearAttentionLayer:
             return False
@@ -198,7 +226,7 @@ def merge_caches(target: Cache, first: DynamicCache, second: DynamicCache) -> in
     for index, (one, other) in enumerate(zip(first.layers, second.layers)):
         if isinstance(one, LinearAttentionCacheLayerMixin):
             _merge_states(target, index, one, other)
-        if isinstance(one, RoomyLayer) and _has_keys(one):
+        if isinstance(one, RoomyLayer) and one.room is not None and _has_keys(one):
             room = one.room
             one.reset()
             other.reset()
@@ -206,7 +234,7 @@ def merge_caches(target: Cache, first: DynamicCache, second: DynamicCache) -> in
     return length
 
 
-def decoding_cache(prepared: Cache, model: PreTrainedModel, extra: int) -> Cache:
+def decoding_cache(prepared: Cache, model: GenerativeModel, extra: int) -> Cache:
     """The empty cache to merge into: `generate`'s own, or for a static one a longer one with room for both branches.
 
     Args:
@@ -231,9 +259,12 @@ def reorder_together(cache: Cache, rows: int) -> None:
     owner = weakref.ref(cache)
 
     def reorder_both(beam_idx: Tensor) -> None:
-        reorder(owner(), torch.cat((beam_idx, beam_idx + rows)))
+        kept = owner()
+        if kept is not None:
+            # transformers declares a LongTensor, a type that no function of torch returns.
+            reorder(kept, torch.cat((beam_idx, beam_idx + rows)))  # type: ignore[arg-type]
 
-    cache.reorder_cache = reorder_both
+    vars(cache)["reorder_cache"] = reorder_both
 
 
 class PairedCaches:
@@ -262,10 +293,13 @@ def _put(target: Cache, index: int, room: KeyRoom, length: int) -> None:
 
 
 def _merge_states(target: Cache, index: int, one: Any, other: Any) -> None:
+    layer = target.layers[index]
+    if not isinstance(layer, LinearAttentionCacheLayerMixin):
+        raise TypeError(f"layer {index} of {type(target).__name__} has no room for the states of a linear attention")
     for state in range(one.number_of_states):
         if one.conv_states[state] is not None:
             joined = torch.cat((one.conv_states[state], other.conv_states[state]))
-            target.layers[index].update_conv_state(joined, state_idx=state)
+            layer.update_conv_state(joined, state_idx=state)
         if one.recurrent_states[state] is not None:
             joined = torch.cat((one.recurrent_states[state], other.recurrent_states[state]))
-            target.layers[index].update_recurrent_state(joined, state_idx=state)
+            layer.update_recurrent_state(joined, state_idx=state)

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig
 
+from vlm_guard.families.architecture import GenerativeModel
 from vlm_guard.method.contrasting import Branch
 from vlm_guard.method.model_inputs import TOKEN_TYPES, image_inputs, token_types
 from vlm_guard.runtime.embedded_prompt import PromptEmbedder
@@ -47,7 +48,7 @@ def given_inputs(input_ids: Tensor, model_kwargs: dict[str, Any]) -> BranchInput
 
 
 def prepare_branch(
-    model: PreTrainedModel,
+    model: GenerativeModel,
     branch: Branch,
     inputs: Mapping[str, Any],
     given: BranchInputs,
@@ -133,9 +134,10 @@ def joint_step_kwargs(first: BranchInputs, second: BranchInputs, length: int, ca
         "use_cache": True,
     }
     for name in ("position_ids", *TOKEN_TYPES):
-        parts = [_last_column(part.model_kwargs.get(name), part.input_ids.shape[0]) for part in (first, second)]
-        if parts[0] is not None and parts[1] is not None:
-            kwargs[name] = torch.cat(parts, dim=-2)
+        columns = [_last_column(part.model_kwargs.get(name), part.input_ids.shape[0]) for part in (first, second)]
+        known = [column for column in columns if column is not None]
+        if len(known) == len(columns):
+            kwargs[name] = torch.cat(known, dim=-2)
     for name, value in first.model_kwargs.items():
         if name not in kwargs and not isinstance(value, Tensor) and name != "mm_encoder_outputs":
             kwargs[name] = value
@@ -165,7 +167,7 @@ def _refuse_position_bound(kwargs: Mapping[str, Any], branch: Branch) -> None:
 
 
 @contextmanager
-def kept_rope_deltas(model: PreTrainedModel) -> Iterator[None]:
+def kept_rope_deltas(model: GenerativeModel) -> Iterator[None]:
     """Models with multimodal rotary positions remember an offset of their last prompt; the branch must not be it."""
     owners = [module for module in (model, model.base_model) if "rope_deltas" in module.__dict__]
     kept = [module.rope_deltas for module in owners]

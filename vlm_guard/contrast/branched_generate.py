@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList, StopStringCriteria
+from transformers import GenerationConfig, StoppingCriteriaList, StopStringCriteria
 from transformers.generation import GenerationMode
 
 from vlm_guard.contrast.branched_model import BranchedModel, StandIn
 from vlm_guard.contrast.layer_contrast import LayerContrastModel
+from vlm_guard.families.architecture import GenerativeModel
 from vlm_guard.method.branch_prompt import GivenPrompt
 from vlm_guard.method.contrasting import Branch, ContrastCall, padding_id
 from vlm_guard.runtime.embedded_prompt import PromptEmbedder
@@ -63,7 +64,7 @@ class ContrastGenerate:
 
     def __call__(
         self,
-        model: PreTrainedModel,
+        model: GenerativeModel,
         input_ids: Tensor,
         logits_processor: Any,
         stopping_criteria: Any,
@@ -94,7 +95,7 @@ class ContrastGenerate:
             result.past_key_values = None
         return result
 
-    def _stand_in(self, model: PreTrainedModel, input_ids: Tensor, model_kwargs: dict[str, Any]) -> StandIn | None:
+    def _stand_in(self, model: GenerativeModel, input_ids: Tensor, model_kwargs: dict[str, Any]) -> StandIn | None:
         layers = self.method.early_layers(self.target)
         if layers:
             return LayerContrastModel(model, self.target.architecture, self.method, layers)
@@ -148,7 +149,7 @@ class ContrastGenerate:
         return given.shape[0]
 
     def _check(
-        self, model: PreTrainedModel, input_ids: Tensor, generation_config: GenerationConfig, model_kwargs: dict
+        self, model: GenerativeModel, input_ids: Tensor, generation_config: GenerationConfig, model_kwargs: dict
     ) -> None:
         name = self.method.name
         if model is not self.target.architecture.generator:
@@ -190,13 +191,15 @@ def only_contrast(methods: "Sequence[BoundMethod]") -> "BoundMethod | None":
     return found[0] if found else None
 
 
-def contrast_arguments(guard: "Guard", args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """The arguments of a guarded `generate` call with contrast decoding as its `custom_generate`.
+def contrast_arguments(
+    guard: "Guard", bound: "BoundMethod", args: tuple, kwargs: dict[str, Any]
+) -> tuple[tuple, dict[str, Any]]:
+    """The arguments of a guarded `generate` call with contrast decoding by `bound` as its `custom_generate`.
 
     Raises:
         ValueError: the call brings a decoding of its own (custom_generate, assistant_model).
     """
-    bound, kwargs = guard.contrast, dict(kwargs)
+    kwargs = dict(kwargs)
     for name in ("custom_generate", "assistant_model"):
         if kwargs.get(name) is not None:
             raise ValueError(

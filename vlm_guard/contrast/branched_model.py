@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
@@ -21,6 +21,7 @@ from vlm_guard.contrast.branch_cache import (
 )
 from vlm_guard.contrast.branch_inputs import BranchInputs, given_inputs, joint_step_kwargs, prepare_branch
 from vlm_guard.contrast.shared_prefix import copy_prefix, shared_prefix
+from vlm_guard.families.architecture import GenerativeModel
 from vlm_guard.families.family import entry_of
 from vlm_guard.method.contrasting import Branch
 from vlm_guard.runtime.branch_rows import BranchRows
@@ -40,7 +41,7 @@ class StandIn(AbstractContextManager):
 
     owns_cache: ClassVar[bool] = False
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: GenerativeModel) -> None:
         self.model = model
         self.forward: Callable[..., Any] = model.__call__
 
@@ -56,7 +57,7 @@ class StandIn(AbstractContextManager):
         self.forward = self.model.get_compiled_call(compile_config)
         return self.__call__
 
-    def __call__(self, **model_inputs: Any) -> ModelOutput:
+    def __call__(self, *args: Any, **model_inputs: Any) -> ModelOutput:
         """One decoding step."""
         raise TypeError(f"{type(self).__name__} must define its forward pass")
 
@@ -82,7 +83,7 @@ class BranchedModel(StandIn):
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: GenerativeModel,
         method: "Method",
         branch: Branch,
         inputs: Mapping[str, Any],
@@ -103,14 +104,36 @@ class BranchedModel(StandIn):
         self.branch_rows = None if guard is None else BranchRows(guard.reading, branch.sign)
         # Cross-attention layers cache an image instead of the prompt: neither a prefix nor padded rows of it.
         self.reads_across = bool(entry_of(model.config.model_type).cross_attention)
-        self.given: BranchInputs | None = None
-        self.second: BranchInputs | None = None
+        self._given: BranchInputs | None = None
+        self._second: BranchInputs | None = None
         self.step_kwargs: dict[str, Any] | None = None
 
     def __exit__(self, *exception: object) -> None:
         """Leave the guard with the state of the positive branch."""
         if self.branch_rows is not None:
             self.branch_rows.close()
+
+    @property
+    def given(self) -> BranchInputs:
+        """The prompt of `generate`, once it is read.
+
+        Raises:
+            RuntimeError: it is not.
+        """
+        if self._given is None:
+            raise RuntimeError("the prompt has to be read before the model decodes")
+        return self._given
+
+    @property
+    def second(self) -> BranchInputs:
+        """The prompt of the second branch, once it is made.
+
+        Raises:
+            RuntimeError: it is not.
+        """
+        if self._second is None:
+            raise RuntimeError("the prompt of the second branch has to be made before the model decodes")
+        return self._second
 
     # -- what a generation loop calls -------------------------------------------------------------------------
 
@@ -122,14 +145,15 @@ class BranchedModel(StandIn):
         is_first_iteration: bool = True,
     ) -> Any:
         prepared_cache = model_kwargs.get("past_key_values")
-        self.given = given_inputs(input_ids, model_kwargs)
+        self._given = given_inputs(input_ids, model_kwargs)
         with nullcontext() if self.branch_rows is None else self.branch_rows.encoding():
-            self.second = prepare_branch(
+            self._second = prepare_branch(
                 self.model, self.branch, self.inputs, self.given, generation_config, embedder=self.embedder
             )
         self._give_caches()
         outputs = [self._read(part, index, generation_config) for index, part in enumerate((self.given, self.second))]
-        logits = self._combine(*(output.logits[:, -1] for output in outputs), step=0)
+        first, second = (output.logits[:, -1] for output in outputs)
+        logits = self._combine(first, second, step=0)
         cache = self._join_caches(prepared_cache)
         return _output(logits, cache, outputs[0].get("hidden_states"))
 
@@ -149,7 +173,8 @@ class BranchedModel(StandIn):
         if self.step_kwargs is None:
             parts = zip((self.given, self.second), tails)
             outputs = [self._step_apart(part, index, tail) for index, (part, tail) in enumerate(parts)]
-            logits = self._combine(*(output.logits[:, -1] for output in outputs), step=step)
+            first, second = (output.logits[:, -1] for output in outputs)
+            logits = self._combine(first, second, step=step)
             return _output(logits, self._paired, outputs[0].get("hidden_states"))
         rows = sequences.shape[0]
         inputs = self.model.prepare_inputs_for_generation(
@@ -209,27 +234,27 @@ class BranchedModel(StandIn):
 
     def _copy_shared_prefix(self, generation_config: GenerationConfig) -> int:
         """Fill the second branch's cache with the keys of the beginning that both prompts have in common."""
-        caches = [part.model_kwargs.get("past_key_values") for part in (self.given, self.second)]
-        if caches[1] is None or generation_config.prefill_chunk_size is not None or self.reads_across:
+        source, target = (part.model_kwargs.get("past_key_values") for part in (self.given, self.second))
+        if source is None or target is None or generation_config.prefill_chunk_size is not None or self.reads_across:
             return 0
         length = shared_prefix(
             self.branch,
             self.given,
             self.second,
-            caches[0],
+            source,
             self.methods,
             self.branch.sign,
             self.visual_token_ids,
             self.marker_ids,
         )
         if length:
-            copy_prefix(self.given, self.second, *caches, length)
+            copy_prefix(self.given, self.second, source, target, length)
         return length
 
     def _join_caches(self, prepared_cache: Any) -> Any:
         first, second = (part.model_kwargs.get("past_key_values") for part in (self.given, self.second))
         self._paired = PairedCaches(first, second)
-        if not self.given.model_kwargs.get("use_cache", True):
+        if first is None or second is None or not self.given.model_kwargs.get("use_cache", True):
             return None
         if self.reads_across or not can_merge(first, second, (self.given.length, self.second.length)):
             return self._paired

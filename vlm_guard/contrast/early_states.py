@@ -5,10 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from vlm_guard.contrast.layer_contrast import after_output_embeddings, final_norm
-from vlm_guard.families.architecture import Architecture
+from vlm_guard.families.architecture import Architecture, GenerativeModel
 
 if TYPE_CHECKING:
     from vlm_guard.method.base import Method
@@ -25,7 +24,7 @@ class EarlyStates:
     """
 
     def __init__(
-        self, model: PreTrainedModel, architecture: Architecture, method: "Method", layers: tuple[int, ...]
+        self, model: GenerativeModel, architecture: Architecture, method: "Method", layers: tuple[int, ...]
     ) -> None:
         self._layers = layers
         self._head = model.get_output_embeddings()

@@ -25,11 +25,12 @@ from vlm_guard.contrast.branched_generate import ContrastGenerate
 from vlm_guard.contrast.early_states import EarlyStates
 from vlm_guard.method.branch_prompt import BranchPrompt
 from vlm_guard.method.contrasting import Branch
-from vlm_guard.method.state import PromptTokens
+from vlm_guard.method.state import GenerationState, PromptTokens
 from vlm_guard.method.visual_tokens import visual_mask
 
 if TYPE_CHECKING:
     from vlm_guard.guard import Guard
+    from vlm_guard.method.attention_calls import BoundMethod
     from vlm_guard.runtime.reading import RunningPass
 
 
@@ -62,12 +63,14 @@ class ContrastForward:
     """The contrast of one guard's method in passes that belong to no call of `generate`.
 
     Args:
-        guard: the guard; its method contrasts logits.
+        guard: the guard.
+        bound: its method that contrasts logits.
     """
 
-    def __init__(self, guard: "Guard") -> None:
+    def __init__(self, guard: "Guard", bound: "BoundMethod") -> None:
         self.guard = guard
-        self.method = guard.contrast.method
+        self.method = bound.method
+        self._bound = bound
         self._layers = self.method.early_layers(guard.target)
         self._followed: weakref.WeakKeyDictionary[Any, _Followed] = weakref.WeakKeyDictionary()
         self._early: EarlyStates | None = None
@@ -114,7 +117,7 @@ class ContrastForward:
             return output
         input_ids, state = kwargs["input_ids"], running.state
         kept = output.logits.shape[1]
-        places = self._places(input_ids, running, kwargs)
+        places = self._places(input_ids, state, kwargs)
         if not bool(places.wanted[:, -kept:].any()):
             return output
         if early is not None:
@@ -134,12 +137,12 @@ class ContrastForward:
 
     # -- which logits -----------------------------------------------------------------------------------------
 
-    def _places(self, input_ids: Tensor, running: "RunningPass", kwargs: Mapping[str, Any]) -> _Places:
-        state = running.state
+    def _places(self, input_ids: Tensor, state: GenerationState, kwargs: Mapping[str, Any]) -> _Places:
         position = torch.arange(state.offset, state.offset + input_ids.shape[1], device=input_ids.device)
         has_image = state.visual.any(-1, keepdim=True).to(input_ids.device)
-        if state.prompt is not None or state.offset:
-            step = position - (state.prompt_length - 1)
+        length = state.prompt_length
+        if length is not None and (state.prompt is not None or state.offset):
+            step = position - (length - 1)
             return _Places(wanted=(step >= 0).expand(input_ids.shape) & has_image, step=step.clamp_min(0))
         visual = visual_mask(input_ids, self.guard.target.architecture.visual_token_ids)
         behind = ~visual.flip(-1).cumsum(-1).flip(-1).bool() & state.real.to(input_ids.device)
@@ -170,7 +173,7 @@ class ContrastForward:
         mask = torch.ones_like(input_ids) if mask is None or mask.dim() != 2 else mask
         inputs = {name: value for name, value in kwargs.items() if name not in ("labels", "past_key_values")}
         inputs["input_ids"], inputs["attention_mask"] = input_ids[:, :length], mask[:, :length]
-        generate = ContrastGenerate(target, self.method, inputs, prepared=guard.contrast.prepared, guard=guard)
+        generate = ContrastGenerate(target, self.method, inputs, prepared=self._bound.prepared, guard=guard)
         branch = generate.branch(input_ids[:, :length], {"attention_mask": mask[:, :length]})
         if branch is None:
             return None
@@ -178,7 +181,8 @@ class ContrastForward:
         told = branch.prompt.length
         whole = _with_answer(branch.prompt, input_ids[:, length:], mask[:, length:])
         prepared = self._prepared(branch, whole, inputs, kwargs)
-        cache = prompt_cache(target.model) if _cache_of(output) is not None else None
+        given_cache = _cache_of(output)
+        cache = None if given_cache is None else prompt_cache(target.model)
         prepared.model_kwargs["past_key_values"] = cache
         prepared.model_kwargs["use_cache"] = cache is not None
         tokens = PromptTokens.of(
@@ -192,7 +196,7 @@ class ContrastForward:
             )
             prepared.model_kwargs.update(kept)
             read = input_ids.shape[1]
-            self._followed[_cache_of(output)] = _Followed(branch, prepared, tokens, read, read, call.state)
+            self._followed[given_cache] = _Followed(branch, prepared, tokens, read, read, call.state)
         logits = second.logits.new_zeros(*input_ids.shape, second.logits.shape[-1])
         source = whole.source.where(whole.attention_mask.bool(), -1)
         rows, columns = (source >= 0).nonzero(as_tuple=True)

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from vlm_guard.contrast.branched_model import StandIn
-from vlm_guard.families.architecture import Architecture
+from vlm_guard.families.architecture import Architecture, GenerativeModel
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -41,7 +40,7 @@ class LayerContrastModel(StandIn):
     """
 
     def __init__(
-        self, model: PreTrainedModel, architecture: Architecture, method: "Method", layers: tuple[int, ...]
+        self, model: GenerativeModel, architecture: Architecture, method: "Method", layers: tuple[int, ...]
     ) -> None:
         super().__init__(model)
         self.method = method
@@ -108,11 +107,14 @@ class LayerContrastModel(StandIn):
             self.model.get_compiled_call(compile_config)
         return self.__call__
 
-    def __call__(self, **model_inputs: Any) -> ModelOutput:
+    def __call__(self, *args: Any, **model_inputs: Any) -> ModelOutput:
         """One decoding step."""
-        return self._combine(self.forward(**model_inputs))
+        return self._combine(self.forward(*args, **model_inputs))
 
-    def _combine(self, output: ModelOutput) -> ModelOutput:
+    def _combine(self, output: Any) -> Any:
+        """The output of the model, of whatever class that is, with its last logits contrasted."""
+        if self._early is None:
+            raise RuntimeError("a forward pass went by whose output embeddings were not asked")
         final = output.logits[:, -1].float()
         early = self._finish(self._early.transpose(0, 1).to(final.device).float())
         output.logits = self.method.combine_layers(final, early, self.layers)[:, None]
@@ -126,7 +128,7 @@ def _read_out(head: nn.Linear, hidden: Tensor) -> Tensor:
     return nn.functional.linear(hidden, head.weight)
 
 
-def final_norm(model: PreTrainedModel) -> nn.Module:
+def final_norm(model: GenerativeModel) -> nn.Module:
     """The decoder's norm before the output embeddings.
 
     Raises:
@@ -141,7 +143,7 @@ def final_norm(model: PreTrainedModel) -> nn.Module:
     return norm
 
 
-def after_output_embeddings(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
+def after_output_embeddings(model: GenerativeModel) -> Callable[[Tensor], Tensor]:
     """What the model's forward pass does to its logits [..., V] after the output embeddings."""
     scale, divisor, softcap = (
         _logit_setting(model, name) for name in ("logit_scale", "logits_scaling", "final_logit_softcapping")
@@ -157,7 +159,7 @@ def after_output_embeddings(model: PreTrainedModel) -> Callable[[Tensor], Tensor
     return finish
 
 
-def _logit_setting(model: PreTrainedModel, name: str) -> float | None:
+def _logit_setting(model: GenerativeModel, name: str) -> float | None:
     """What the model does to its logits after the output embeddings, if its forward pass does it.
 
     A vision-language model does not always repeat what its text model would do alone, so the setting of the text

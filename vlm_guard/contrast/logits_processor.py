@@ -73,18 +73,20 @@ class ContrastLogitsProcessor(LogitsProcessor):
         if GUARD_ATTRIBUTE in target.model.__dict__:
             raise ValueError("the model is guarded, which would edit the branch too; give the method to wrap instead")
         tail = input_ids[:, self.prompt_length :]
-        if self.inputs is None or tail.shape[1] == 0 or self.inputs.input_ids.shape[0] != input_ids.shape[0]:
-            self._begin(input_ids[:, : self.prompt_length])
-        if self.branch is None:
+        inputs = self.inputs
+        if inputs is None or tail.shape[1] == 0 or inputs.input_ids.shape[0] != input_ids.shape[0]:
+            inputs = self.inputs = self._begin(input_ids[:, : self.prompt_length])
+        branch = self.branch
+        if branch is None:
             return scores
-        logits = self._follow(tail)
+        logits = self._follow(branch, inputs, tail)
         scores = scores.float()
-        positive, negative = (logits, scores) if self.branch.sign == "positive" else (scores, logits)
+        positive, negative = (logits, scores) if branch.sign == "positive" else (scores, logits)
         combined = self.generate.method.combine_logits(positive, negative, tail.shape[1])
-        active = self.branch.active.repeat_interleave(scores.shape[0] // self.branch.active.shape[0])
+        active = branch.active.repeat_interleave(scores.shape[0] // branch.active.shape[0])
         return torch.where(active[:, None], combined, scores)
 
-    def _begin(self, prompt: Tensor) -> None:
+    def _begin(self, prompt: Tensor) -> BranchInputs:
         """Describe the branch and prepare its inputs; nothing has been read."""
         target = self.generate.target
         mask = self.generate.inputs.get("attention_mask")
@@ -93,8 +95,7 @@ class ContrastLogitsProcessor(LogitsProcessor):
         self.branch = self.generate.branch(prompt, {"attention_mask": mask})
         self.tail = None
         if self.branch is None:
-            self.inputs = given_inputs(prompt, {})
-            return
+            return given_inputs(prompt, {})
         # As `generate` would have it, but for image features: the branch encodes its own.
         wanted: dict[str, Any] = {"use_cache": True}
         if "position_ids" in inspect.signature(target.model.forward).parameters:
@@ -103,56 +104,52 @@ class ContrastLogitsProcessor(LogitsProcessor):
             wanted["logits_to_keep"] = 1
         given = given_inputs(prompt, wanted)
         config = target.model.generation_config
-        self.inputs = prepare_branch(target.model, self.branch, self.generate.inputs, given, config)
+        return prepare_branch(target.model, self.branch, self.generate.inputs, given, config)
 
-    def _follow(self, tail: Tensor) -> Tensor:
+    def _follow(self, branch: Branch, prepared: BranchInputs, tail: Tensor) -> Tensor:
         """[N, V] logits of the branch after the generated tokens `tail` [N, t]."""
-        kept = self._rewind(tail)
-        model, kwargs = self.generate.target.model, self.inputs.model_kwargs
+        kept = self._rewind(branch, prepared, tail)
+        model, kwargs = self.generate.target.model, prepared.model_kwargs
         if kept is None:
             kwargs["past_key_values"] = prompt_cache(model)
-            output = model._prefill(self.inputs.input_ids, model.generation_config, kwargs)
+            output = model._prefill(prepared.input_ids, model.generation_config, kwargs)
             kwargs.update(model._update_model_kwargs_for_generation(output, kwargs, is_encoder_decoder=False))
             self.tail = tail[:, :0]
             if tail.shape[1] == 0:
                 return output.logits[:, -1].float()
             kept = 0
         for place in range(kept, tail.shape[1]):
-            output = self._read(tail[:, place : place + 1], place)
+            output = self._read(prepared, tail[:, place : place + 1], place)
         self.tail = tail
         return output.logits[:, -1].float()
 
-    def _rewind(self, tail: Tensor) -> int | None:
+    def _rewind(self, branch: Branch, prepared: BranchInputs, tail: Tensor) -> int | None:
         """Bring the cache to the longest beginning of `tail` that every row has; None when it is empty."""
         if self.tail is None or tail.shape[1] == 0:
             return None
         length = min(self.tail.shape[1], tail.shape[1] - 1)
-        beams = tail.shape[0] // self.branch.active.shape[0]
+        beams = tail.shape[0] // branch.active.shape[0]
+        rows: Tensor | None = None
         while length and (rows := _same_rows(self.tail[:, :length], tail[:, :length], beams)) is None:
             length -= 1
-        cache = self.inputs.model_kwargs["past_key_values"]
+        cache = prepared.model_kwargs["past_key_values"]
         cache.crop(length - self.tail.shape[1])
-        if length and not torch.equal(rows, torch.arange(len(rows), device=rows.device)):
+        if rows is not None and not torch.equal(rows, torch.arange(len(rows), device=rows.device)):
             cache.reorder_cache(rows)
         return length
 
-    def _read(self, tokens: Tensor, place: int) -> Any:
+    def _read(self, prepared: BranchInputs, tokens: Tensor, place: int) -> Any:
         """Read one more token [N, 1] that stands `place` tokens behind the prompt."""
-        model, kwargs = self.generate.target.model, self.inputs.model_kwargs
+        model, positions = self.generate.target.model, prepared.model_kwargs.get("position_ids")
         ahead = place + 1
-        step = dict(kwargs)
-        step["position_ids"] = self._positions + place if self._positions is not None else None
-        mask = self.inputs.attention_mask
+        step = dict(prepared.model_kwargs)
+        # [..., N, 1] of the token behind the prompt.
+        step["position_ids"] = None if positions is None else positions[..., -1:] + place
+        mask = prepared.attention_mask
         step["attention_mask"] = torch.nn.functional.pad(mask, (0, ahead), value=1)
         step = {name: value for name, value in step.items() if value is not None}
         inputs = model.prepare_inputs_for_generation(tokens, next_sequence_length=1, **step)
         return model(**inputs, return_dict=True)
-
-    @property
-    def _positions(self) -> Tensor | None:
-        """Positions [..., N, 1] of the token after the prompt."""
-        positions = self.inputs.model_kwargs.get("position_ids")
-        return None if positions is None else positions[..., -1:]
 
 
 def _same_rows(known: Tensor, wanted: Tensor, beams: int) -> Tensor | None:

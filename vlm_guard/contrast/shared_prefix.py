@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import CacheLayerMixin
 
 from vlm_guard.contrast.branch_cache import RoomyLayer
 from vlm_guard.contrast.branch_inputs import BranchInputs
@@ -84,6 +85,8 @@ def copy_prefix(
     columns = torch.arange(length, device=starts[0].device) + (starts[0] - starts[1])[:, None]
     aligned = bool((starts[0] == starts[1]).all())
     for index, layer in enumerate(source.layers):
+        if not isinstance(layer, CacheLayerMixin) or layer.keys is None or layer.values is None:
+            continue
         if layer.is_initialized and layer.keys.numel():
             parts = (layer.keys, layer.values)
             keys, values = (_columns(part, None if aligned else columns, length) for part in parts)

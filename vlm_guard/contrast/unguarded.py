@@ -3,18 +3,18 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from transformers import LogitsProcessor, PreTrainedModel
+from transformers import LogitsProcessor
 
 from vlm_guard.contrast.branched_generate import ContrastGenerate
 from vlm_guard.contrast.logits_processor import ContrastLogitsProcessor
-from vlm_guard.families.architecture import describe_architecture, unwrap
+from vlm_guard.families.architecture import GenerativeModel, describe_architecture, unwrap
 from vlm_guard.families.profiles import find_profile
 from vlm_guard.method.base import Method
 from vlm_guard.method.target import GuardTarget
 
 
 def contrast_generate(
-    method: Method, model: PreTrainedModel, processor: Any, inputs: Mapping[str, Any]
+    method: Method, model: GenerativeModel, processor: Any, inputs: Mapping[str, Any]
 ) -> Callable[..., Any]:
     """A `custom_generate` callable for a model that is not guarded.
 
@@ -33,7 +33,7 @@ def contrast_generate(
 
 
 def contrast_processor(
-    method: Method, model: PreTrainedModel, processor: Any, inputs: Mapping[str, Any]
+    method: Method, model: GenerativeModel, processor: Any, inputs: Mapping[str, Any]
 ) -> LogitsProcessor:
     """A `LogitsProcessor` whose branch follows greedy search, sampling, beams and prompt lookup.
 
@@ -47,7 +47,7 @@ def contrast_processor(
     return ContrastLogitsProcessor(_bare_target(method, model, processor), method, inputs)
 
 
-def _bare_target(method: Method, model: PreTrainedModel, processor: Any) -> GuardTarget:
+def _bare_target(method: Method, model: GenerativeModel, processor: Any) -> GuardTarget:
     """What a method may look at, for a model that is not guarded."""
     if not method.contrasts():
         raise ValueError(f"{method.name} contrasts no logits with these options; use wrap(model, ...) for it")

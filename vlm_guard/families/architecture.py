@@ -6,14 +6,37 @@ transformers' interface and whose image positions are placeholder ids in `input_
 """
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from vlm_guard.families.family import ArchitectureEntry, entry_of
+
+if TYPE_CHECKING:
+
+    class GenerativeModel(PreTrainedModel):
+        """A transformers model that generates from pictures, for which transformers itself has no class.
+
+        Each such class mixes in `GenerationMixin`; here stands what of it, and of the models' own, is used.
+        """
+
+        generate: Callable[..., Any]
+        get_image_features: Callable[..., Any]
+        prepare_inputs_for_generation: Callable[..., dict[str, Any]]
+        _expand_inputs_for_generation: Callable[..., tuple[torch.LongTensor, dict[str, Any]]]
+        _maybe_prepare_encoder_kwargs_for_generation: Callable[..., dict[str, Any]]
+        _prefill: Callable[..., Any]
+        _prepare_generation_config: Callable[..., Any]
+        _prepare_position_ids_for_generation: Callable[..., torch.Tensor]
+        _supports_logits_to_keep: Callable[[], bool]
+        _update_model_kwargs_for_generation: Callable[..., dict[str, Any]]
+else:
+    GenerativeModel = PreTrainedModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +78,7 @@ class Architecture:
 
     entry: ArchitectureEntry
     model_type: str
-    generator: PreTrainedModel
+    generator: GenerativeModel
     depth: int
     layers: tuple[AttentionLayer, ...]
     visual_token_ids: tuple[int, ...]
@@ -78,14 +101,14 @@ class Architecture:
         return found
 
 
-def unwrap(model: nn.Module) -> PreTrainedModel:
+def unwrap(model: nn.Module) -> GenerativeModel:
     """The transformers model inside `model`, which may be wrapped by PEFT.
 
     Raises:
         TypeError: there is no transformers model inside.
         ValueError: PEFT prompt learning is active; it shifts every position, so visual tokens cannot be found.
     """
-    if isinstance(model, PreTrainedModel):
+    if isinstance(model, GenerativeModel):
         return model
     for config in getattr(model, "peft_config", {}).values():
         if config.is_prompt_learning:
@@ -95,7 +118,7 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
             )
     base = getattr(model, "get_base_model", None)
     inner = base() if callable(base) else None
-    if not isinstance(inner, PreTrainedModel):
+    if not isinstance(inner, GenerativeModel):
         raise TypeError(
             f"wrap needs a transformers model such as AutoModelForImageTextToText.from_pretrained(...) gives, "
             f"given {type(model).__name__}"
@@ -106,7 +129,7 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
 def inference_device(model: nn.Module) -> torch.device:
     """Where inputs of the model belong: the device on which its input embeddings run, also when they are offloaded."""
     embeddings = unwrap(model).get_input_embeddings()
-    device = embeddings.weight.device
+    device = embeddings.get_parameter("weight").device
     if device.type != "meta":
         return device
     # accelerate keeps offloaded weights elsewhere, and brings them to the device of its hook for each call.
@@ -126,6 +149,11 @@ def describe_architecture(model: PreTrainedModel) -> Architecture:
     if entry.refused:
         raise ValueError(f"{model_type} models cannot be guarded: {entry.refused}; see 'vlm-guard models'")
     generator = model.get_submodule(entry.generator)
+    if not isinstance(generator, GenerativeModel):
+        raise ValueError(
+            f"{entry.generator!r}, which should be the language model of a {model_type} model, is "
+            f"{type(generator).__name__}; the entry's generator must name a model that generates (docs/new-family.md)"
+        )
     if model.config.is_encoder_decoder or generator.config.is_encoder_decoder:
         raise ValueError(
             f"{model_type} with this text model is an encoder-decoder: its image is read by an encoder, so there are "
@@ -148,7 +176,7 @@ def describe_architecture(model: PreTrainedModel) -> Architecture:
         depth=_size(text, "num_hidden_layers", model_type),
         layers=layers,
         visual_token_ids=token_ids,
-        marker_ids=tuple(id_ for name in entry.marker_id_fields for id_ in _field(model.config, name) or ()),
+        marker_ids=tuple(id_ for name in entry.marker_id_fields for id_ in _listed_ids(model.config, name)),
         hidden_size=_size(text, "hidden_size", model_type),
         heads=_size(text, "num_attention_heads", model_type),
     )
@@ -185,6 +213,20 @@ def _field(config: PreTrainedConfig, name: str) -> object:
     return found
 
 
+def _listed_ids(config: PreTrainedConfig, name: str) -> tuple[int, ...]:
+    """The ids that a field of the configuration lists; none where it has no such field.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    listed = _field(config, name)
+    if listed is None:
+        return ()
+    if not isinstance(listed, list | tuple):
+        raise ValueError(f"{name} of the configuration must be a list of token ids, it is {listed!r}")
+    return tuple(listed)
+
+
 def _no_token_ids(model: PreTrainedModel, entry: ArchitectureEntry) -> str:
     """Why a model without ids of visual tokens is refused."""
     name = f"{type(model).__name__} ({model.config.model_type})"
@@ -202,7 +244,7 @@ def _attention_layers(model: PreTrainedModel, entry: ArchitectureEntry) -> tuple
     decoder = model.get_submodule(entry.decoder) if entry.decoder else model.get_decoder()
     modules = dict(decoder.named_modules())
     first_sharing = getattr(decoder, "first_kv_shared_layer_idx", None)
-    found = []
+    found: list[AttentionLayer] = []
     for name, module in modules.items():
         if not dispatches_attention(type(module)) or "vision" in name:
             continue
@@ -217,10 +259,14 @@ def _attention_layers(model: PreTrainedModel, entry: ArchitectureEntry) -> tuple
     return tuple(sorted(found, key=lambda layer: layer.index))
 
 
-@cache
 def dispatches_attention(module_class: type[nn.Module]) -> bool:
     """Whether a module's forward asks transformers' attention interface for its implementation."""
+    return _asks_interface(module_class.forward)
+
+
+@cache
+def _asks_interface(forward: Callable[..., Any]) -> bool:
     try:
-        return "get_interface(" in inspect.getsource(module_class.forward)
+        return "get_interface(" in inspect.getsource(forward)
     except (OSError, TypeError):
         return False

@@ -6,6 +6,7 @@ folder or from the hub.
 """
 
 import ast
+import inspect
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -183,7 +184,7 @@ def _mappings() -> _Mappings:
     return _Mappings(
         processors=processing.PROCESSOR_MAPPING_NAMES,
         images=images.IMAGE_PROCESSOR_MAPPING_NAMES,
-        modules=Path(processing.__file__).parents[1],
+        modules=Path(inspect.getfile(processing)).parents[1],
     )
 
 

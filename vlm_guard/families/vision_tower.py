@@ -51,7 +51,7 @@ def describe_vision_tower(model: PreTrainedModel, method: str) -> VisionTower:
         absent = "no module of it is an image encoder"
     if absent:
         raise ValueError(f"{method} works inside the vision tower, and {model_type} has none it could use: {absent}")
-    if tower.config.model_type in entry.packed_towers:
+    if getattr(getattr(tower, "config", None), "model_type", None) in entry.packed_towers:
         raise ValueError(
             f"{method} works on one image after the other inside the vision tower, and that of {model_type} "
             f"({type(tower).__name__}) reads the patches of all images as one sequence"

@@ -126,9 +126,16 @@ class AttentionCall:
             problem = replace(problem, query=query, key=key, value=value)
         return edited_attention(problem, self.state_impl)
 
+    def of_rows(self, rows: RowSelection) -> "AttentionCall":
+        """The same call for these rows, to look at their attention."""
+        selected = self.select(rows)
+        if selected is None:
+            raise RuntimeError("a selection of rows that exists always has a call")
+        return selected
+
     def weights(self) -> Tensor:
         """[B, H, R, T] float32 attention of the asked rows as it is, over all keys; 0 on dropped ones."""
-        return self.over_all_keys(self.attend(AttentionEdit(), return_weights=True).weights)
+        return self.over_all_keys(self.attend(AttentionEdit(), return_weights=True).asked_weights())
 
     def over_all_keys(self, values: Tensor) -> Tensor:
         """[..., K] values of the keys the layer holds as [..., T] of all keys, 0 on the dropped ones."""

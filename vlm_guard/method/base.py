@@ -60,7 +60,12 @@ def option(
         paper: the paper's symbol and where the default comes from.
         published: the published value where the default departs from it; `variant="published"` takes it.
     """
-    details = {"help": help, "range": range, "choices": tuple(choices) if choices else None, "paper": paper}
+    details: dict[str, Any] = {
+        "help": help,
+        "range": range,
+        "choices": tuple(choices) if choices else None,
+        "paper": paper,
+    }
     details["tried"] = tuple(tried)
     if neutral is not MISSING:
         details["neutral"] = neutral

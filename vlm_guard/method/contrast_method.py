@@ -1,11 +1,11 @@
 """The base class of methods that move away from the logits of a second branch."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from vlm_guard.method.base import Method, option
+from vlm_guard.method.base import Method, Station, option
 from vlm_guard.method.contrasting import contrast_logits
 
 
@@ -36,8 +36,8 @@ class ContrastMethod(Method):
     `contrast_strength` where the strength is something else or grows with the answer.
     """
 
-    stations = ("logits",)
-    needs = ("second branch",)
+    stations: ClassVar[tuple[Station, ...]] = ("logits",)
+    needs: ClassVar[tuple[str, ...]] = ("second branch",)
     compiles = True
 
     def contrast_strength(self, step: int) -> float:

@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
+from vlm_guard.families.architecture import GenerativeModel
 from vlm_guard.method.base import Sign
 from vlm_guard.method.branch_prompt import BranchPrompt, GivenPrompt, image_markers
 
@@ -85,7 +85,7 @@ class ContrastCall:
 
     prompt: GivenPrompt
     inputs: Mapping[str, Any] = field(repr=False)
-    model: PreTrainedModel = field(repr=False)
+    model: GenerativeModel = field(repr=False)
     processor: Any = field(repr=False)
     prepared: Any = None
 
@@ -116,7 +116,7 @@ class ContrastCall:
         }
 
 
-def padding_id(model: PreTrainedModel, processor: Any, visual_token_ids: tuple[int, ...]) -> int:
+def padding_id(model: GenerativeModel, processor: Any, visual_token_ids: tuple[int, ...]) -> int:
     """An id to pad branch prompts with: the model's or tokenizer's own, if it is not a visual token's."""
     tokenizer = getattr(processor, "tokenizer", None)
     owners = (model.generation_config, tokenizer, model.config.get_text_config(decoder=True))

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from torch import nn
 
 
 class StopForward(Exception):
@@ -17,7 +17,7 @@ def without_double_prompt(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in inputs.items() if not (doubled and name == "input_ids")}
 
 
-def run_until_stopped(model: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
+def run_until_stopped(model: nn.Module, inputs: Mapping[str, Any]) -> None:
     """Run the model's forward without a cache and without gradients until something raises `StopForward`.
 
     Hooks on the model as a whole do not run, those inside it do. The cache in `inputs`, if any, is not touched.

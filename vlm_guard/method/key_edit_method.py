@@ -1,10 +1,11 @@
 """The base class of methods whose edit is a property of the prompt's keys, made once for each layer and prompt."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from vlm_guard.kernels.attention_edit import AttentionEdit
 from vlm_guard.method.attention_calls import AttentionCall
-from vlm_guard.method.base import Method
+from vlm_guard.method.base import Method, Station
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +17,7 @@ class KeyEditMethod(Method):
     the last ones get their part of it from the framework.
     """
 
-    stations = ("attention",)
+    stations: ClassVar[tuple[Station, ...]] = ("attention",)
     steady = True
     compiles = True
 

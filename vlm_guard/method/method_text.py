@@ -93,7 +93,8 @@ def _reference(text: str, known: Collection[str]) -> str:
     outside = _OUTSIDE.match(text)
     if outside is not None and outside[0].partition(":")[0].strip() not in known:
         return outside[0]
-    return _NAME.match(text)[0]
+    name = _NAME.match(text)
+    return "" if name is None else name[0]
 
 
 def _until_next_method(text: str, known: Collection[str]) -> tuple[str, str]:

@@ -38,7 +38,8 @@ def accepted_types(cls: type, item: Field) -> tuple[Any, ...]:
     Returns:
         Out of bool, int, float, str, Callable and the type of None; empty where any value may be right.
     """
-    hint = _hint(cls, item.name, item.type)
+    declared: Any = item.type
+    hint = _hint(cls, item.name, declared)
     parts = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, _UnionType) else (hint,)
     found = tuple(Callable if _is_function(part) else part for part in parts)
     if not all(part in _WORDS for part in found):

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
     from vlm_guard.method.target import GuardTarget
 
 
@@ -27,9 +29,10 @@ def all_heads(values: Tensor, dim: int, target: "GuardTarget") -> Tensor:
     Returns:
         [..., H, ...], the same in every process.
     """
-    if values.shape[dim] >= target.architecture.heads or not _is_spread(target):
+    mesh = _mesh(target)
+    if values.shape[dim] >= target.architecture.heads or mesh is None:
         return values
-    group = target.model._device_mesh["tp"].get_group()
+    group = mesh["tp"].get_group()
     parts = [torch.empty_like(values.contiguous()) for _ in range(dist.get_world_size(group))]
     dist.all_gather(parts, values.contiguous(), group=group)
     return torch.cat(parts, dim)
@@ -37,9 +40,10 @@ def all_heads(values: Tensor, dim: int, target: "GuardTarget") -> Tensor:
 
 def own_heads(values: Tensor, dim: int, count: int, target: "GuardTarget") -> Tensor:
     """Of values [..., H, ...] those of the `count` heads of this process, [..., count, ...]."""
-    if values.shape[dim] <= count or not _is_spread(target):
+    mesh = _mesh(target)
+    if values.shape[dim] <= count or mesh is None:
         return values
-    return values.narrow(dim, target.model._device_mesh["tp"].get_local_rank() * count, count)
+    return values.narrow(dim, mesh["tp"].get_local_rank() * count, count)
 
 
 def refuse_split_tower(tower: nn.Module, method: str) -> None:
@@ -55,5 +59,6 @@ def refuse_split_tower(tower: nn.Module, method: str) -> None:
         )
 
 
-def _is_spread(target: "GuardTarget") -> bool:
-    return (target.model.tp_size or 1) > 1
+def _mesh(target: "GuardTarget") -> "DeviceMesh | None":
+    """The processes that the model's heads are spread over; None where one has them all."""
+    return getattr(target.model, "_device_mesh", None) if (target.model.tp_size or 1) > 1 else None

@@ -13,6 +13,9 @@ from vlm_guard.kernels.attention_edit import AttentionEdit
 from vlm_guard.method.base import RowScope, Sign
 from vlm_guard.method.visual_tokens import RowSelection, visual_mask, wanted_rows
 
+# [0, 0] bool: of a generation that has read nothing yet.
+_NOTHING = torch.zeros(0, 0, dtype=torch.bool)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PromptTokens:
@@ -32,8 +35,10 @@ class PromptTokens:
     def of(cls, input_ids: Tensor, attention_mask: Tensor | None, visual_token_ids: tuple[int, ...]) -> "PromptTokens":
         """From `input_ids` [B, P] and the optional 2-D attention mask."""
         visual = visual_mask(input_ids, visual_token_ids)
-        known = isinstance(attention_mask, Tensor) and attention_mask.shape == input_ids.shape
-        real = attention_mask.to(visual.device).bool() if known else torch.ones_like(visual)
+        if isinstance(attention_mask, Tensor) and attention_mask.shape == input_ids.shape:
+            real = attention_mask.to(visual.device).bool()
+        else:
+            real = torch.ones_like(visual)
         return cls(visual=visual, real=real, input_ids=input_ids)
 
     @property
@@ -73,7 +78,7 @@ class GenerationState:
     """The visual mask of a prompt, the rows being edited now, and what the methods remember.
 
     Attributes:
-        visual: [B, T] bool, visual tokens of the whole prompt if known, and of everything read so far.
+        visual: [B, T] bool, visual tokens of the whole prompt if known, and of everything read so far; [0, 0] before.
         real: [B, T] bool, False for padding.
         prompt: the whole prompt when `generate` told it, else None. Then what is read in passes over several tokens
             is the prompt, and single tokens behind it are the answer.
@@ -98,8 +103,8 @@ class GenerationState:
         self.side = side
         self.only: str | None = None
         self.compiled = False
-        self.visual: Tensor | None = None
-        self.real: Tensor | None = None
+        self.visual = _NOTHING
+        self.real = _NOTHING
         self.active = False
         self.reading = True
         self.offset = 0
@@ -157,7 +162,7 @@ class GenerationState:
             real = attention_mask[:, self.offset : total].bool()
         else:
             real = torch.ones_like(current)
-        if self.offset and self.visual is not None:
+        if self.offset and self.visual is not _NOTHING:
             between = max(0, self.offset - self.visual.shape[1])
             earlier = torch.nn.functional.pad(self.visual[:, : self.offset], (0, between))
             current = torch.cat((earlier, current), 1)

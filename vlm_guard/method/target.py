@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import PreTrainedModel
-
-from vlm_guard.families.architecture import Architecture
+from vlm_guard.families.architecture import Architecture, GenerativeModel
 from vlm_guard.families.profiles import Profile
 
 
@@ -13,7 +11,7 @@ from vlm_guard.families.profiles import Profile
 class GuardTarget:
     """What a method may look at when it prepares: the model, its processor, its shape and its profile."""
 
-    model: PreTrainedModel
+    model: GenerativeModel
     processor: Any
     architecture: Architecture
     profile: Profile | None

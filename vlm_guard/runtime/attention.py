@@ -22,7 +22,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vlm_guard.families.chosen_keys import BLOCKS, KEYS, mask_of_chosen_keys
-from vlm_guard.kernels.attention_edit import AttentionEdit
+from vlm_guard.kernels.attention_edit import AttentionEdit, BiasFactors
 from vlm_guard.kernels.edited_attention import edited_attention
 from vlm_guard.kernels.low_rank_bias import low_rank_bias
 from vlm_guard.method.attention_calls import SLOT, WATCHER, LayerSlot
@@ -123,7 +123,7 @@ def _attend_in_step(slot: LayerSlot, step: "DecodeStep", given: AttentionInput) 
         own_key = None
         if step.position is not None:
             own_key = (step.position.to(taken.value.device) - dropped).clamp_max(taken.key.shape[2] - 1)
-        context = AttentionContext(slot, (), slot.guard.reading.last, taken, own_key=own_key)
+        context = AttentionContext(slot, (), step.state, taken, own_key=own_key)
         outputs.append(_decode_with(context, part.edit)[0])
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs), None
 
@@ -209,8 +209,8 @@ def edit_of_later_steps(
     return None if edit is None else edit.with_fixed_shapes(key.shape[2], torch.promote_types(key.dtype, torch.float32))
 
 
-def _constant_bias(context: AttentionContext) -> AttentionEdit | None:
-    """The edit for all rows, if it is one that the model's previous attention can compute itself."""
+def _constant_bias(context: AttentionContext) -> BiasFactors | None:
+    """The bias of the edit for all rows, if it is one that the model's previous attention can compute itself."""
     # A soft cap comes before the bias, but a bias inside the dot product would be capped with it.
     if (
         all(bound.method.rows != "all" for bound in context.processors)
@@ -219,16 +219,15 @@ def _constant_bias(context: AttentionContext) -> AttentionEdit | None:
         return None
     rows = context.state.rows("all", context.given.query.shape[2])
     edit = None if rows is None else context.edit(rows, "all")
-    return edit if edit is not None and edit.is_constant_bias else None
+    return edit.bias_factors if edit is not None and edit.is_constant_bias else None
 
 
-def _attend_biased(context: AttentionContext, edit: AttentionEdit) -> Tensor:
+def _attend_biased(context: AttentionContext, factors: BiasFactors) -> Tensor:
     """The previous attention with a constant bias, as extra columns of queries and keys; [B, Q, H, Dv]."""
     given = context.given
     query, value, kwargs = given.query, given.value, dict(given.kwargs)
     scaling = kwargs.get("scaling")
     kwargs["scaling"] = query.shape[-1] ** -0.5 if scaling is None else scaling
-    factors = edit.bias_factors
     wide = low_rank_bias(query, given.key, value, factors.over_keys, None, factors.head_gate, scaling=kwargs["scaling"])
     output, _ = call_previous(given.previous, given.module, *wide, given.mask, **kwargs)
     return output[..., : value.shape[-1]]

@@ -19,9 +19,21 @@ from vlm_guard.method.visual_tokens import RowSelection
 WIDEST_FIRST: tuple[RowScope, ...] = ("all", "text", "answer")
 
 
+def _no_eager(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """What is called where the eager attention is asked for and the model's file has none.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError(
+        f"{type(module).__module__} has no eager_attention_forward, so {type(module).__name__} cannot run with "
+        "attn_implementation='eager'; load the model with 'sdpa'"
+    )
+
+
 def call_previous(previous: str, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
     """The implementation the model had before; eager lives in the model's own file."""
-    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", _no_eager)
     return ALL_ATTENTION_FUNCTIONS.get_interface(previous, eager)(module, *args, **kwargs)
 
 
@@ -120,9 +132,8 @@ class AttentionContext:
 
     def select(self, bound: BoundMethod, rows: RowScope | RowSelection) -> AttentionCall | None:
         """The call for the rows of a scope, or for any rows, which need not be the rows that are edited."""
-        if isinstance(rows, str):
-            rows = self.state.rows(rows, self.given.query.shape[2])
-        return None if rows is None else self.call(bound, rows)
+        selected = self.state.rows(rows, self.given.query.shape[2]) if isinstance(rows, str) else rows
+        return None if selected is None else self.call(bound, selected)
 
     @property
     def first_key(self) -> int:

@@ -36,7 +36,7 @@ def switch_attention(architecture: Architecture) -> list[Any]:
 
 def switch_modules(modules: Iterable[nn.Module]) -> list[Any]:
     """The same for any attention modules that ask transformers' interface, such as those of a vision tower."""
-    configs = {id(module.config): module.config for module in modules}
+    configs: dict[int, Any] = {id(module.config): module.config for module in modules}
     with _lock:
         for key, config in configs.items():
             if key in _switched:

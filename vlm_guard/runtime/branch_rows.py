@@ -111,12 +111,15 @@ class BranchRows:
 
     def merge(self, cache: Any, rows: int, length: int) -> None:
         """From now on every forward pass with `cache` has `rows` rows of each branch, after `length` tokens."""
-        groups = tuple(
-            RowGroup(first=index * rows, stop=(index + 1) * rows, shift=length - prompt.length, state=state)
-            for index, (state, prompt) in enumerate(zip(self.states, self.prompts))
-        )
         self.cache = cache
-        self.of.join(cache, groups)
+        groups = []
+        for index, (state, prompt) in enumerate(zip(self.states, self.prompts)):
+            if state is None or prompt is None:
+                # The guard follows no passes, as none of its methods acts in any: nobody will ask whose rows these are.
+                return
+            shift = length - prompt.length
+            groups.append(RowGroup(first=index * rows, stop=(index + 1) * rows, shift=shift, state=state))
+        self.of.join(cache, tuple(groups))
 
     def close(self) -> None:
         """The generation is over: what is left is the state of the positive branch."""

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import CompileConfig, DynamicCache, PreTrainedModel
+from transformers import CompileConfig, DynamicCache
 from transformers.cache_utils import Cache, StaticLayer
 
+from vlm_guard.families.architecture import GenerativeModel
 from vlm_guard.method.attention_calls import SLOT
 from vlm_guard.runtime.decode_step import DecodeStep, StepSequence
 from vlm_guard.runtime.graph_break import accepted
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 Forward = Callable[..., Any]
 _ABSENT = object()
 # Graphs outlive the guard they were made for, but not their model.
-_GRAPHS: "weakref.WeakKeyDictionary[PreTrainedModel, dict[str, Forward]]" = weakref.WeakKeyDictionary()
+_GRAPHS: "weakref.WeakKeyDictionary[GenerativeModel, dict[str, Forward]]" = weakref.WeakKeyDictionary()
 
 
 class CompiledDecode:
@@ -51,7 +52,7 @@ class CompiledDecode:
         self._sequences: dict[int, StepSequence] = {}
         self._warned: set[str] = set()
 
-    def install(self, model: PreTrainedModel) -> list[Callable[[], Any]]:
+    def install(self, model: GenerativeModel) -> list[Callable[[], Any]]:
         """Take over the model's compiled calls; returns what undoes it."""
         stock, given = model.get_compiled_call, model.__dict__.get("forward", _ABSENT)
         undo = [put_on(model, "get_compiled_call", functools.partial(self._get_compiled_call, model, stock))]
@@ -96,7 +97,7 @@ class CompiledDecode:
 
     # -- what transformers calls ------------------------------------------------------------------------------
 
-    def _get_compiled_call(self, model: PreTrainedModel, stock: Forward, compile_config: Any = None) -> Forward:
+    def _get_compiled_call(self, model: GenerativeModel, stock: Forward, compile_config: Any = None) -> Forward:
         reason = self._why_not()
         if reason is not None:
             self._warn(reason)
@@ -107,19 +108,22 @@ class CompiledDecode:
         self.asked = True
         return functools.partial(self._call, model, self._compiled_forward(model, config))
 
-    def _compiled_forward(self, model: PreTrainedModel, config: Any) -> Forward:
+    def _compiled_forward(self, model: GenerativeModel, config: Any) -> Forward:
         """The model's `forward`, compiled; the next guard of the model with the same methods gets the same one."""
         methods = [bound.method.describe() for bound in self.guard.methods]
         key = f"{methods} {self.guard.attention_backend} {config.to_dict()}"
-        function = getattr(self._original, "__func__", None)
-        shared = function is not None and self._original.__self__ is model
+        original = self._original
+        if original is None:
+            raise RuntimeError("the guard was removed while a generation was being compiled; call generate again")
+        function = getattr(original, "__func__", None)
+        shared = function is not None and getattr(original, "__self__", None) is model
         graphs = _GRAPHS.setdefault(model, {}) if shared else self._own_graphs
         if key not in graphs:
             # Not the bound method, which would keep the model alive.
-            graphs[key] = _compile(function if shared else self._original, config)
+            graphs[key] = _compile(original if function is None or not shared else function, config)
         return functools.partial(graphs[key], model) if shared else graphs[key]
 
-    def _call(self, model: PreTrainedModel, compiled: Forward, *args: Any, **kwargs: Any) -> Any:
+    def _call(self, model: GenerativeModel, compiled: Forward, *args: Any, **kwargs: Any) -> Any:
         """The model with its hooks, around the compiled `forward`."""
         kept = model.__dict__.get("forward", _ABSENT)
         model.__dict__["forward"] = functools.partial(self._forward, compiled, model.forward)
@@ -234,7 +238,7 @@ def _compile(forward: Forward, config: Any) -> Forward:
     return torch.compile(forward, **config.to_dict(), **accepted(torch.compile, isolate_recompiles=True))
 
 
-def _compiles(model: PreTrainedModel, stock: Forward, config: Any) -> bool:
+def _compiles(model: GenerativeModel, stock: Forward, config: Any) -> bool:
     """Whether transformers would compile this model; asked without leaving anything on it."""
     names = ("_compiled_call", "_last_compile_config")
     kept = {name: model.__dict__.pop(name) for name in names if name in model.__dict__}

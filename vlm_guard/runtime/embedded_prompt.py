@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
+from vlm_guard.families.architecture import GenerativeModel
 from vlm_guard.method.visual_tokens import visual_mask
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class PromptEmbedder:
         visual_token_ids: ids that stand for its query tokens.
     """
 
-    model: PreTrainedModel
+    model: GenerativeModel
     visual_token_ids: tuple[int, ...]
 
     @classmethod

@@ -122,7 +122,7 @@ class _ForwardReading:
             guard.observers.end()
             return
         labelled = self._labelled(input_ids, kwargs) if offset == 0 else None
-        state = reading.belongs(input_ids, cache, offset, labelled).state
+        state = reading.belongs(input_ids, cache, offset, labelled)
         length = state.prompt_length
         if offset and input_ids.shape[1] == 1 and length is not None and offset >= length:
             state.continue_with(offset)
@@ -131,7 +131,7 @@ class _ForwardReading:
         guard.placement.check()
         state.compiled = guard.decoding.asked
         guard.observers.begin()
-        reading.take_in(running, input_ids, kwargs.get("attention_mask"), offset, cache)
+        reading.take_in(state, input_ids, kwargs.get("attention_mask"), offset, cache)
 
     def _labelled(self, input_ids: Tensor, kwargs: dict[str, Any]) -> PromptTokens | None:
         """The prompt of a pass over prompt and answer, where its labels tell it."""
@@ -143,9 +143,10 @@ class _ForwardReading:
         if not 0 < length < labels.shape[1]:
             return None
         mask = kwargs.get("attention_mask")
-        known = isinstance(mask, Tensor) and mask.shape == input_ids.shape
         visual = visual_mask(input_ids[:, :length], self.guard.target.architecture.visual_token_ids)
-        real = mask[:, :length].to(visual.device).bool() if known else visual.new_ones(visual.shape)
+        real = visual.new_ones(visual.shape)
+        if isinstance(mask, Tensor) and mask.shape == input_ids.shape:
+            real = mask[:, :length].to(visual.device).bool()
         return PromptTokens(visual=visual, real=real, input_ids=input_ids[:, :length])
 
     def begin(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:

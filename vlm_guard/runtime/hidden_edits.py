@@ -18,6 +18,7 @@ from vlm_guard.method.visual_tokens import RowSelection
 
 if TYPE_CHECKING:
     from vlm_guard.guard import Guard
+    from vlm_guard.runtime.reading import RunningPass
 
 
 def install_hidden_edits(guard: "Guard", bound: BoundMethod) -> list[Callable[[], Any]]:
@@ -43,10 +44,11 @@ def _hook(guard: "Guard", bound: BoundMethod, part: LayerPart, module: nn.Module
 
 
 def _edit_batch(guard: "Guard", bound: BoundMethod, part: LayerPart, output: Tensor) -> Tensor | None:
-    generations = list(_generations(guard, bound))
-    if not generations:
+    running = guard.reading.current
+    generations = [] if running is None else list(_generations(running, bound))
+    if running is None or not generations:
         return None
-    groups = guard.reading.current.groups
+    groups = running.groups
     batch = generations[0][0].visual.shape[0] if groups is None else max(group.stop for group in groups)
     # Some mixtures of experts return their tokens in one row.
     shaped = output if output.dim() == 3 else output.view(batch, -1, output.shape[-1])
@@ -59,11 +61,9 @@ def _edit_batch(guard: "Guard", bound: BoundMethod, part: LayerPart, output: Ten
     return None if changed is shaped else changed.view(output.shape)
 
 
-def _generations(guard: "Guard", bound: BoundMethod) -> Iterator[tuple[GenerationState, slice]]:
+def _generations(running: "RunningPass", bound: BoundMethod) -> Iterator[tuple[GenerationState, slice]]:
     """The generations of this pass whose rows the method edits, and their batch rows."""
-    running = guard.reading.current
-    if running is None:
-        return
+    candidates: list[tuple[GenerationState | None, slice]]
     if running.groups is None:
         candidates = [(running.state, slice(None))]
     else:

@@ -59,13 +59,14 @@ class Placement:
 
 def _edges_to(model: nn.Module, wanted: list[nn.Module]) -> list[_Edge]:
     """Every parent and child on the way from `model` to the modules `wanted`, each once."""
-    ids, found = {id(module) for module in wanted}, {}
+    ids = {id(module) for module in wanted}
+    found: dict[tuple[int, str], _Edge] = {}
     for path, module in model.named_modules():
         if id(module) not in ids:
             continue
         parent, walked = model, []
         for name in path.split("."):
-            child = parent._modules[name]
+            child = parent.get_submodule(name)
             walked.append(name)
             found.setdefault((id(parent), name), _Edge(parent, name, child, ".".join(walked)))
             parent = child

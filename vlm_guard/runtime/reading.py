@@ -225,7 +225,7 @@ class Reading:
         self._lock.release()
         return running
 
-    def belongs(self, input_ids: Tensor, cache: Any, offset: int, labelled: PromptTokens | None) -> RunningPass:
+    def belongs(self, input_ids: Tensor, cache: Any, offset: int, labelled: PromptTokens | None) -> GenerationState:
         """Find whose tokens the running pass reads.
 
         Args:
@@ -234,28 +234,34 @@ class Reading:
             offset: how many tokens the cache holds.
             labelled: the prompt that the labels of a pass tell, if any.
 
+        Returns:
+            The generation, which is also written down in the running pass.
+
         Raises:
             ValueError: nobody knows what its cache holds, or a method cannot go on with it.
         """
         running = self._passes[-1]
         call = self._calls[-1] if self._calls else None
         if offset:
-            self._continue(running, call, input_ids, cache, offset)
+            state = self._continue(running, call, input_ids, cache, offset)
         elif call is not None and self._begins(call, input_ids, cache):
             if call.state is None:
                 state = GenerationState(self.target.architecture.visual_token_ids, call.prompt, call.side)
                 state.findings = call.findings
                 call.state = state
-            running.state, running.findings = call.state, call.findings
+            state = running.state = call.state
+            running.findings = call.findings
         else:
             running.foreign = call is not None
             state = GenerationState(self.target.architecture.visual_token_ids, labelled)
             running.state, state.findings = state, running.findings
-        self.last = running.state
-        return running
+        self.last = state
+        return state
 
-    def _continue(self, running: RunningPass, call: Call | None, input_ids: Tensor, cache: Any, offset: int) -> None:
-        """A pass goes on with a cache that holds `offset` tokens."""
+    def _continue(
+        self, running: RunningPass, call: Call | None, input_ids: Tensor, cache: Any, offset: int
+    ) -> GenerationState:
+        """A pass goes on with a cache that holds `offset` tokens; the generation it belongs to."""
         known = None if call is None else call.state
         if known is None or known.cache is None or known.cache() is not cache:
             known = self.caches.state_of(cache)
@@ -270,6 +276,7 @@ class Reading:
             call.state, state.findings = state, call.findings
         running.foreign = call is not None and not owned
         running.state, running.findings = state, state.findings
+        return state
 
     @staticmethod
     def _begins(call: Call, input_ids: Tensor, cache: Any) -> bool:
@@ -278,18 +285,17 @@ class Reading:
             return False
         return call.prompt is None or call.prompt.begins(input_ids)
 
-    def take_in(self, running: RunningPass, input_ids: Tensor, attention_mask: Any, offset: int, cache: Any) -> None:
-        """The running pass reads these tokens of its generation.
+    def take_in(self, state: GenerationState, input_ids: Tensor, attention_mask: Any, offset: int, cache: Any) -> None:
+        """The running pass reads these tokens of its generation `state`.
 
         Raises:
             ValueError: a method cannot go on with what the cache holds.
         """
-        state = running.state
         state.read(input_ids, attention_mask, offset, cache)
         self.caches.remember(cache, state)
         if state.reading and offset:
             refuse_cached_part(self.methods, state)
-        if state.reading and not state.active and state.side == "positive" and not running.foreign:
+        if state.reading and not state.active and state.side == "positive" and not self._passes[-1].foreign:
             self.say("the prompt has no visual token: the guard does nothing for it")
 
     # -- branches that share passes ---------------------------------------------------------------------------

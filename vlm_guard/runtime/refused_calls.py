@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers import PreTrainedModel
 
+from vlm_guard.families.architecture import GenerativeModel
 from vlm_guard.runtime.installation import put_on
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def _dropout(attention: nn.Module) -> float:
     return rate.p if isinstance(rate, nn.Dropout) else float(rate)
 
 
-def refuse_continuous_batching(model: PreTrainedModel) -> Callable[[], Any]:
+def refuse_continuous_batching(model: GenerativeModel) -> Callable[[], Any]:
     """Make the model refuse continuous batching; returns what undoes that.
 
     All its entry points (`generate_batch`, `continuous_batching_context_manager`, a paged cache) come to one method.
@@ -72,7 +72,7 @@ def refuse_continuous_batching(model: PreTrainedModel) -> Callable[[], Any]:
     return put_on(model, "init_continuous_batching", refuse)
 
 
-def refuse_class_generate(guard: "Guard", model: PreTrainedModel) -> Callable[[], Any]:
+def refuse_class_generate(guard: "Guard", model: GenerativeModel) -> Callable[[], Any]:
     """Refuse `type(model).generate(model, ...)`, which goes past the guarded `generate`; returns what undoes that."""
     original = model._prepare_generation_config
 

@@ -104,5 +104,5 @@ def record_call(context: AttentionContext, tracer: AttentionTrace) -> None:
             return
     edit = context.edit(rows, "answer") or AttentionEdit()
     problem = replace(context.problem(rows, edit), return_weights=True)
-    weights = all_heads(edited_attention(problem, "torch").weights, 1, context.slot.guard.target)
+    weights = all_heads(edited_attention(problem, "torch").asked_weights(), 1, context.slot.guard.target)
     tracer.record(context.slot.layer, weights, context.first_key)

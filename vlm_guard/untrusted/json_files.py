@@ -116,7 +116,7 @@ def _values(text: str, path: Path) -> Iterator[tuple[int, Any]]:
     """The values of a text that stand one after the other, each with the line it begins in."""
     decoder, deep = _decoder(), _may_be_deep(text)
     # Only line feeds end a line: captions may hold the other line separators of Unicode as they are.
-    line, counted, place = 1, 0, _SPACE.match(text, 0).end()  # type: ignore[union-attr]
+    line, counted, place = 1, 0, _behind_space(text, 0)
     while place < len(text):
         line, counted = line + text.count("\n", counted, place), place
         try:
@@ -126,7 +126,13 @@ def _values(text: str, path: Path) -> Iterator[tuple[int, Any]]:
         except (ValueError, RecursionError, MemoryError) as error:
             raise ValueError(f"{path}: line {line} is no valid JSON: {_reason(error)}") from error
         yield line, value
-        place = _SPACE.match(text, place).end()  # type: ignore[union-attr]
+        place = _behind_space(text, place)
+
+
+def _behind_space(text: str, place: int) -> int:
+    """The next place where something stands."""
+    found = _SPACE.match(text, place)
+    return place if found is None else found.end()
 
 
 @cache

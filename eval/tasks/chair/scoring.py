@@ -25,11 +25,12 @@ def check_mode(mode: str) -> ChairMode:
         ValueError: the mode is unknown.
         FileNotFoundError: the mode is `wordnet` and NLTK's data for it is not installed.
     """
-    if mode not in get_args(ChairMode):
+    known: dict[str, ChairMode] = {name: name for name in get_args(ChairMode)}
+    if mode not in known:
         raise ValueError(f"the CHAIR mode is {mode!r}; it must be one of {', '.join(get_args(ChairMode))}")
     if mode == "wordnet":
         chair_wordnet.require_nltk_data()
-    return mode  # type: ignore[return-value]
+    return known[mode]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

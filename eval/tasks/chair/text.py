@@ -79,8 +79,8 @@ def _ends_sentence(text: str, stop: int) -> bool:
     if text[stop] != ".":
         return True
     window = text[max(0, stop - _LONGEST_WORD) : stop]
-    # The pattern matches the empty string, so there is always a match.
-    word = _WORD_BEFORE.search(window).group().lstrip(_NOT_AT_WORD_START)
+    found = _WORD_BEFORE.search(window)
+    word = "" if found is None else found.group().lstrip(_NOT_AT_WORD_START)
     if word.endswith("."):
         return False
     if word in _abbreviations() or word.rsplit("-", 1)[-1] in _abbreviations():

@@ -35,9 +35,8 @@ def _vcd(text: str, label: str | None) -> Answer:
         raise ValueError(
             f"the parser 'vcd' depends on the right answer, so it needs the label yes or no, not {label!r}"
         )
-    if label in text.lower():
-        return label  # type: ignore[return-value]
-    return "no" if label == "yes" else "yes"
+    said = label in text.lower()
+    return "yes" if said == (label == "yes") else "no"
 
 
 PARSERS: dict[str, Callable[[str, str | None], Answer]] = {

@@ -1,6 +1,6 @@
 """What `vlm-guard pope` prints and `vlm-guard pope-questions` writes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -87,15 +87,16 @@ def build_question_files(
         ValueError: both sources or none are given, or an argument is out of range.
         FileNotFoundError: a source is missing.
     """
-    if (coco is None) == (objects is None):
-        raise ValueError("give the objects of the images in one way: --coco or --objects")
     image_names = None
-    if coco is not None:
+    known: Mapping[int, Sequence[str]]
+    if coco is not None and objects is None:
         folder = read_coco(coco)
         image_names = {number: path.name for number, path in folder.images.items()}
         known = {number: folder.objects[number] for number in folder.images}
-    else:
+    elif objects is not None and coco is None:
         known = read_object_sets(objects)
+    else:
+        raise ValueError("give the objects of the images in one way: --coco or --objects")
     try:
         if images:
             known = sample_images(known, images, max(1, per_image // 2), seed)

@@ -274,7 +274,7 @@ def match_answers(
     missing = [key for key in keys if key not in texts]
     surplus = texts.keys() - set(keys)
     if missing or surplus:
-        example = (missing or sorted(surplus, key=str))[0]
+        example = next(iter([*missing, *sorted(surplus, key=str)]))
         raise ValueError(
             f"{len(missing)} of {len(keys)} questions have no answer and {len(surplus)} answers no question, for "
             f"example number {example[1]} ({shown(example[0])})"

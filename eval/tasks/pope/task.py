@@ -72,7 +72,7 @@ class PopeTask(Task):
         """The questions by sample key: those with the same text about the same picture are one sample."""
         order = {image_id: place for place, image_id in enumerate(self.data.images)}
         groups: dict[str, list[PopeQuestion]] = {}
-        for question in sorted(self.questions, key=lambda item: order[item.image_id]):
+        for question in sorted(self.questions, key=lambda item: order[_image(item)]):
             asked = groups.setdefault(f"pope/{question.image_id}/{question.text}", [])
             if asked and asked[0].label != question.label:
                 raise ValueError(
@@ -102,7 +102,7 @@ class PopeTask(Task):
         """One per picture and distinct question text."""
         suffix = self.settings.suffix
         return [
-            Sample(key=key, task=self.name, image_id=asked[0].image_id, prompt=with_suffix(asked[0].text, suffix))
+            Sample(key=key, task=self.name, image_id=_image(asked[0]), prompt=with_suffix(asked[0].text, suffix))
             for key, asked in self._by_key.items()
         ]
 
@@ -171,6 +171,13 @@ def strategies_of(records: Sequence[Record]) -> list[str]:
     return known + sorted(found - set(known))
 
 
+def _image(question: PopeQuestion) -> int:
+    """The number of the picture that a question of this data is about."""
+    if question.image_id is None:
+        raise ValueError(f"the picture of question {question.question_id} has no number: {question.image!r}")
+    return question.image_id
+
+
 _RATES = ("accuracy", "precision", "recall", "f1", "yes_ratio", "unparsed")
 _LABELS = {"f1": "F1", "yes_ratio": "yes ratio"}
 _KINDS = ("true_yes", "false_yes", "true_no", "false_no", "unparsed_yes", "unparsed_no")
@@ -178,7 +185,10 @@ _KINDS = ("true_yes", "false_yes", "true_no", "false_no", "unparsed_yes", "unpar
 
 def _rate(rate: str, strategies: Sequence[str], counts: Counts) -> np.ndarray:
     """A rate of each strategy, averaged over the strategies."""
-    return sum(_rate_of(rate, strategy, counts) for strategy in strategies) / np.float64(len(strategies))
+    total = np.zeros(())
+    for strategy in strategies:
+        total = total + _rate_of(rate, strategy, counts)
+    return total / np.float64(len(strategies))
 
 
 def _rate_of(rate: str, strategy: str, counts: Counts) -> np.ndarray:

@@ -28,7 +28,7 @@ def setting(default: Any, help: str, *, flag: str | None = None, **limits: Any) 
         flag: its option on `vlm-guard eval`, such as "--suffix"; None for none of its own.
         limits: pydantic's limits, such as `ge=1`.
     """
-    extra = {} if flag is None else {"flag": flag}
+    extra: dict[str, Any] = {} if flag is None else {"flag": flag}
     return Field(default, description=help, json_schema_extra=extra, **limits)
 
 
@@ -57,7 +57,8 @@ class TaskSettings(BaseModel):
         if holds_list(field.annotation):
             return [part.strip() for part in value.split(",") if part.strip()]
         try:
-            return TypeAdapter(field.annotation).validate_strings(value)
+            annotation: Any = field.annotation
+            return TypeAdapter(annotation).validate_strings(value)
         except ValidationError:
             return value
 

@@ -1,0 +1,83 @@
+"""One to four rows of a matrix product on the CPU: is another library faster than the one torch takes?
+
+Decoding one answer multiplies one row with every weight, decoding with a contrast branch two. Which library is faster
+there depends on the processor, so it is measured and not assumed. `python -m vlm_guard.kernels.benchmark.linear OUT`
+times, in turn, torch's own choice in float32 (MKL on x86) and in bfloat16, and oneDNN with packed float32 weights.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import linear
+
+from vlm_guard.kernels.benchmark.measure import (
+    describe_machine,
+    note_on_load,
+    quantiles,
+    ratio_quantiles,
+    time_interleaved,
+    write_json,
+)
+
+SHAPES = ((1024, 1024), (2816, 1024), (4096, 4096), (11008, 4096))
+"""[outputs, inputs] of the products of a 0.3 B and a 7 B decoder."""
+
+ROWS = (1, 2, 3, 4)
+BASELINE = "float32"
+
+
+def products(outputs: int, inputs: int, rows: int) -> dict[str, Callable[[], Any]]:
+    """The calls to time, by name, each computing [rows, inputs] x [inputs, outputs]."""
+    weight, given = torch.randn(outputs, inputs), torch.randn(rows, inputs)
+    narrow_weight, narrow = weight.bfloat16(), given.bfloat16()
+    calls: dict[str, Callable[[], Any]] = {
+        BASELINE: lambda: linear(given, weight),
+        "bfloat16": lambda: linear(narrow, narrow_weight),
+    }
+    if torch.backends.mkldnn.is_available():
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+        calls["float32 oneDNN"] = lambda: torch.ops.mkldnn._linear_pointwise(given, packed, None, "none", [], "")
+    return calls
+
+
+def benchmark_linear(rounds: int = 60, seconds: float = 6.0, report: Callable[[str], None] = print) -> dict[str, Any]:
+    """Time every shape and number of rows; the content of a result file.
+
+    Args:
+        rounds: calls of each at most.
+        seconds: no further round of a shape is begun after this long.
+        report: called with a line per shape and number of rows.
+    """
+    entries = []
+    device = torch.device("cpu")
+    for outputs, inputs in SHAPES:
+        for rows in ROWS:
+            calls = products(outputs, inputs, rows)
+            for call in calls.values():
+                call()
+            times = time_interleaved(calls, device, rounds, seconds)
+            entry: dict[str, Any] = {"outputs": outputs, "inputs": inputs, "rows": rows}
+            for name, found in times.items():
+                entry[name] = quantiles(found) | {"ratio_to_float32": ratio_quantiles(found, times[BASELINE])}
+            entries.append(entry)
+            ratios = ", ".join(f"{name} {entry[name]['ratio_to_float32']['median']:.2f}x" for name in times)
+            report(f"{outputs} x {inputs}, {rows} rows: {entry[BASELINE]['median_s'] * 1e6:.0f} us; {ratios}")
+    machine = describe_machine(device)
+    return {"machine": machine, "note": note_on_load(machine), "rounds": rounds, "entries": entries}
+
+
+def main() -> None:
+    """Measure and write a result file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path, help="JSON file to write")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    options = parser.parse_args()
+    torch.set_num_threads(max(1, options.threads))
+    write_json(options.out, benchmark_linear())
+
+
+if __name__ == "__main__":
+    main()

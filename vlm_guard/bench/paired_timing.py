@@ -1,0 +1,75 @@
+"""Timing `generate` calls in pairs: every call has a plain one right beside it.
+
+A machine whose speed drifts, or that others use as well, drifts for both calls of a pair, so the ratios bear it and
+the seconds do not. The plain call comes first in one round and second in the next.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlm_guard.kernels.benchmark.measure import quantiles, ratio_quantiles
+
+PHASES = ("prefill", "decode")
+Seconds = dict[str, float]
+"""Seconds of one call by phase: "prefill" to the first token, "decode" per later token."""
+
+
+class TokenClock:
+    """A streamer that notes when each token arrives; `generate` hands the tokens over on the CPU, already computed."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, value: Tensor) -> None:
+        """Called with the prompt first, then with every token."""
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        """Called after the last token."""
+
+
+def time_call(model: Any, inputs: Mapping[str, Any], settings: Mapping[str, Any], device: torch.device) -> Seconds:
+    """Time one `generate` call.
+
+    Args:
+        model: guarded or not.
+        inputs: its inputs, on its device.
+        settings: further arguments of `generate`; they must lead to at least two tokens.
+        device: waited for before the clock starts.
+    """
+    clock = TokenClock()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    begun = time.perf_counter()
+    model.generate(**inputs, **settings, streamer=clock)
+    first, *later = clock.times[1:]  # the first arrival is the prompt
+    return {"prefill": first - begun, "decode": (later[-1] - first) / len(later)}
+
+
+def time_beside(
+    number: int, plain: Callable[[int], Seconds], other: Callable[[int], Seconds]
+) -> tuple[Seconds, Seconds]:
+    """One pair: (the plain call, the other one), in the order that belongs to round `number`, which both are given."""
+    if number % 2:
+        first = plain(number)
+        return first, other(number)
+    second = other(number)
+    return plain(number), second
+
+
+def summarise_pairs(pairs: list[tuple[Seconds, Seconds]]) -> dict[str, Any]:
+    """By phase: quantiles of the other call's seconds, and of the ratios to the plain call beside it."""
+    found: dict[str, Any] = {}
+    for phase in PHASES:
+        beside, times = ([pair[side][phase] for pair in pairs] for side in (0, 1))
+        found[phase] = quantiles(times) | {"ratio_to_unguarded": ratio_quantiles(times, beside)}
+    return found
+
+
+def summarise_plain(pairs: list[tuple[Seconds, Seconds]]) -> dict[str, Any]:
+    """By phase: quantiles of the plain calls' seconds."""
+    return {phase: quantiles([plain[phase] for plain, _ in pairs]) for phase in PHASES}
