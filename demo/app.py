@@ -34,7 +34,8 @@ OWN_HOSTS = ("127.0.0.1", "localhost")
 _HOST_NAME = re.compile(r"(\*\.)?[A-Za-z0-9]([A-Za-z0-9.-]{0,250}[A-Za-z0-9])?")
 # Gradio confines the style sheet to what it wraps; these rules are for the wrapping itself.
 _HEAD = """<style>
-html { scrollbar-gutter: stable; }
+html { scrollbar-gutter: stable; background: #f7f6f3; }
+html:has(body.dark) { background: #151619; }
 @media (max-width: 900px) { .gradio-container, .gradio-container .main { padding-inline: 8px !important; } }
 </style>"""
 _STYLE = Path(__file__).parent / "style.css"

@@ -25,6 +25,7 @@ from vlm_guard.method.target import GuardTarget
 from vlm_guard.per_call import PerCall
 from vlm_guard.runtime.attention_switch import follow_attention, restore_attention, switch_attention
 from vlm_guard.runtime.compiled_decode import CompiledDecode, refuse_compiled_parts
+from vlm_guard.runtime.coverage import Coverage, hooked_modules
 from vlm_guard.runtime.forward_hooks import follow_forwards
 from vlm_guard.runtime.generate_arguments import generate_arguments
 from vlm_guard.runtime.hidden_edits import install_hidden_edits
@@ -93,6 +94,7 @@ class Guard(AbstractContextManager):
         decoding: compiles decode steps.
         observers: shows methods the hidden states of a prompt.
         placement: sees whether the model's modules are where they were.
+        coverage: sees whether every edit was asked for when a prompt has been read.
         contrasting: contrasts the logits of passes outside of `generate`, or None.
         switched: the configurations whose attention implementation was switched.
     """
@@ -125,7 +127,8 @@ class Guard(AbstractContextManager):
         )
         self.contrast = only_contrast(self.methods)
         self.reading = Reading(self.target, self.methods)
-        self.placement = Placement(inner, self.target.architecture)
+        self.placement = Placement(inner, self.target.architecture, hooked_modules(self.target, self.methods))
+        self.coverage = Coverage(self.target, self.methods)
         self.decoding = CompiledDecode(self)
         self.observers = LayerObservers(self)
         self.contrasting = None if self.contrast is None else ContrastForward(self, self.contrast)
@@ -136,8 +139,6 @@ class Guard(AbstractContextManager):
         self._attached = False
         self._follows_passes = False
         self._per_call = PerCall(self)
-        # Layers with an edit, of the negative and of the positive branch.
-        self._edited_layers: tuple[frozenset[int], ...] = (frozenset(), frozenset())
 
     @property
     def state(self) -> GenerationState | None:
@@ -268,21 +269,6 @@ class Guard(AbstractContextManager):
         """Refused: hooks and running state cannot be stored."""
         raise ValueError("a guarded model cannot be pickled; call .remove() on its guard first")
 
-    def check_coverage(self, state: GenerationState) -> None:
-        """See that the attention of every edited layer was reached while a prompt was read.
-
-        Raises:
-            RuntimeError: a layer computed its attention without asking for its edit, or was left out.
-        """
-        expected = self._edited_layers[state.side == "positive"]
-        if not expected <= state.attended:
-            missing = ", ".join(map(str, sorted(expected - state.attended)))
-            raise RuntimeError(
-                f"the edits of decoder layers {missing} did not run while the prompt was read: {self.describe()} would "
-                "not act there. The model computes their attention another way than when it was wrapped; remove the "
-                "guard, undo that change, and wrap the model again"
-            )
-
     def describe(self) -> str:
         """The names of the methods, such as "var+vcd"."""
         return "+".join(bound.method.name for bound in self.methods)
@@ -326,9 +312,7 @@ class Guard(AbstractContextManager):
             processors = tuple(bound for bound in attention_methods if entry.index in bound.layers)
             slots.append(LayerSlot(entry.index, self, processors))
             self._editing.add(put_on(entry.attention, SLOT, slots[-1]))
-        self._edited_layers = tuple(
-            frozenset(slot.layer for slot in slots if slot.of_side(side)) for side in ("negative", "positive")
-        )
+        self.coverage.expect_layers(slots)
         self.switched = switch_attention(self.target.architecture)
         self._editing.add(self._restore_attention)
 

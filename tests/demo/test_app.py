@@ -67,7 +67,7 @@ def test_a_model_that_cannot_be_guarded_is_refused_when_built(scenes_folder):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tiny = LlamaConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=32)
-    with pytest.raises(ValueError, match="image_token_id"):
+    with pytest.raises(ValueError, match="it is a text model"):
         build_app(LlamaForCausalLM(tiny), None, str(scenes_folder))
 
 

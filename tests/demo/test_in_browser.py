@@ -131,7 +131,7 @@ def test_a_bad_file_is_refused_and_a_good_one_shown(visitor, tmp_path):
     Image.new("RGB", (64, 48), (20, 120, 200)).save(good)
     before = visitor.one("#vg-picture img").get_attribute("alt")
     visitor.one("input[type=file]").send_keys(str(bad))
-    visitor.until(lambda: "error: the file is no readable picture" in visitor.text("#vg-picture-error"), "the refusal")
+    visitor.until(lambda: "error: this picture cannot be read" in visitor.text("#vg-picture-error"), "the refusal")
     assert visitor.one("#vg-picture img").get_attribute("alt") == before
     visitor.one("input[type=file]").send_keys(str(good))
     visitor.until(lambda: "you sent" in visitor.one("#vg-picture img").get_attribute("alt"), "the sent picture")

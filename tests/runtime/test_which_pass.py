@@ -84,6 +84,44 @@ def test_a_layer_that_computes_attention_another_way_is_found_at_the_end_of_the_
         guard.generate(**inputs, max_new_tokens=2)
 
 
+@pytest.mark.parametrize("part", ["attention", "mlp"])
+def test_a_hidden_edit_that_is_not_asked_for_is_found(fresh, part):
+    zoo, model = fresh
+    inputs = zoo.make_inputs(PROMPT)
+    layer = model.model.language_model.layers[2]
+    with wrap(model, None, "iri", **options("iri")):
+        run(model, inputs)
+        kept, layer.forward = layer.forward, lambda hidden_states, *args, **kwargs: hidden_states
+        with pytest.raises(RuntimeError, match=r"output of decoder layer 2 did not run.*iri"):
+            run(model, inputs)
+        layer.forward = kept
+        config = model.config.text_config
+        name, arguments = {"attention": ("self_attn", (config, 2)), "mlp": ("mlp", (config,))}[part]
+        setattr(layer, name, type(getattr(layer, name))(*arguments))
+        with pytest.raises(ValueError, match=f"layers.2.{name} was replaced after wrap"):
+            run(model, inputs)
+
+
+@pytest.mark.parametrize("method", ["uncertainty", "paint"])
+def test_pictures_that_do_not_pass_the_tower_are_refused(llava, method):
+    inputs = llava.make_inputs(PROMPT)
+    features = llava.model.get_image_features(inputs["pixel_values"], return_dict=True).pooler_output
+    embeddings = llava.model.get_input_embeddings()(inputs["input_ids"]).clone()
+    visual = inputs["input_ids"] == llava.image_token_id
+    embeddings[visual] = torch.cat(tuple(features)).to(embeddings)
+    ready = {name: value for name, value in inputs.items() if name != "pixel_values"}
+    hook = llava.model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: (args, {**kwargs, "input_ids": None, "inputs_embeds": embeddings}),
+        with_kwargs=True,
+    )
+    try:
+        with guarded(llava, method), pytest.raises((RuntimeError, ValueError), match=r"vision tower"):
+            llava.model(**ready)
+    finally:
+        hook.remove()
+    assert_pristine(llava.model)
+
+
 # -- calls inside of calls -------------------------------------------------------------------------------------------
 
 

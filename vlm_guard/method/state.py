@@ -88,6 +88,7 @@ class GenerationState:
         length: number of tokens read so far.
         unseen: number of first tokens that were read while nothing was edited, as no picture was known.
         attended: layers whose attention has asked for the edits of the prompt.
+        edited: parts of layers whose output was handed to a method while the prompt was read: its name, layer, part.
         findings: what methods found out apart from any decoder layer, by their name.
         steady_edits: per layer, the edit of every decode step, where no method changes it (see `Method.steady`).
         side: the contrast branch these rows are; "positive" without one.
@@ -111,6 +112,7 @@ class GenerationState:
         self.length = 0
         self.unseen = 0
         self.attended: set[int] = set()
+        self.edited: set[tuple[str, int, str]] = set()
         self.findings: dict[str, SimpleNamespace] = {}
         self._told_length: int | None = None
         self.cache: weakref.ref | None = None

@@ -184,7 +184,7 @@ class _ForwardReading:
             # A decoding loop over `model(...)` goes on with the cache that its first pass has made.
             self.guard.reading.caches.remember(_cache_of(output), state)
         if state is not None and running.groups is None and state.reading and state.active and state.only is None:
-            self.guard.check_coverage(state)
+            self.guard.coverage.check(state, running.findings, state.length - state.offset)
 
     def enter_whole(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """A pass of the whole model around an inner one begins."""

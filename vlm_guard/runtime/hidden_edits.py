@@ -18,6 +18,7 @@ from vlm_guard.method.visual_tokens import RowSelection
 
 if TYPE_CHECKING:
     from vlm_guard.guard import Guard
+    from vlm_guard.method.target import GuardTarget
     from vlm_guard.runtime.reading import RunningPass
 
 
@@ -30,13 +31,19 @@ def install_hidden_edits(guard: "Guard", bound: BoundMethod) -> list[Callable[[]
     Returns:
         What undoes it.
     """
-    method = bound.method
-    wanted = method.hidden_parts(guard.target, bound.prepared)
     hook = partial(_hook, guard, bound)
     return [
         item.module.register_forward_hook(partial(hook, item), prepend=True).remove
-        for item in decoder_parts(guard.target.architecture, wanted, method.name)
+        for item in edited_parts(guard.target, bound)
     ]
+
+
+def edited_parts(target: "GuardTarget", bound: BoundMethod) -> tuple[LayerPart, ...]:
+    """The parts of the decoder layers whose output a method edits; none of a method without that hook."""
+    if not bound.method.overrides("edit_hidden"):
+        return ()
+    wanted = bound.method.hidden_parts(target, bound.prepared)
+    return tuple(decoder_parts(target.architecture, wanted, bound.method.name))
 
 
 def _hook(guard: "Guard", bound: BoundMethod, part: LayerPart, module: nn.Module, args: tuple, output: Any) -> Any:
@@ -54,6 +61,8 @@ def _edit_batch(guard: "Guard", bound: BoundMethod, part: LayerPart, output: Ten
     shaped = output if output.dim() == 3 else output.view(batch, -1, output.shape[-1])
     changed = shaped
     for state, rows in generations:
+        if state.reading:
+            state.edited.add((bound.method.name, part.layer, part.part))
         new = _edit_generation(guard, bound, part, shaped[rows], state)
         if new is not None:
             first = rows.start or 0

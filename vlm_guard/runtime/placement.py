@@ -5,6 +5,7 @@ language model) takes the guard off that place without saying so; the model woul
 believes it guarded. So a guard looks before it reads a prompt.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,15 +25,16 @@ class _Edge:
 
 
 class Placement:
-    """The way from the model to every attention module of its decoder.
+    """The way from the model to every module that a guard acts on.
 
     Args:
         model: the model.
-        architecture: its shape.
+        architecture: its shape; the attention modules of its decoder are looked after in any case.
+        others: further modules with hooks of a guard.
     """
 
-    def __init__(self, model: nn.Module, architecture: Architecture) -> None:
-        self._edges = _edges_to(model, [layer.attention for layer in architecture.layers])
+    def __init__(self, model: nn.Module, architecture: Architecture, others: Sequence[nn.Module] = ()) -> None:
+        self._edges = _edges_to(model, [*(layer.attention for layer in architecture.layers), *others])
         self._configs: list[tuple[nn.Module, Any]] = [
             (layer.attention, layer.attention.config) for layer in architecture.layers
         ]

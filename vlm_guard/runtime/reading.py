@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from vlm_guard.runtime.trace import AttentionTrace
 
 Findings = dict[str, SimpleNamespace]
+# Among the findings of a generation: which methods have seen its pictures pass. No method has such a name.
+_TOWER = "vision tower"
 
 
 @dataclass(eq=False)
@@ -52,6 +54,11 @@ class Call:
     side: Sign = "positive"
     findings: Findings = field(default_factory=dict)
     state: GenerationState | None = None
+
+
+def methods_at_tower(findings: Findings) -> frozenset[str]:
+    """The methods under whose eyes pictures have passed the vision tower."""
+    return frozenset(getattr(findings.get(_TOWER), "methods", ()))
 
 
 @dataclass(eq=False)
@@ -315,6 +322,10 @@ class Reading:
     def joint(self, cache: Any) -> "tuple[RowGroup, ...] | None":
         """The branches that share this cache, or None."""
         return self._joint.get(cache) if self._joint and cache is not None else None
+
+    def saw_tower(self, method: str) -> None:
+        """Pictures of the running generation have passed the vision tower under a method's eyes."""
+        vars(self.findings.setdefault(_TOWER, SimpleNamespace())).setdefault("methods", set()).add(method)
 
     # -- words ------------------------------------------------------------------------------------------------
 

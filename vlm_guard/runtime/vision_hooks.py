@@ -21,6 +21,7 @@ from vlm_guard.runtime.installation import put_on
 
 if TYPE_CHECKING:
     from vlm_guard.guard import Guard
+    from vlm_guard.method.target import GuardTarget
 
 Undo = Callable[[], Any]
 SeeRow = Callable[[int, Tensor], None]
@@ -36,6 +37,16 @@ def install_vision(guard: "Guard", bound: BoundMethod) -> list[Undo]:
     if plan is None:
         return []
     return _VisionHooks(guard, bound, plan).install()
+
+
+def tower_modules(target: "GuardTarget", bound: BoundMethod) -> list[nn.Module]:
+    """The modules of the vision tower that a method is hooked to."""
+    plan = bound.method.vision_plan(target, bound.prepared)
+    if plan is None:
+        return []
+    parts = tower_parts(plan.tower, plan.edited, bound.method.name)
+    watched = [plan.tower.attentions[layer] for layer in plan.watched]
+    return [plan.tower.module, *watched, *(item.module for item in parts)]
 
 
 class _VisionHooks:
@@ -65,6 +76,7 @@ class _VisionHooks:
         if reading.is_probing:
             return
         self.memory = SimpleNamespace()
+        reading.saw_tower(self.bound.method.name)
 
         def encode(*others: Any, **settings: Any) -> Any:
             with reading.probing():
