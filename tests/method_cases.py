@@ -131,6 +131,9 @@ def names() -> list[str]:
 
 def options(name: str, family: str = "llava") -> dict[str, Any]:
     """Options that make `name` act on the tiny random model of `family`."""
+    if name == "pai" and entry_of(config_of(family).model_type).generator:
+        # `model(...)` of a family that generates from embeddings takes no contrast: it is refused, as other tests show.
+        return OPTIONS["pai"] | {"guidance": 1.0}
     if name == "iri":
         depth = config_of(family).get_text_config(decoder=True).num_hidden_layers
         rates = ",".join(["0.9", "0.2", "0.5", "0.7"][:depth])

@@ -137,6 +137,20 @@ def test_contrasts_that_cannot_be_followed_are_refused(llava, zoo_model):
     assert_pristine(blip.model)
 
 
+def test_answers_that_begin_at_different_positions_are_refused(llava):
+    inputs = llava.make_inputs([*PROMPT, *PROMPT])
+    labels = inputs["input_ids"].clone()
+    labels[0, :-3] = labels[1, :-2] = -100
+    for method in ("vhr", "gift", "vcd"):
+        with guarded(llava, method), pytest.raises(ValueError, match="begin at different positions"):
+            llava.model(**inputs, labels=labels)
+    with guarded(llava, "var"):
+        llava.model(**inputs, labels=labels)  # which treats them alike
+    labels[0, -3] = -100
+    with guarded(llava, "vhr"):
+        llava.model(**inputs, labels=labels)
+
+
 @pytest.mark.parametrize("method", ["var", "pai"])
 def test_the_class_function_is_refused(llava, method):
     inputs = llava.make_inputs(PROMPT)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from transformers import Cache
 
+from vlm_guard.method.attention_calls import BoundMethod
 from vlm_guard.method.early_exit import without_double_prompt
 from vlm_guard.method.forward_call import ForwardCall
 from vlm_guard.method.state import PromptTokens
@@ -51,6 +52,14 @@ def follow_forwards(guard: "Guard", begins: bool) -> list[Undo]:
         hooks.append(outer.register_forward_pre_hook(reading.enter_whole, with_kwargs=True))
         hooks.append(outer.register_forward_hook(reading.leave_whole, always_call=True))
     return [hook.remove for hook in hooks]
+
+
+def _tells_answers(bound: BoundMethod) -> bool:
+    """Whether a method treats the rows of an answer otherwise than those of a prompt."""
+    method = bound.method
+    attention = method.edits_attention() and method.rows == "answer"
+    hidden = method.overrides("edit_hidden") and method.hidden_rows == "answer"
+    return method.contrasts() or method.whole_prompt is not None or attention or hidden
 
 
 def _cache_of(output: Any) -> Cache | None:
@@ -134,7 +143,11 @@ class _ForwardReading:
         reading.take_in(state, input_ids, kwargs.get("attention_mask"), offset, cache)
 
     def _labelled(self, input_ids: Tensor, kwargs: dict[str, Any]) -> PromptTokens | None:
-        """The prompt of a pass over prompt and answer, where its labels tell it."""
+        """The prompt of a pass over prompt and answer, where its labels tell it.
+
+        Raises:
+            ValueError: the answers of a batch begin at different positions, and a method treats them unlike prompts.
+        """
         labels = kwargs.get("labels")
         if not isinstance(labels, Tensor) or labels.shape != input_ids.shape:
             return None
@@ -142,6 +155,11 @@ class _ForwardReading:
         length = int(answered.any(0).to(labels.dtype).argmax()) if bool(answered.any()) else 0
         if not 0 < length < labels.shape[1]:
             return None
+        if bool((answered.any(-1) & ~answered[:, length]).any()) and any(map(_tells_answers, self.guard.methods)):
+            raise ValueError(
+                "the answers that `labels` mark begin at different positions in the rows of this batch; pad the "
+                "prompts on their left so that they end together, or pass one row at a time"
+            )
         mask = kwargs.get("attention_mask")
         visual = visual_mask(input_ids[:, :length], self.guard.target.architecture.visual_token_ids)
         real = visual.new_ones(visual.shape)
