@@ -5,7 +5,7 @@ import warnings
 import contrast_oracle as oracle
 import pytest
 import torch
-from method_cases import options
+from method_cases import options, supports
 from pass_cases import ATTENTION, PROMPT, RECORD, guarded, run
 from transformers import DynamicCache
 
@@ -13,6 +13,8 @@ from vlm_guard import wrap
 from zoo import Prompt
 
 torch.set_num_threads(1)
+
+EDITING = [*ATTENTION, "iri", "uncertainty"]
 
 
 @pytest.fixture
@@ -28,11 +30,11 @@ def split_at(inputs, length):
     return {"input_ids": inputs["input_ids"][:, :length], "attention_mask": inputs["attention_mask"][:, :length]}
 
 
-@pytest.mark.parametrize("method", ATTENTION)
+@pytest.mark.parametrize("method", EDITING)
 @pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_5_vl"])
 def test_a_text_prefix_read_first_is_right_or_refused(zoo_model, method, family):
-    if method == "paint" and family != "llava":
-        pytest.skip("paint needs a class token")
+    if not supports(method, family):
+        pytest.skip(f"{method} refuses {family}")
     zoo = zoo_model(family)
     inputs = zoo.make_inputs(PROMPT)
     with guarded(zoo, method), warnings.catch_warnings():
@@ -57,7 +59,7 @@ def cropped_after(zoo, method, first, second, length):
         return expected, run(zoo.model, second, past_key_values=cache)
 
 
-@pytest.mark.parametrize("method", ATTENTION)
+@pytest.mark.parametrize("method", EDITING)
 def test_another_picture_behind_the_same_text(llava, method):
     first = llava.make_inputs([Prompt(text_before=4, images=1, text_after=6, content=0)])
     second = llava.make_inputs([Prompt(text_before=4, images=1, text_after=6, content=3)])
@@ -70,7 +72,7 @@ def test_another_picture_behind_the_same_text(llava, method):
     assert oracle.close(found[1], expected[1], 4.0)
 
 
-@pytest.mark.parametrize("method", ATTENTION)
+@pytest.mark.parametrize("method", EDITING)
 def test_another_question_about_a_cached_picture(llava, method):
     first = llava.make_inputs([Prompt(text_before=4, images=1, text_after=6, content=0)])
     second = {name: value.clone() for name, value in first.items() if name != "pixel_values"}
