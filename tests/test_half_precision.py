@@ -56,9 +56,9 @@ def test_vhr_compares_unrounded_head_outputs(zoo_model, dtype, monkeypatch):
     seen = []
     read = head_scoring._at
 
-    def look(call, rows, places):
-        found = read(call, rows, places)
-        seen.append((found, call.output[rows, places]))
+    def look(call, output, rows, places):
+        found = read(call, output, rows, places)
+        seen.append((found, output[rows, places]))
         return found
 
     monkeypatch.setattr(head_scoring, "_at", look)

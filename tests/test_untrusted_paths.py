@@ -126,6 +126,8 @@ def received(tmp_path):
 def change_records(folder, image):
     path = folder / "run" / "none" / "samples.jsonl"
     records = [json.loads(line) for line in path.read_text().splitlines()]
+    for record in records:
+        record.pop("crc32", None)  # whoever changes a record can leave its checksum out, as old runs have none
     path.write_text("".join(json.dumps({**record, "image": image}) + "\n" for record in records))
 
 
