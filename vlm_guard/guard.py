@@ -69,7 +69,7 @@ def wrap(
     refuse_compiled_parts(model)
     inner = unwrap(model)
     if GUARD_ATTRIBUTE in inner.__dict__:
-        active = "+".join(bound.method.name for bound in inner.__dict__[GUARD_ATTRIBUTE].methods)
+        active = inner.__dict__[GUARD_ATTRIBUTE].describe()
         raise ValueError(
             f"this model is already guarded by {active!r}; call .remove() on that guard first, "
             f"or combine methods in one call, for example '{active}+vcd'"
@@ -302,9 +302,7 @@ class Guard(AbstractContextManager):
         if self._follows:
             self._editing.add(*self.decoding.install(self.target.architecture.generator))
         for bound in reversed(self.methods):
-            if bound.method.overrides("edit_hidden"):
-                self._editing.add(*install_hidden_edits(self, bound))
-            self._editing.add(*install_vision(self, bound))
+            self._editing.add(*install_hidden_edits(self, bound), *install_vision(self, bound))
 
     def _install_slots(self, attention_methods: list[BoundMethod]) -> None:
         slots = []

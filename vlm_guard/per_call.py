@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_guard.method.base import Method
 from vlm_guard.method.method_text import is_outside, parse_method_text
-from vlm_guard.method.registry import method_names, read_method_text, resolve_methods
+from vlm_guard.method.registry import method_class, method_names, resolve_methods
 from vlm_guard.untrusted.printed_text import shown
 
 if TYPE_CHECKING:
@@ -87,16 +87,15 @@ def _chosen(choice: Choice, kwargs: Mapping[str, Any]) -> tuple[tuple[Method, ..
     for entry in listed:
         if isinstance(entry, str):
             # Such text may come from who asks a service; a file or module in it would be run.
-            outside = [
-                part.reference for part in parse_method_text(entry, method_names()) if is_outside(part.reference)
-            ]
+            named = [part.reference for part in parse_method_text(entry, method_names())]
+            outside = [name for name in named if is_outside(name)]
             if outside:
                 raise ValueError(
                     f"a call takes its method by a known name, not from a file or module ({shown(outside[0])}); to use "
                     "one of your own, give the method as an object"
                 )
-            names += read_method_text(entry)[0]
-    known = {item.name for method in resolve_methods(names) for item in fields(method)} if names else set()
+            names += named
+    known = {item.name for name in names for item in fields(method_class(name))}
     options = {name: value for name, value in kwargs.items() if name in known or name.partition(".")[0] in names}
     rest = {name: value for name, value in kwargs.items() if name not in options}
     return resolve_methods(choice, options), rest

@@ -16,7 +16,6 @@ from vlm_guard.method.attention_calls import BoundMethod
 from vlm_guard.method.early_exit import without_double_prompt
 from vlm_guard.method.forward_call import ForwardCall
 from vlm_guard.method.state import PromptTokens
-from vlm_guard.method.visual_tokens import visual_mask
 from vlm_guard.runtime.attention_switch import follow_attention
 from vlm_guard.runtime.graph_break import kept_out
 from vlm_guard.runtime.reading import RunningPass
@@ -161,11 +160,12 @@ class _ForwardReading:
                 "prompts on their left so that they end together, or pass one row at a time"
             )
         mask = kwargs.get("attention_mask")
-        visual = visual_mask(input_ids[:, :length], self.guard.target.architecture.visual_token_ids)
-        real = visual.new_ones(visual.shape)
-        if isinstance(mask, Tensor) and mask.shape == input_ids.shape:
-            real = mask[:, :length].to(visual.device).bool()
-        return PromptTokens(visual=visual, real=real, input_ids=input_ids[:, :length])
+        of_tokens = isinstance(mask, Tensor) and mask.shape == input_ids.shape
+        return PromptTokens.of(
+            input_ids[:, :length],
+            mask[:, :length] if of_tokens else None,
+            self.guard.target.architecture.visual_token_ids,
+        )
 
     def begin(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         """It has been read; methods may change its inputs."""
