@@ -160,12 +160,8 @@ class _ForwardReading:
                 "prompts on their left so that they end together, or pass one row at a time"
             )
         mask = kwargs.get("attention_mask")
-        of_tokens = isinstance(mask, Tensor) and mask.shape == input_ids.shape
-        return PromptTokens.of(
-            input_ids[:, :length],
-            mask[:, :length] if of_tokens else None,
-            self.guard.target.architecture.visual_token_ids,
-        )
+        own = mask[:, :length] if isinstance(mask, Tensor) and mask.shape == input_ids.shape else None
+        return PromptTokens.of(input_ids[:, :length], own, self.guard.target.architecture.visual_token_ids)
 
     def begin(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         """It has been read; methods may change its inputs."""
