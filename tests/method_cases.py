@@ -83,6 +83,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "icd": {"text": "151 152 153 154 155 156", "place": "start"},
     "m3id": {"forgetting": 0.5},
     "lqcd": {"neutraliser": without_the_last_but_one},
+    "vista": {"strength": 0.5, "late_layers": "last:1"},
+    "sid": {"strength": 2.0, "plausibility": 0.0, "keep": 0.3, "layers": "1-"},
 }
 # Methods that look at many rows of a prompt, which layers that share keys and values do not compute.
 WHOLE_PROMPT = {"act", "vhr"}
@@ -138,9 +140,13 @@ def options(name: str, family: str = "llava") -> dict[str, Any]:
         depth = config_of(family).get_text_config(decoder=True).num_hidden_layers
         rates = ",".join(["0.9", "0.2", "0.5", "0.7"][:depth])
         return {"attention_rates": rates, "mlp_rates": rates, "attention_strength": 1.0}
+    if name == "vista" and entry_of(config_of(family).model_type).generator:
+        return OPTIONS["vista"] | {"augmentation": 0.0}
     shared = getattr(config_of(family).get_text_config(decoder=True), "num_kv_shared_layers", 0)
     if name in WHOLE_PROMPT and shared:
         return OPTIONS[name] | {"layers": f"0-{attention_layers(family)[-1] - shared}"}
+    if name == "sid":
+        return OPTIONS[name] | {"layers": f"{attention_layers(family)[1]}-"}
     if name == "gift":
         first = attention_layers(family)[0]
         return OPTIONS[name] | {"saliency_layer": str(first), "layers": f"{first + 1}-"}
