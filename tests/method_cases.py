@@ -5,10 +5,12 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+import torch
 from transformers import PreTrainedConfig
 
 from vlm_guard.families.family import ArchitectureEntry, entry_of
 from vlm_guard.method.registry import method_names
+from vlm_guard.methods.vti.packed_direction import pack
 from zoo import FAMILIES as FAMILIES_OF_ZOO
 from zoo import families
 from zoo.prompts import BOS, PAD
@@ -83,8 +85,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "icd": {"text": "151 152 153 154 155 156", "place": "start"},
     "m3id": {"forgetting": 0.5},
     "lqcd": {"neutraliser": without_the_last_but_one},
+    "avisc": {"plausibility": 0.0, "threshold": 0.0},
     "vista": {"strength": 0.5, "late_layers": "last:1"},
-    "sid": {"strength": 2.0, "plausibility": 0.0, "keep": 0.3, "layers": "1-"},
+    "sid": {"plausibility": 0.0, "keep": 0.3, "layers": "1-"},
 }
 # Methods that look at many rows of a prompt, which layers that share keys and values do not compute.
 WHOLE_PROMPT = {"act", "vhr"}
@@ -96,9 +99,15 @@ CLASS_TOKEN_TOWERS = {"clip_vision_model", "blip_2_vision_model", "instructblip_
 # Vision towers that are given patches instead of pictures.
 PATCH_TOWERS = {"gemma4_vision", "siglip2_vision_model", "molmo2_vision"}
 
+# Vision towers whose layers VTI cannot turn: several stacks, or feed-forward networks that are no modules.
+TOWERS_WITHOUT_VTI: set[str] = set()
+
 # Families in which a method's options above cannot be met, for a reason that no fact of the family tells.
 REFUSED_FAMILIES: dict[str, set[str]] = {
-    "iri": {"blip_2"},  # the feed-forward networks of OPT are no modules
+    # The feed-forward networks of OPT are no modules.
+    "iri": {"blip_2"},
+    "vista": {"blip_2"},
+    "vti": {"blip_2"},
 }
 
 
@@ -126,6 +135,16 @@ def attention_layers(family: str) -> list[int]:
     return [index for index, kind in enumerate(kinds) if kind in ATTENTION_LAYERS]
 
 
+def vti_directions(family: str) -> dict[str, Any]:
+    """Directions along one axis for decoder and, where VTI can work in it, tower of the zoo's `family`."""
+    text, tower = config_of(family).get_text_config(decoder=True), getattr(config_of(family), "vision_config", None)
+    entry = entry_of_zoo(family)
+    found = {"text_direction": pack(torch.eye(text.num_hidden_layers, text.hidden_size)), "text_strength": 3.0}
+    if entry.no_tower or tower_type(family) in {*entry.packed_towers, *TOWERS_WITHOUT_VTI}:
+        return found | {"vision_strength": 0.0}
+    return found | {"vision_direction": pack(torch.eye(tower.num_hidden_layers, tower.hidden_size))}
+
+
 def names() -> list[str]:
     """The methods under test."""
     return method_names()
@@ -140,6 +159,8 @@ def options(name: str, family: str = "llava") -> dict[str, Any]:
         depth = config_of(family).get_text_config(decoder=True).num_hidden_layers
         rates = ",".join(["0.9", "0.2", "0.5", "0.7"][:depth])
         return {"attention_rates": rates, "mlp_rates": rates, "attention_strength": 1.0}
+    if name == "vti":
+        return vti_directions(family)
     if name == "vista" and entry_of(config_of(family).model_type).generator:
         return OPTIONS["vista"] | {"augmentation": 0.0}
     shared = getattr(config_of(family).get_text_config(decoder=True), "num_kv_shared_layers", 0)

@@ -5,10 +5,18 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from vlm_guard.method import TOKEN_TYPES, ForwardCall, StopForward, run_until_stopped
+from vlm_guard.method import (
+    TOKEN_TYPES,
+    AttentionCall,
+    ForwardCall,
+    GenerationState,
+    Sign,
+    StopForward,
+    all_heads,
+    run_until_stopped,
+)
 
 Places = tuple[Tensor, Tensor]
 
@@ -54,13 +62,14 @@ def states_behind_layers(call: ForwardCall, inputs: Mapping[str, Any], places: P
         By layer [M, hidden size], in the model's type and on the layer's device. A layer that this pass skips (a
         cross-attention layer without an image) has the states of the one before it.
     """
-    layers = call.guard.target.architecture.decoder_layers
+    layers, length = call.guard.target.architecture.decoder_layers, inputs["input_ids"].shape[1]
     found: dict[int, Tensor] = {}
 
     def keep(layer: int, module: nn.Module, args: tuple, output: Any) -> None:
         hidden = output[0] if isinstance(output, tuple) else output
         rows, positions = (part.to(hidden.device) for part in places)
-        found[layer] = hidden[rows, positions]
+        # Layers that share an earlier one's keys and values may compute only the last rows of a prompt.
+        found[layer] = hidden[rows, positions - (length - hidden.shape[1])]
         if layer == len(layers) - 1:
             raise StopForward
 
@@ -75,9 +84,39 @@ def states_behind_layers(call: ForwardCall, inputs: Mapping[str, Any], places: P
     return states
 
 
-def row_ends(real: Tensor) -> Tensor:
-    """[B] position of the last real token of every row, from `real` [B, P] bool."""
-    return (torch.arange(real.shape[1], device=real.device) * real).argmax(-1)
+def last_row_attention(call: ForwardCall, method: str, inputs: Mapping[str, Any], side: Sign) -> dict[int, Tensor]:
+    """The attention of the row that predicts the first token, in a pass of the bare decoder.
+
+    The method's attention processor is asked in this pass, and has to hand each call to `record_last_row`.
+
+    Args:
+        call: the pass that is about to read the prompt; it is left as it is.
+        method: the name of the method.
+        inputs: of the pass that is made here.
+        side: the branch that the method edits.
+
+    Returns:
+        By layer of the method [B, P] float32, mean over heads.
+    """
+    state = GenerationState(call.guard.target.architecture.visual_token_ids, None, side)
+    state.read(inputs["input_ids"], inputs.get("attention_mask"), 0, None)
+    state.only = method
+    recorded: dict[int, Tensor] = {}
+    vars(state.memory(method, -1))["recorded"] = recorded
+    with call.guard.reading.running(state):
+        run_until_stopped(call.guard.target.architecture.generator, inputs)
+    return recorded
+
+
+def record_last_row(call: AttentionCall) -> bool:
+    """Keep the last row of a layer, if the running pass is one of `last_row_attention`; whether it is."""
+    recorded: dict[int, Tensor] | None = getattr(call.state.memory(call.method, -1), "recorded", None)
+    if recorded is None:
+        return False
+    answer = call.select("answer")
+    if answer is not None and call.layer not in recorded:
+        recorded[call.layer] = all_heads(answer.weights(), 1, call.target).mean(1)[:, 0]
+    return True
 
 
 def _is_of_tokens(name: str) -> bool:

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from vlm_guard.families.architecture import Architecture
 from vlm_guard.families.vision_tower import VisionTower
 
-Part = Literal["attention", "mlp", "residual"]
-PARTS: tuple[Part, ...] = ("attention", "mlp", "residual")
-"""What attention adds to the residual stream, what the feed-forward network adds, and the stream behind the layer."""
+Part = Literal["entering", "attention", "mlp", "residual"]
+PARTS: tuple[Part, ...] = ("entering", "attention", "mlp", "residual")
+"""The residual stream in front of a layer, what attention and feed-forward network add to it, the stream behind it."""
 
-_FEED_FORWARD = ("mlp", "feed_forward", "block_sparse_moe")
+_FEED_FORWARD = ("mlp", "feed_forward", "block_sparse_moe", "ffn")
 # Norms behind a part, by the child that tells such a layer from the usual one.
 _NORMS_BEHIND = {
     "pre_feedforward_layernorm": {"attention": "post_attention_layernorm", "mlp": "post_feedforward_layernorm"},
@@ -26,7 +26,7 @@ _NORMS_BEHIND = {
 
 @dataclass(frozen=True, eq=False)
 class LayerPart:
-    """A part of one layer, and the module whose output it is."""
+    """A part of one layer, and the module whose output it is; "entering" is the layer's input."""
 
     part: Part
     layer: int
@@ -47,11 +47,11 @@ def decoder_parts(
         ValueError: a layer has no such part as a module of its own.
     """
     attending = {entry.index: entry for entry in architecture.layers}
-    whole = architecture.decoder_layers if "residual" in wanted else ()
+    whole = architecture.decoder_layers if {"entering", "residual"} & {*wanted} else ()
     found = []
     for part in PARTS:
         for layer in wanted.get(part, ()):
-            if part == "residual":
+            if part in ("entering", "residual"):
                 found.append(LayerPart(part, layer, whole[layer]))
                 continue
             if layer not in attending:
@@ -79,6 +79,16 @@ def tower_parts(tower: VisionTower, wanted: Mapping[Part, Iterable[int]], method
         for part, layers in wanted.items()
         for layer in layers
     )
+
+
+def replace_input(
+    args: tuple, kwargs: dict[str, Any], edit: Callable[[Tensor], Tensor | None]
+) -> tuple[tuple, dict[str, Any]] | None:
+    """A layer's arguments with its hidden states after `edit`; None leaves them as they are."""
+    edited = edit(args[0] if args else kwargs["hidden_states"])
+    if edited is None:
+        return None
+    return ((edited, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": edited})
 
 
 def replace_output(output: Any, edit: Callable[[Tensor], Tensor | None]) -> Any:

@@ -216,7 +216,8 @@ class Method:
     def hidden_parts(self, target: "GuardTarget", prepared: Any) -> "Mapping[Part, Sequence[int]]":
         """The decoder layers whose parts `edit_hidden` gets; by default the residual stream behind its `layers`.
 
-        Parts are "attention" and "mlp", what these add to the residual stream, and "residual", the stream itself.
+        Parts are "attention" and "mlp", what these add to the residual stream, "residual", the stream behind a layer,
+        and "entering", the stream in front of it.
         """
         from vlm_guard.families.layers import select_layers_of
 
