@@ -86,12 +86,17 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "m3id": {"forgetting": 0.5},
     "lqcd": {"neutraliser": without_the_last_but_one},
     "avisc": {"plausibility": 0.0, "threshold": 0.0},
+    "only": {"plausibility": 0.0, "threshold": 0.0},
+    "revisit": {"strength": 0.5, "plausibility": 1e-30, "most": 1000000},
     "vista": {"strength": 0.5, "late_layers": "last:1"},
     "sid": {"plausibility": 0.0, "keep": 0.3, "layers": "1-"},
 }
 # Methods that look at many rows of a prompt, which layers that share keys and values do not compute.
 WHOLE_PROMPT = {"act", "vhr"}
 ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+
+# Methods that look inside the model but act on its logits alone: what they do is seen in what is generated.
+LOOKING = {"only", "revisit"}
 
 # Vision towers whose first token is a class token.
 CLASS_TOKEN_TOWERS = {"clip_vision_model", "blip_2_vision_model", "instructblip_vision_model"}
@@ -106,6 +111,7 @@ TOWERS_WITHOUT_VTI: set[str] = set()
 REFUSED_FAMILIES: dict[str, set[str]] = {
     # The feed-forward networks of OPT are no modules.
     "iri": {"blip_2"},
+    "only": {"blip_2"},
     "vista": {"blip_2"},
     "vti": {"blip_2"},
 }
@@ -163,6 +169,8 @@ def options(name: str, family: str = "llava") -> dict[str, Any]:
         return vti_directions(family)
     if name == "vista" and entry_of(config_of(family).model_type).generator:
         return OPTIONS["vista"] | {"augmentation": 0.0}
+    if name == "revisit" and getattr(config_of(family).get_text_config(decoder=True), "num_kv_shared_layers", 0):
+        return OPTIONS[name] | {"layers": "0-1"}
     shared = getattr(config_of(family).get_text_config(decoder=True), "num_kv_shared_layers", 0)
     if name in WHOLE_PROMPT and shared:
         return OPTIONS[name] | {"layers": f"0-{attention_layers(family)[-1] - shared}"}

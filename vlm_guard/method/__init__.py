@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vlm_guard.families.architecture import describe_architecture, unwrap
     from vlm_guard.families.head_list import head_list, select_heads
-    from vlm_guard.families.layer_parts import LayerPart, Part, attending_parts, replace_output
+    from vlm_guard.families.layer_parts import (
+        FeedForward,
+        LayerPart,
+        Part,
+        attending_parts,
+        feed_forward_of,
+        output_projection,
+        replace_output,
+    )
     from vlm_guard.families.layers import layer_ranges, select_layers, select_layers_of
     from vlm_guard.families.patch_grid import PlacedImage, place_images, require_grid
     from vlm_guard.families.pictures import flat_pictures, magnify_regions, recover_pictures, seen_part, stretch
@@ -23,7 +31,14 @@ if TYPE_CHECKING:
     from vlm_guard.method.base import Method, RowScope, Sign, option, variant_option
     from vlm_guard.method.branch_prompt import INSERTED, BranchPrompt, GivenPrompt, first_visual, image_markers
     from vlm_guard.method.contrast_method import ContrastMethod, plausibility_option
-    from vlm_guard.method.contrasting import Branch, ContrastCall, contrast_logits, cut_implausible, padding_id
+    from vlm_guard.method.contrasting import (
+        IMPLAUSIBLE,
+        Branch,
+        ContrastCall,
+        contrast_logits,
+        cut_implausible,
+        padding_id,
+    )
     from vlm_guard.method.early_exit import StopForward, run_until_stopped
     from vlm_guard.method.findings import (
         Finding,
@@ -40,6 +55,7 @@ if TYPE_CHECKING:
     from vlm_guard.method.key_edit_method import KeyEditMethod
     from vlm_guard.method.measure_call import MeasureCall
     from vlm_guard.method.model_inputs import TOKEN_TYPES, image_inputs, token_types
+    from vlm_guard.method.read_out_call import ReadOutCall
     from vlm_guard.method.registry import register
     from vlm_guard.method.split_heads import all_heads, own_heads, refuse_split_tower
     from vlm_guard.method.state import GenerationState
@@ -50,7 +66,15 @@ if TYPE_CHECKING:
 _HOMES = {
     "families.architecture": ("describe_architecture", "unwrap"),
     "families.head_list": ("head_list", "select_heads"),
-    "families.layer_parts": ("LayerPart", "Part", "attending_parts", "replace_output"),
+    "families.layer_parts": (
+        "FeedForward",
+        "LayerPart",
+        "Part",
+        "attending_parts",
+        "feed_forward_of",
+        "output_projection",
+        "replace_output",
+    ),
     "families.layers": ("layer_ranges", "select_layers", "select_layers_of"),
     "families.patch_grid": ("PlacedImage", "place_images", "require_grid"),
     "families.pictures": ("flat_pictures", "magnify_regions", "recover_pictures", "seen_part", "stretch"),
@@ -61,7 +85,7 @@ _HOMES = {
     "method.base": ("Method", "RowScope", "Sign", "option", "variant_option"),
     "method.branch_prompt": ("INSERTED", "BranchPrompt", "GivenPrompt", "first_visual", "image_markers"),
     "method.contrast_method": ("ContrastMethod", "plausibility_option"),
-    "method.contrasting": ("Branch", "ContrastCall", "contrast_logits", "cut_implausible", "padding_id"),
+    "method.contrasting": ("IMPLAUSIBLE", "Branch", "ContrastCall", "contrast_logits", "cut_implausible", "padding_id"),
     "method.early_exit": ("StopForward", "run_until_stopped"),
     "method.findings": ("Finding", "FindingsCall", "MarkedHeads", "MarkedTokens", "PictureMap", "ReplacedPicture"),
     "method.forward_call": ("ForwardCall", "InputsCall"),
@@ -71,6 +95,7 @@ _HOMES = {
     "method.key_edit_method": ("KeyEditMethod",),
     "method.measure_call": ("MeasureCall",),
     "method.model_inputs": ("TOKEN_TYPES", "image_inputs", "token_types"),
+    "method.read_out_call": ("ReadOutCall",),
     "method.registry": ("register",),
     "method.split_heads": ("all_heads", "own_heads", "refuse_split_tower"),
     "method.state": ("GenerationState",),
@@ -81,6 +106,7 @@ _HOMES = {
 _PUBLIC = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "IMPLAUSIBLE",
     "INSERTED",
     "TOKEN_TYPES",
     "AttentionCall",
@@ -89,6 +115,7 @@ __all__ = [
     "ContrastCall",
     "ContrastMethod",
     "Fact",
+    "FeedForward",
     "Finding",
     "FindingsCall",
     "ForwardCall",
@@ -107,6 +134,7 @@ __all__ = [
     "Part",
     "PictureMap",
     "PlacedImage",
+    "ReadOutCall",
     "ReplacedPicture",
     "RowScope",
     "RowSelection",
@@ -125,6 +153,7 @@ __all__ = [
     "describe_architecture",
     "describe_function",
     "describe_vision_tower",
+    "feed_forward_of",
     "find_function",
     "first_visual",
     "flat_pictures",
@@ -135,6 +164,7 @@ __all__ = [
     "layer_ranges",
     "magnify_regions",
     "option",
+    "output_projection",
     "own_heads",
     "padding_id",
     "place_images",
