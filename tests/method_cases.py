@@ -9,8 +9,8 @@ import torch
 from transformers import PreTrainedConfig
 
 from vlm_guard.families.family import ArchitectureEntry, entry_of
+from vlm_guard.families.packed_vectors import pack_vectors
 from vlm_guard.method.registry import method_names
-from vlm_guard.methods.vti.packed_direction import pack
 from zoo import FAMILIES as FAMILIES_OF_ZOO
 from zoo import families
 from zoo.prompts import BOS, PAD
@@ -145,10 +145,10 @@ def vti_directions(family: str) -> dict[str, Any]:
     """Directions along one axis for decoder and, where VTI can work in it, tower of the zoo's `family`."""
     text, tower = config_of(family).get_text_config(decoder=True), getattr(config_of(family), "vision_config", None)
     entry = entry_of_zoo(family)
-    found = {"text_direction": pack(torch.eye(text.num_hidden_layers, text.hidden_size)), "text_strength": 3.0}
+    found = {"text_direction": pack_vectors(torch.eye(text.num_hidden_layers, text.hidden_size)), "text_strength": 3.0}
     if entry.no_tower or tower_type(family) in {*entry.packed_towers, *TOWERS_WITHOUT_VTI}:
         return found | {"vision_strength": 0.0}
-    return found | {"vision_direction": pack(torch.eye(tower.num_hidden_layers, tower.hidden_size))}
+    return found | {"vision_direction": pack_vectors(torch.eye(tower.num_hidden_layers, tower.hidden_size))}
 
 
 def names() -> list[str]:

@@ -32,10 +32,10 @@ from vlm_guard.method import (
     VisionTower,
     describe_architecture,
     describe_vision_tower,
+    pack_vectors,
     run_until_stopped,
     unwrap,
 )
-from vlm_guard.methods.vti.packed_direction import pack
 
 CAPTION_TOKENS = 64
 MASKED_SHARE = 0.99
@@ -80,14 +80,14 @@ def measure_directions(
     note = f"{len(text)} of {len(descriptions)} unlabelled pictures, sha256 {_hash(descriptions)}"
     facts = {
         "vti_text_direction": Fact(
-            value=pack(principal_direction(torch.stack(text))),
+            value=pack_vectors(principal_direction(torch.stack(text))),
             source="calibrated",
             note=f"captions of the model's own with and without a sentence about another picture; {note}",
         )
     }
     if vision:
         facts["vti_vision_direction"] = Fact(
-            value=pack(principal_direction(torch.stack(vision))),
+            value=pack_vectors(principal_direction(torch.stack(vision))),
             source="calibrated",
             note=f"{TRIALS} maskings of {MASKED_SHARE:.0%} of the patches against the whole picture; {note}",
         )

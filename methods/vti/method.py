@@ -40,10 +40,10 @@ from vlm_guard.method import (
     register,
     select_layers,
     select_layers_of,
+    unpack_vectors,
 )
 from vlm_guard.methods.shared.steering import Direction, turn
 from vlm_guard.methods.vti.measuring import measure_directions
-from vlm_guard.methods.vti.packed_direction import unpack
 
 # Of the released layer, beside its strength.
 HIDDEN_FACTOR = 0.1
@@ -132,7 +132,7 @@ class VTI(Method):
                 f"vti needs the {kind} direction of this {target.architecture.model_type} model, and no profile has "
                 f"it. Run 'vlm-guard calibrate MODEL --only vti' once, or set {kind}_strength=0"
             )
-        return unpack(str(text), shape, f"vti: {kind}_direction")
+        return unpack_vectors(str(text), shape, f"vti: {kind}_direction")
 
     def hidden_parts(self, target: GuardTarget, prepared: Directions) -> dict[Part, tuple[int, ...]]:
         """The feed-forward outputs of the decoder."""

@@ -7,10 +7,11 @@ import torch
 
 from vlm_guard import builtin, wrap
 from vlm_guard.eval.data.calibration_prompts import calibration_prompts
+from vlm_guard.families.packed_vectors import pack_vectors as pack
+from vlm_guard.families.packed_vectors import unpack_vectors as unpack
 from vlm_guard.families.profiles import Profile, short_value
 from vlm_guard.methods.vti import measuring
 from vlm_guard.methods.vti.measuring import caption_pair, measure_directions, principal_direction
-from vlm_guard.methods.vti.packed_direction import pack, unpack
 from zoo import UNEQUAL_PROMPTS, Prompt, assert_pristine
 
 torch.set_num_threads(1)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         replace_output,
     )
     from vlm_guard.families.layers import layer_ranges, select_layers, select_layers_of
+    from vlm_guard.families.packed_vectors import pack_vectors, unpack_vectors
     from vlm_guard.families.patch_grid import PlacedImage, place_images, require_grid
     from vlm_guard.families.pictures import flat_pictures, magnify_regions, recover_pictures, seen_part, stretch
     from vlm_guard.families.profiles import Fact
@@ -76,6 +77,7 @@ _HOMES = {
         "replace_output",
     ),
     "families.layers": ("layer_ranges", "select_layers", "select_layers_of"),
+    "families.packed_vectors": ("pack_vectors", "unpack_vectors"),
     "families.patch_grid": ("PlacedImage", "place_images", "require_grid"),
     "families.pictures": ("flat_pictures", "magnify_regions", "recover_pictures", "seen_part", "stretch"),
     "families.profiles": ("Fact",),
@@ -166,6 +168,7 @@ __all__ = [
     "option",
     "output_projection",
     "own_heads",
+    "pack_vectors",
     "padding_id",
     "place_images",
     "plausibility_option",
@@ -182,6 +185,7 @@ __all__ = [
     "spread_over_visual_tokens",
     "stretch",
     "token_types",
+    "unpack_vectors",
     "unwrap",
     "variant_option",
     "visual_mask",

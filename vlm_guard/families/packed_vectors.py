@@ -1,4 +1,4 @@
-"""Directions as text: one vector per layer, small enough for a profile or an option."""
+"""Vectors as text: one for each layer of a model, small enough for a profile or an option."""
 
 import base64
 import binascii
@@ -11,18 +11,18 @@ from torch import Tensor
 _FORM = re.compile(r"(\d{1,5})x(\d{1,6})\.([A-Za-z0-9_-]+)")
 
 
-def pack(directions: Tensor) -> str:
-    """Directions [L, D] as text: "LxD." and their values as little-endian float16 in URL-safe base64."""
-    values = directions.detach().cpu().numpy().astype("<f2")
+def pack_vectors(vectors: Tensor) -> str:
+    """Vectors [L, D] as text: "LxD." and their values as little-endian float16 in URL-safe base64."""
+    values = vectors.detach().cpu().numpy().astype("<f2")
     text = base64.urlsafe_b64encode(values.tobytes()).decode("ascii").rstrip("=")
     return f"{values.shape[0]}x{values.shape[1]}.{text}"
 
 
-def unpack(text: str, shape: tuple[int, int], what: str) -> Tensor:
-    """The directions [L, D] float32 that a text stands for.
+def unpack_vectors(text: str, shape: tuple[int, int], what: str) -> Tensor:
+    """The vectors [L, D] float32 that a text stands for.
 
     Args:
-        text: as `pack` writes it.
+        text: as `pack_vectors` writes it.
         shape: L and D of the model.
         what: what the text is, for the error message.
 
@@ -31,12 +31,12 @@ def unpack(text: str, shape: tuple[int, int], what: str) -> Tensor:
     """
     match = _FORM.fullmatch(text)
     if match is None:
-        raise ValueError(f"{what} must look like '6x192.…', as 'vlm-guard calibrate MODEL --only vti' writes it")
+        raise ValueError(f"{what} must look like '6x192.…', as 'vlm-guard calibrate MODEL' writes it")
     found = int(match[1]), int(match[2])
     if found != shape:
         raise ValueError(
             f"{what} has {found[0]} layers of {found[1]} numbers, this model {shape[0]} of {shape[1]}; "
-            "run 'vlm-guard calibrate MODEL --only vti' for it"
+            "run 'vlm-guard calibrate MODEL' for it"
         )
     try:
         raw = base64.b64decode(match[3] + "=" * (-len(match[3]) % 4), altchars=b"-_", validate=True)
