@@ -31,9 +31,12 @@ from vlm_guard.method import (
     Branch,
     ContrastCall,
     ContrastMethod,
+    Finding,
+    FindingsCall,
     ForwardCall,
     GuardTarget,
     HiddenEditCall,
+    MarkedTokens,
     Part,
     option,
     plausibility_option,
@@ -79,7 +82,6 @@ class AvisC(ContrastMethod):
         1.0,
         help="a patch is blind from this many standard deviations above the mean on",
         range=(-10.0, 100.0),
-        tried=(0.0, 2.0),
         paper="lamb = 1 in the released script",
     )
 
@@ -107,6 +109,7 @@ class AvisC(ContrastMethod):
         visual = call.state.visual[:, :count]
         weights = torch.stack([rows[layer].to(visual.device)[:, :count] for layer in sorted(rows)])
         shared.length, shared.blanked = count, visual & ~self.blind(weights, visual)
+        call.guard.findings(self.name).blanked = shared.blanked[0]
 
     def blind(self, weights: Tensor, visual: Tensor) -> Tensor:
         """[B, P] bool, the visual tokens that draw most attention.
@@ -148,3 +151,17 @@ class AvisC(ContrastMethod):
         current = places[:, call.state.offset : call.state.offset + count].to(call.hidden.device)
         taken = current.gather(1, call.rows.index.to(call.hidden.device))
         return call.hidden.masked_fill(taken[..., None], 0)
+
+    def findings(self, call: FindingsCall) -> list[Finding]:
+        """The patches that draw most attention, and are all that the branch saw."""
+        blanked, visual = getattr(call.kept, "blanked", None), call.state.visual[0].cpu()
+        if blanked is None:
+            return []
+        marked = blanked.cpu()[visual[: len(blanked)]]
+        text = (
+            f"The answer moved away from that of a branch which saw {int((~marked).sum())} of {len(marked)} patches, "
+            "those that draw most attention. Crossed-out patches were blanked out for it."
+        )
+        return [
+            MarkedTokens(title="AvisC: what its branch sees", text=text, marked=marked.numpy(), name="blanked patches")
+        ]

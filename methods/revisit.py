@@ -29,8 +29,11 @@ from torch import Tensor
 
 from vlm_guard.method import (
     IMPLAUSIBLE,
+    Finding,
+    FindingsCall,
     GuardTarget,
     HiddenEditCall,
+    MarkedTokens,
     Method,
     Part,
     ReadOutCall,
@@ -129,7 +132,9 @@ class ReVisiT(Method):
             states = call.norm(states)
         tokens = self._plausible(final)
         read = call.logits_of(states, tokens).to(final.device)
-        return torch.where(call.has_image[:, None], self.product(final, tokens, read, valid), final)
+        mixed, closest = self.product(final, tokens, read, valid)
+        vars(call.memory).setdefault("closest", []).append(closest[:1])
+        return torch.where(call.has_image[:, None], mixed, final)
 
     @staticmethod
     def _on(final: Tensor, kept: dict) -> list[tuple[Tensor, Tensor]]:
@@ -141,8 +146,8 @@ class ReVisiT(Method):
         count = int((final >= least).sum(-1).max())
         return final.topk(min(max(count, 2), self.most, final.shape[-1])).indices
 
-    def product(self, final: Tensor, tokens: Tensor, read: Tensor, valid: Tensor) -> Tensor:
-        """[B, V] the logits after the product.
+    def product(self, final: Tensor, tokens: Tensor, read: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, V] the logits after the product, and [B] long, which visual state they were multiplied with.
 
         Args:
             final: [B, V] the model's logits.
@@ -159,7 +164,7 @@ class ReVisiT(Method):
         reference = log_r.gather(1, closest[:, None, None].expand(-1, 1, tokens.shape[1]))[:, 0]
         mixed = log_p + self.strength * reference
         ruled_out = final - final.amax(-1, keepdim=True) - IMPLAUSIBLE
-        return ruled_out.scatter(1, tokens, torch.where(outside, ruled_out.gather(1, tokens), mixed))
+        return ruled_out.scatter(1, tokens, torch.where(outside, ruled_out.gather(1, tokens), mixed)), closest
 
     def distance(self, log_p: Tensor, log_r: Tensor) -> Tensor:
         """[B, P] divergence of log-probabilities [B, 1, K] from [B, P, K], both minus infinity outside of S."""
@@ -171,3 +176,17 @@ class ReVisiT(Method):
         else:
             terms = one.exp() * (one - middle) + other.exp() * (other - middle)
         return (terms * inside).sum(-1) / 2
+
+    def findings(self, call: FindingsCall) -> list[Finding]:
+        """The patches whose read-outs the answer was multiplied with."""
+        used: list[Tensor] = vars(call.state.memory(self.name, -1)).get("closest", [])
+        count = int(call.state.visual[0].sum())
+        if not used or not count:
+            return []
+        marked = torch.zeros(count, dtype=torch.bool)
+        # States of several layers stand one behind the other, each of all visual tokens.
+        marked[torch.cat(used).cpu() % count] = True
+        text = f"{int(marked.sum())} of {count} patches read most like one of the {len(used)} tokens of this answer."
+        return [
+            MarkedTokens(title="ReVisiT: its references", text=text, marked=marked.numpy(), name="reference patches")
+        ]

@@ -34,7 +34,10 @@ from vlm_guard.method import (
     Branch,
     ContrastCall,
     ContrastMethod,
+    Finding,
+    FindingsCall,
     GuardTarget,
+    MarkedTokens,
     all_heads,
     option,
     plausibility_option,
@@ -139,6 +142,8 @@ class SID(ContrastMethod):
             # While a prompt is read, a layer is asked more than once; its mask of visual tokens tells a new reading.
             if call.is_decode or getattr(shared, "read", None) is not call.state.visual:
                 shared.read, shared.removed = call.state.visual, self._removed(call)
+                if not call.is_decode:
+                    call.found.removed = shared.removed[0, 0]
             return None
         return _taken_away(call, shared.removed)
 
@@ -168,6 +173,20 @@ class SID(ContrastMethod):
         order = weights.masked_fill(~visual[:, None], torch.inf).argsort(dim=-1, stable=True)
         rank = order.argsort(dim=-1)
         return (rank >= kept.clamp_min(1)[:, None, None]) & visual[:, None]
+
+    def findings(self, call: FindingsCall) -> list[Finding]:
+        """The patches that the branch did not see."""
+        removed, visual = getattr(call.kept, "removed", None), call.state.visual[0].cpu()
+        if removed is None:
+            return []
+        marked = removed.cpu()[: len(visual)][visual[: len(removed)]]
+        text = (
+            f"The answer moved away from that of a branch which saw {int((~marked).sum())} of {len(marked)} patches, "
+            "the least attended ones. Crossed-out patches were hidden from it while it read the prompt."
+        )
+        return [
+            MarkedTokens(title="SID: what its branch sees", text=text, marked=marked.numpy(), name="hidden patches")
+        ]
 
 
 def _taken_away(call: AttentionCall, removed: Tensor) -> AttentionEdit:

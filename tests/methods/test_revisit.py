@@ -35,12 +35,13 @@ def test_the_product_by_hand():
     tokens = torch.tensor([[2, 0]])
     read = torch.tensor([[[-5.0, 5.0], [3.0, 1.0], [9.0, 9.0]]])
     valid = torch.tensor([[True, True, False]])
-    found = ReVisiT(plausibility=0.1).product(final, tokens, read, valid)
+    found, closest = ReVisiT(plausibility=0.1).product(final, tokens, read, valid)
+    assert closest.tolist() == [1]
     p = torch.tensor([1.5, 1.0]).log_softmax(-1)
     expected = p + torch.tensor([3.0, 1.0]).log_softmax(-1)
     assert torch.allclose(found[0, [2, 0]], expected)
     assert bool((found[0, [1, 3]] < -1000).all()), "implausible tokens are ruled out, in the model's order"
-    half = ReVisiT(plausibility=0.1, strength=0.5).product(final, tokens, read, valid)
+    half, _ = ReVisiT(plausibility=0.1, strength=0.5).product(final, tokens, read, valid)
     assert torch.allclose(half[0, [2, 0]], p + torch.tensor([3.0, 1.0]).log_softmax(-1) / 2)
 
 
@@ -49,7 +50,7 @@ def test_a_row_with_fewer_plausible_tokens_rules_the_others_out():
     method = ReVisiT(plausibility=0.1)
     tokens = method._plausible(final)
     assert tokens.tolist() == [[0, 1, 2], [0, 1, 2]]
-    found = method.product(final, tokens, torch.zeros(2, 1, 3), torch.ones(2, 1, dtype=torch.bool))
+    found, _ = method.product(final, tokens, torch.zeros(2, 1, 3), torch.ones(2, 1, dtype=torch.bool))
     assert torch.allclose(found[1, :2], torch.tensor([5.0, 4.9]).log_softmax(-1) - math.log(2))
     assert float(found[1, 2]) < -1000
     assert ReVisiT(plausibility=0.1, most=2)._plausible(final).tolist() == [[0, 1], [0, 1]]
