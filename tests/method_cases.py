@@ -83,6 +83,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "icd": {"text": "151 152 153 154 155 156", "place": "start"},
     "m3id": {"forgetting": 0.5},
     "lqcd": {"neutraliser": without_the_last_but_one},
+    # Keep half of the few heads of a tiny model.
+    "spin": {"keep": 0.5},
+    "hgai": {"layers": "all"},
+    "vaf": {"layers": "all"},
+    # Five tokens are few for its growing share.
+    "flb": {"strength": 2.0, "rate": 0.5},
 }
 # Methods that look at many rows of a prompt, which layers that share keys and values do not compute.
 WHOLE_PROMPT = {"act", "vhr"}
