@@ -11,6 +11,8 @@ from vlm_guard.kernels.reference import allowed_keys
 # Rows are processed in blocks so that the scores of one block stay within this many elements (64 MiB in float32):
 # memory then grows with K, never with R x K.
 BLOCK_ELEMENTS = 16 * 1024 * 1024
+# What a float mask adds to hide a key: half of float16's lowest number, which no bias of positions reaches.
+LOWEST_SCORE = -3e4
 
 
 def torch_attention(problem: AttentionProblem) -> EditedAttention:
@@ -87,7 +89,11 @@ def attention_scores(problem: AttentionProblem, decides: bool = True) -> Tensor:
     stacked = problem.query.reshape(batch * groups, heads // groups * count, head_dim)
     scores = _products(stacked, problem.key.flatten(0, 1).transpose(1, 2), wide, decides)
     rows = slice(0, count)
-    return _apply_mask(_finish_scores(scores.view(batch, heads, count, keys), problem, rows), problem, rows)
+    scores = _apply_mask(_finish_scores(scores.view(batch, heads, count, keys), problem, rows), problem, rows)
+    if problem.mask is not None and problem.mask.dtype != torch.bool:
+        # Eager attention masks with the lowest finite number, which is no score either.
+        scores = scores.masked_fill(problem.mask <= LOWEST_SCORE, float("-inf"))
+    return scores
 
 
 def _finish_scores(products: Tensor, problem: AttentionProblem, rows: slice) -> Tensor:

@@ -173,6 +173,9 @@ def test_scores_before_the_softmax():
     found = attention_scores(small_problem(softcap=1.5, mask=kept)).flatten().tolist()
     capped = [1.5 * math.tanh(math.log(weight) / 1.5) for weight in WEIGHTS]
     assert found == pytest.approx([capped[0], float("-inf"), capped[2], capped[3]], rel=1e-5)
+    lowest = torch.tensor([[[[0.5, torch.finfo(torch.float32).min, 0.0, float("-inf")]]]])
+    found = attention_scores(small_problem(mask=lowest)).flatten().tolist()
+    assert found == pytest.approx([math.log(0.4) + 0.5, float("-inf"), math.log(0.1), float("-inf")], rel=1e-5)
 
 
 @every_backend

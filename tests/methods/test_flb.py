@@ -80,16 +80,24 @@ def test_labels_and_loops_of_ones_own_give_what_generate_gives(zoo_model):
         given = zoo.model(**inputs, use_cache=True)
         assert torch.allclose(given.logits[:, -1], out.logits[0], atol=2e-4)
         for step in range(1, 3):
-            seen = mask[:, : length + step]
             given = zoo.model(
                 input_ids=out.sequences[:, length + step - 1 : length + step],
-                attention_mask=seen,
-                position_ids=seen.sum(-1, keepdim=True) - 1,
+                attention_mask=mask[:, : length + step],
                 past_key_values=given.past_key_values,
             )
             assert torch.allclose(given.logits[:, -1], out.logits[step], atol=2e-4)
-        with pytest.raises(ValueError, match="flb needs the logits of the answer's first token"):
-            zoo.model(**inputs | {"input_ids": out.sequences, "attention_mask": mask}, labels=labels, logits_to_keep=1)
+
+
+def test_first_logits_that_were_not_kept_are_asked_for(zoo_model):
+    """The answer of a row that is padded on the right begins before the last position."""
+    zoo = zoo_model("llava")
+    inputs = zoo.make_inputs(PROMPTS[:2], padding_side="right")
+    with (
+        wrap(zoo.model, None, "flb"),
+        torch.no_grad(),
+        pytest.raises(ValueError, match="flb needs the logits of the answer's first token"),
+    ):
+        zoo.model(**inputs, logits_to_keep=1)
 
 
 def test_beams_of_a_prompt_share_its_first_logits(zoo_model):
