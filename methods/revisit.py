@@ -28,7 +28,6 @@ import torch
 from torch import Tensor
 
 from vlm_guard.method import (
-    IMPLAUSIBLE,
     Finding,
     FindingsCall,
     GuardTarget,
@@ -38,6 +37,7 @@ from vlm_guard.method import (
     Part,
     ReadOutCall,
     RowSelection,
+    lower_implausible,
     option,
     register,
     select_layers,
@@ -163,7 +163,7 @@ class ReVisiT(Method):
         closest = distance.argmin(-1)
         reference = log_r.gather(1, closest[:, None, None].expand(-1, 1, tokens.shape[1]))[:, 0]
         mixed = log_p + self.strength * reference
-        ruled_out = final - final.amax(-1, keepdim=True) - IMPLAUSIBLE
+        ruled_out = lower_implausible(final - final.amax(-1, keepdim=True))
         return ruled_out.scatter(1, tokens, torch.where(outside, ruled_out.gather(1, tokens), mixed)), closest
 
     def distance(self, log_p: Tensor, log_r: Tensor) -> Tensor:

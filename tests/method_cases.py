@@ -19,7 +19,7 @@ from zoo.tiny_processor import PROCESSORS, tiny_processor
 # Without a family that is refused, and one without visual tokens in its prompt (tests/test_cross_attention.py).
 FAMILIES = [name for name in families() if name not in {"git", "mllama"}]
 
-WORD_PROCESSOR = {"icd", "lqcd"}
+WORD_PROCESSOR = {"icd", "lqcd", "ritual"}
 
 
 class WordTokenizer:
@@ -38,10 +38,18 @@ class WordTokenizer:
         return " ".join(map(str, ids))
 
 
+class PixelScale:
+    """As much of an image processor as the methods that change pictures need."""
+
+    do_normalize, do_rescale = True, True
+    image_mean, image_std = [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]
+
+
 class WordProcessor:
-    """A processor around it."""
+    """A processor around them."""
 
     tokenizer = WordTokenizer()
+    image_processor = PixelScale()
 
 
 def without_the_last_but_one(text: str) -> str:
@@ -90,6 +98,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "revisit": {"strength": 0.5, "plausibility": 1e-30, "most": 1000000},
     "vista": {"strength": 0.5, "late_layers": "last:1"},
     "sid": {"plausibility": 0.0, "keep": 0.3, "layers": "1-"},
+    # Keep half of the few heads of a tiny model.
+    "spin": {"keep": 0.5},
+    "hgai": {"layers": "all"},
+    "vaf": {"layers": "all"},
+    # Five tokens are few for its growing share.
+    "flb": {"strength": 2.0, "rate": 0.5},
 }
 # Methods that look at many rows of a prompt, which layers that share keys and values do not compute.
 WHOLE_PROMPT = {"act", "vhr"}
@@ -104,9 +118,6 @@ CLASS_TOKEN_TOWERS = {"clip_vision_model", "blip_2_vision_model", "instructblip_
 # Vision towers that are given patches instead of pictures.
 PATCH_TOWERS = {"gemma4_vision", "siglip2_vision_model", "molmo2_vision"}
 
-# Vision towers whose layers VTI cannot turn: several stacks, or feed-forward networks that are no modules.
-TOWERS_WITHOUT_VTI: set[str] = set()
-
 # Families in which a method's options above cannot be met, for a reason that no fact of the family tells.
 REFUSED_FAMILIES: dict[str, set[str]] = {
     # The feed-forward networks of OPT are no modules.
@@ -114,6 +125,8 @@ REFUSED_FAMILIES: dict[str, set[str]] = {
     "only": {"blip_2"},
     "vista": {"blip_2"},
     "vti": {"blip_2"},
+    # Pictures that come in as patches in an order that it does not know.
+    "ritual": {"fuyu", "gemma4", "gemma4_shared", "lfm2_vl", "minicpm_v", "molmo2"},
 }
 
 
@@ -146,7 +159,7 @@ def vti_directions(family: str) -> dict[str, Any]:
     text, tower = config_of(family).get_text_config(decoder=True), getattr(config_of(family), "vision_config", None)
     entry = entry_of_zoo(family)
     found = {"text_direction": pack_vectors(torch.eye(text.num_hidden_layers, text.hidden_size)), "text_strength": 3.0}
-    if entry.no_tower or tower_type(family) in {*entry.packed_towers, *TOWERS_WITHOUT_VTI}:
+    if entry.no_tower or tower_type(family) in entry.packed_towers:
         return found | {"vision_strength": 0.0}
     return found | {"vision_direction": pack_vectors(torch.eye(tower.num_hidden_layers, tower.hidden_size))}
 

@@ -16,6 +16,7 @@ from transformers import GenerationConfig, StoppingCriteriaList, StopStringCrite
 from transformers.generation import GenerationMode
 
 from vlm_guard.contrast.branched_model import BranchedModel, StandIn
+from vlm_guard.contrast.first_token import FirstTokenModel
 from vlm_guard.contrast.layer_contrast import LayerContrastModel
 from vlm_guard.contrast.read_out import reads_out
 from vlm_guard.families.architecture import GenerativeModel
@@ -100,6 +101,9 @@ class ContrastGenerate:
         if reads_out(self.method, self.target):
             layers = self.method.early_layers(self.target)
             return LayerContrastModel(model, self.target.architecture, self.method, layers, guard=self.guard)
+        if self.method.overrides("edit_logits"):
+            active = self.call(input_ids, model_kwargs.get("attention_mask")).prompt.has_image
+            return FirstTokenModel(model, self.method, active) if bool(active.any()) else None
         branch = self.branch(input_ids, model_kwargs)
         if branch is None:
             return None

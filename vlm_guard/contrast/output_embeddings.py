@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vlm_guard.families.architecture import GenerativeModel
 
-_FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
+_FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "embedding_norm")
 
 
 def final_norm(model: GenerativeModel) -> nn.Module:

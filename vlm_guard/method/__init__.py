@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from vlm_guard.method.branch_prompt import INSERTED, BranchPrompt, GivenPrompt, first_visual, image_markers
     from vlm_guard.method.contrast_method import ContrastMethod, plausibility_option
     from vlm_guard.method.contrasting import (
-        IMPLAUSIBLE,
         Branch,
         ContrastCall,
         contrast_logits,
         cut_implausible,
+        lower_implausible,
         padding_id,
     )
     from vlm_guard.method.early_exit import StopForward, run_until_stopped
@@ -87,7 +87,14 @@ _HOMES = {
     "method.base": ("Method", "RowScope", "Sign", "option", "variant_option"),
     "method.branch_prompt": ("INSERTED", "BranchPrompt", "GivenPrompt", "first_visual", "image_markers"),
     "method.contrast_method": ("ContrastMethod", "plausibility_option"),
-    "method.contrasting": ("IMPLAUSIBLE", "Branch", "ContrastCall", "contrast_logits", "cut_implausible", "padding_id"),
+    "method.contrasting": (
+        "Branch",
+        "ContrastCall",
+        "contrast_logits",
+        "cut_implausible",
+        "lower_implausible",
+        "padding_id",
+    ),
     "method.early_exit": ("StopForward", "run_until_stopped"),
     "method.findings": ("Finding", "FindingsCall", "MarkedHeads", "MarkedTokens", "PictureMap", "ReplacedPicture"),
     "method.forward_call": ("ForwardCall", "InputsCall"),
@@ -108,7 +115,6 @@ _HOMES = {
 _PUBLIC = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "IMPLAUSIBLE",
     "INSERTED",
     "TOKEN_TYPES",
     "AttentionCall",
@@ -164,6 +170,7 @@ __all__ = [
     "image_inputs",
     "image_markers",
     "layer_ranges",
+    "lower_implausible",
     "magnify_regions",
     "option",
     "output_projection",

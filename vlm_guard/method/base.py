@@ -250,7 +250,7 @@ class Method:
         """Change `call.inputs` of a forward pass that reads a prompt, before it runs."""
 
     def contrasts(self) -> bool:
-        """Whether this method, with its options, changes the logits; then one of the two pairs below is used."""
+        """Whether this method, with its options, changes the logits; then one of the two pairs or the last is used."""
         return False
 
     def contrast_branch(self, call: "ContrastCall") -> "Branch | None":
@@ -280,6 +280,10 @@ class Method:
     def combine_layers(self, final: "Tensor", early: "Tensor", layers: tuple[int, ...]) -> "Tensor":
         """The final logits [B, V] and those of the early `layers` [E, B, V] as one [B, V]."""
         return final
+
+    def edit_logits(self, logits: "Tensor", first: "Tensor", step: int) -> "Tensor":
+        """Other logits [B, V] of generated token `step`, from the model's and those of the `first` token [B, V]."""
+        return logits
 
     # -- what it must know ------------------------------------------------------------------------------------
 

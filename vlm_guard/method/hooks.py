@@ -47,6 +47,7 @@ HOOKS: dict[str, Hook] = {
     "read_out": Hook(station="logits", before_logits=False, in_model=False, per_step=True),
     "combine_read_out": Hook(station="logits", before_logits=False, in_model=False, per_step=True),
     "combine_layers": Hook(station="logits", before_logits=False, in_model=False, per_step=True),
+    "edit_logits": Hook(station="logits", before_logits=False, in_model=False, per_step=True),
 }
 
 
