@@ -176,7 +176,9 @@ class ONLY(Method):
         """[B, V] logits of the model's [B, V] and the short cut's [B, V]."""
         difference = (final.softmax(-1) - side.softmax(-1)).abs().sum(-1, keepdim=True)
         agreed = final + self.agreement_strength * side
+        # Tokens that a model rules out itself have the lowest number there is, which must not become minus infinity.
         mixed = torch.where(difference < self.threshold, agreed, final + self.strength * (final - side))
+        mixed = mixed.clamp_min(torch.finfo(mixed.dtype).min)
         return cut_implausible(mixed, final, self.plausibility)
 
 

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from vlm_guard import wrap
+from vlm_guard.families.architecture import describe_architecture
+from vlm_guard.families.layer_parts import decoder_parts, feed_forward_of
 from vlm_guard.methods.only import ONLY, text_heads
 from zoo import Prompt, assert_pristine
 
@@ -124,6 +126,38 @@ def test_it_equals_loops_over_a_stock_model(zoo_model, use_cache):
             final, side = short_cut(zoo, ids, inputs, visual)
             assert oracle.close(out.logits[step][row], 2 * final - side, 4.0), f"row {row} step {step}"
     assert_pristine(zoo.model)
+
+
+def test_tokens_that_the_model_rules_out_stay_finite():
+    final = torch.tensor([[2.0, torch.finfo(torch.float32).min]])
+    assert ONLY(plausibility=0.0).contrast(final, torch.tensor([[0.0, 5.0]])).isfinite().all()
+
+
+@pytest.mark.parametrize("family", ["llava", "gemma3", "glm4v", "llama4"])
+def test_the_way_without_attention_is_what_a_layer_does_behind_it(zoo_model, family):
+    """state behind = way(state in front + what attention added), with the modules that were found."""
+    zoo = zoo_model(family)
+    architecture = describe_architecture(zoo.model)
+    entry = architecture.layers[-1]
+    (attention,) = decoder_parts(architecture, {"attention": [entry.index]}, "this test")
+    kept = {}
+    hooks = [
+        entry.layer.register_forward_pre_hook(
+            lambda m, a, k: kept.update(front=a[0] if a else k["hidden_states"]), with_kwargs=True
+        ),
+        attention.module.register_forward_hook(
+            lambda m, a, out: kept.update(added=out[0] if isinstance(out, tuple) else out)
+        ),
+        entry.layer.register_forward_hook(
+            lambda m, a, out: kept.update(behind=out[0] if isinstance(out, tuple) else out)
+        ),
+    ]
+    with torch.no_grad():
+        zoo.model(**zoo.make_inputs(zoo.adapt([Prompt(text_before=3, text_after=5, content=0)])))
+        for hook in hooks:
+            hook.remove()
+        found = feed_forward_of(entry.layer, "this test")(kept["front"] + kept["added"])
+    assert torch.allclose(found, kept["behind"], atol=1e-5)
 
 
 def test_families_without_these_modules_are_refused(zoo_model):
