@@ -76,7 +76,7 @@ class ReVisiT(Method):
     )
     layers: str = option(
         LAST,
-        help="whose visual states are read out: 'last', or the states that enter layers such as '50%-' or 'all'",
+        help="whose visual states are read out: 'last', states that enter layers such as '50%-', or both: '8-,last'",
         paper="the last in the release for LLaVA-1.5, every second for Qwen2.5-VL",
     )
     divergence: str = option(
@@ -95,16 +95,25 @@ class ReVisiT(Method):
         """Strength 0 switches it off."""
         return self.strength > 0
 
+    def _entering(self, target: GuardTarget) -> tuple[int, ...]:
+        """The layers whose entering states are kept."""
+        named = [item for item in self.layers.split(",") if item.strip() != LAST]
+        return select_layers(",".join(named), target.architecture.depth) if named else ()
+
+    def _behind(self, target: GuardTarget) -> tuple[int, ...]:
+        """The last layer, if the states behind it are kept."""
+        last = LAST in (item.strip() for item in self.layers.split(","))
+        return (target.architecture.depth - 1,) if last else ()
+
     def active_layers(self, target: GuardTarget) -> tuple[int, ...]:
         """Those whose states are kept."""
-        depth = target.architecture.depth
-        return (depth - 1,) if self.layers == LAST else select_layers(self.layers, depth)
+        return tuple(sorted({*self._entering(target), *self._behind(target)}))
 
     def hidden_parts(self, target: GuardTarget, prepared: None) -> dict[Part, tuple[int, ...]]:
-        """The states behind the last layer, or those in front of the chosen ones."""
+        """The states in front of the chosen layers, and those behind the last."""
         if not self.contrasts():
             return {}
-        return {"residual" if self.layers == LAST else "entering": self.active_layers(target)}
+        return {"entering": self._entering(target), "residual": self._behind(target)}
 
     def edit_hidden(self, call: HiddenEditCall) -> Tensor | None:
         """Nothing is edited; the states of visual tokens are kept."""
@@ -119,7 +128,7 @@ class ReVisiT(Method):
         if chosen is not None:
             states = chosen.take(call.hidden[:, None])[:, 0]
             # By the place in the prompt as well: it may be read in pieces, or anew without a cache.
-            kept[call.layer, state.offset] = states, chosen.valid
+            kept[call.part, call.layer, state.offset] = states, chosen.valid
         return None
 
     def combine_read_out(self, call: ReadOutCall, final: Tensor, extra: Tensor) -> Tensor:
@@ -127,18 +136,15 @@ class ReVisiT(Method):
         kept = vars(call.memory).get("states")
         if not kept:
             return final
-        states, valid = (torch.cat([item[part] for item in self._on(final, kept)], 1) for part in (0, 1))
-        if self.layers == LAST:
-            states = call.norm(states)
+        read_as = [
+            (call.norm(item) if part == "residual" else item, valid) for part, item, valid in _listed(kept, final)
+        ]
+        states, valid = (torch.cat([pair[place] for pair in read_as], 1) for place in (0, 1))
         tokens = self._plausible(final)
         read = call.logits_of(states, tokens).to(final.device)
         mixed, closest = self.product(final, tokens, read, valid)
         vars(call.memory).setdefault("closest", []).append(closest[:1])
         return torch.where(call.has_image[:, None], mixed, final)
-
-    @staticmethod
-    def _on(final: Tensor, kept: dict) -> list[tuple[Tensor, Tensor]]:
-        return [tuple(part.to(final.device) for part in kept[key]) for key in sorted(kept)]
 
     def _plausible(self, final: Tensor) -> Tensor:
         """[B, K] long, the best tokens; K is what the row with most plausible ones needs, or `most`."""
@@ -179,14 +185,21 @@ class ReVisiT(Method):
 
     def findings(self, call: FindingsCall) -> list[Finding]:
         """The patches whose read-outs the answer was multiplied with."""
-        used: list[Tensor] = vars(call.state.memory(self.name, -1)).get("closest", [])
+        shared = vars(call.state.memory(self.name, -1))
+        used: list[Tensor] = shared.get("closest", [])
         count = int(call.state.visual[0].sum())
         if not used or not count:
             return []
+        # States of several layers stand one behind the other, each as many as the row with most visual tokens has.
+        width = next(iter(shared["states"].values()))[0].shape[1]
         marked = torch.zeros(count, dtype=torch.bool)
-        # States of several layers stand one behind the other, each of all visual tokens.
-        marked[torch.cat(used).cpu() % count] = True
+        marked[torch.cat(used).cpu() % width] = True
         text = f"{int(marked.sum())} of {count} patches read most like one of the {len(used)} tokens of this answer."
         return [
             MarkedTokens(title="ReVisiT: its references", text=text, marked=marked.numpy(), name="reference patches")
         ]
+
+
+def _listed(kept: dict, final: Tensor) -> list[tuple[str, Tensor, Tensor]]:
+    """Part, states [B, P, D] and which of them there are [B, P], on the device of the logits."""
+    return [(key[0], kept[key][0].to(final.device), kept[key][1].to(final.device)) for key in sorted(kept)]

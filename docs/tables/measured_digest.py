@@ -92,7 +92,7 @@ def _change(difference: Mapping[str, float] | None) -> str:
     return emphasised(f"{100 * difference['value']:+.1f}", difference["low"], difference["high"])
 
 
-def measured_costs(batch: int = TIMED_BATCHES[0]) -> dict[str, str]:
+def measured_costs(batch: int = TIMED_BATCHES[0], dtype: str = TIMED_DTYPE) -> dict[str, str]:
     """By method, the median ratios of prefill and of a later token to the unguarded model, of its longest run."""
     longest: dict[str, dict[str, Any]] = {}
     for path in sorted(TIMINGS.glob(f"generate_{TIMED_MODEL}_*_batch{batch}_cpu.json")):
@@ -100,7 +100,7 @@ def measured_costs(batch: int = TIMED_BATCHES[0]) -> dict[str, str]:
         for entry in result["entries"]:
             if "ratio_to_unguarded" not in entry["decode"] or entry.get("control"):
                 continue
-            if entry.get("dtype", result["dtype"]) != TIMED_DTYPE:
+            if entry.get("dtype", result["dtype"]) != dtype:
                 continue
             known = longest.setdefault(entry["method"], entry)
             if entry["decode"]["calls"] > known["decode"]["calls"]:

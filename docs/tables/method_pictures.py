@@ -50,8 +50,10 @@ class Scene:
         """By layer, the share of the first token's attention that lies on the picture, in percent."""
         with wrap(self.model, self.processor, method) as guard, guard.trace() as trace:
             self.generate(max_new_tokens=1)
-            shares = trace.visual_share(guard.state.visual)[0].mean((1, 2))
-        return [100 * float(share) for share in shares]
+            visual = guard.state.visual[0]
+        # The last of each layer: a method may have read the prompt ahead.
+        rows = [trace.weights[layer][-1][0].mean(0) for layer in trace.layers]
+        return [100 * float(row[: len(visual)][visual].sum()) for row in rows]
 
     def first_logits(self, method: str) -> torch.Tensor:
         """[T, V] logits of the plain answer's tokens: the answer is the same for all, so that they can be compared."""

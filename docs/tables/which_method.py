@@ -36,7 +36,7 @@ def group_of(name: str) -> str:
 def which_markdown() -> str:
     """One row per method."""
     claims = tomllib.loads(CLAIMS.read_text(encoding="utf-8"))
-    costs = measured_costs()
+    costs = {name: f"{cost} (bfloat16)" for name, cost in measured_costs(dtype="bfloat16").items()} | measured_costs()
     found = {split: differences("builtin", split) for split in ("common", "broken")}
     lines = [
         "| method | group | needs | prompt, token | on `common` | on `broken` | what its paper says |",
