@@ -75,7 +75,9 @@ def _edit_batch(guard: "Guard", bound: BoundMethod, part: LayerPart, output: Ten
         new = _edit_generation(guard, bound, part, shaped[rows], state)
         if new is not None:
             first = rows.start or 0
-            changed = torch.cat((changed[:first], new, changed[first + new.shape[0] :]))
+            # Most passes read one generation, whose rows are all of them.
+            whole = new.shape[0] == changed.shape[0]
+            changed = new if whole else torch.cat((changed[:first], new, changed[first + new.shape[0] :]))
     return None if changed is shaped else changed.view(output.shape)
 
 
@@ -114,7 +116,9 @@ def _edit_generation(
 
     if not state.reading and output.shape[1] == 1:
         new = edited(output, None)
-        return None if new is None else torch.where(state.visual.any(-1).to(output.device)[:, None, None], new, output)
+        if new is None or state.every_row_has_image:
+            return new
+        return torch.where(state.visual.any(-1).to(output.device)[:, None, None], new, output)
     rows = state.rows(method.hidden_rows, output.shape[1])
     if rows is None:
         return None
