@@ -1,4 +1,4 @@
-"""Opening a data set by name: the built-in scenes, or a folder in MSCOCO's format."""
+"""Opening a data set by name: the built-in scenes, a folder in MSCOCO's format, or pictures of one's own."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,8 +10,8 @@ from vlm_guard.eval.data.coco import image_id, read_coco
 from vlm_guard.untrusted.json_files import parse_json, read_text
 
 DEFAULT_COUNT = 500
-KINDS = ("scenes", "coco")
-_EXAMPLES = "'scenes:common', 'scenes:broken:7741' (split and seed) or 'coco:FOLDER'"
+KINDS = ("scenes", "coco", "folder")
+_EXAMPLES = "'scenes:common', 'scenes:broken:7741' (split and seed), 'coco:FOLDER' or 'folder:FOLDER'"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,9 +128,10 @@ def open_dataset(
     """Open a data set.
 
     Args:
-        name: "scenes:SPLIT[:SEED]" or "coco:FOLDER".
-        count: how many images. Scenes: the first `count` of the split (500 by default). A folder: the images with
-            the `count` smallest ids that have a file (all by default). Never a random or file-system order.
+        name: "scenes:SPLIT[:SEED]", "coco:FOLDER", or "folder:PLACE" for pictures without labels (a folder or a list).
+        count: how many images. Scenes: the first `count` of the split (500 by default). A COCO folder: the images with
+            the `count` smallest ids that have a file (all by default). Pictures without labels: the first by name, or
+            of the list. Never a random or file-system order.
         mode: CHAIR text mode for the reference captions.
         image_list: file with the images to use, in this order (see `read_image_ids`), for a published subset.
         split: of a folder, read only `instances_SPLIT.json` and `captions_SPLIT.json`.
@@ -144,6 +145,8 @@ def open_dataset(
         raise ValueError(f"unknown data {name!r}; give {_EXAMPLES}")
     if count is not None and count < 1:
         raise ValueError(f"count is {count}; it must be at least 1")
+    if kind == "folder":
+        return _own_pictures(rest, count, image_list, split)
     listed = read_image_ids(image_list) if image_list is not None else None
     if kind == "scenes":
         if split is not None:
@@ -169,6 +172,17 @@ def open_dataset(
         mode=mode,
         kind=kind,
     )
+
+
+def _own_pictures(place: str, count: int | None, image_list: str | Path | None, split: str | None) -> EvaluationData:
+    from vlm_guard.eval.data.own_pictures import open_pictures
+
+    for option, value in (("an image list", image_list), ("a split", split)):
+        if value is not None:
+            raise ValueError(
+                f"{option} is for MSCOCO folders and scenes; list pictures in the file of folder:LIST.jsonl"
+            )
+    return open_pictures(place, count)
 
 
 def _choose(

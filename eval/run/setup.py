@@ -126,7 +126,7 @@ def set_up(settings: RunSettings, group: ProcessGroup | None = None) -> Evaluati
 
 
 def open_data(settings: RunSettings) -> EvaluationData:
-    """The data of a run: scenes, a COCO folder, or what one of its tasks opens itself.
+    """The data of a run: scenes, a COCO folder, pictures without labels, or what one of its tasks opens itself.
 
     Raises:
         ValueError, FileNotFoundError: there is no such data, or a task cannot be asked about it; the message says what
@@ -136,7 +136,9 @@ def open_data(settings: RunSettings) -> EvaluationData:
     opened_by_tasks = {} if kind in KINDS else data_kinds()
     if kind not in KINDS and kind not in opened_by_tasks:
         others = "".join(f", {task.data_help.split(',')[0]} (task {task.name})" for task in opened_by_tasks.values())
-        raise ValueError(f"unknown data {settings.data!r}; give scenes:SPLIT[:SEED], coco:FOLDER{others}")
+        raise ValueError(
+            f"unknown data {settings.data!r}; give scenes:SPLIT[:SEED], coco:FOLDER, folder:FOLDER{others}"
+        )
     for name in settings.tasks:
         task = task_class(name)
         if kind not in task.data_kinds:

@@ -186,6 +186,11 @@ class Task(ABC):
         return {}
 
     @classmethod
+    def answer_line(cls, record: Record) -> dict[str, Any]:
+        """What a file of answers holds of an answered record (`vlm_guard.eval.run.answers`), besides the method."""
+        return {"image": record["image"], "prompt": record["prompt"], "text": record["text"]}
+
+    @classmethod
     def page_entry(cls, record: Record) -> dict[str, Any]:
         """What the results page shows of an answered record.
 

@@ -66,7 +66,11 @@ def sources(tmp_path, monkeypatch) -> dict[str, str]:
         records.append(record | ({"decided_by": "text"} if number % 2 else {}))
     (tmp_path / "choices" / "some.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
     coco = make_coco_folder(tmp_path / "coco", images=3)
+    own = [{"image": f"{number}.png", "question": "Is it a cat?", "answer": "no"} for number in range(3)]
+    (tmp_path / "choices" / "own.jsonl").write_text("".join(json.dumps(one) + "\n" for one in own))
     return {
+        "caption": f"folder:{tmp_path / 'choices'}",
+        "ask": f"questions:{tmp_path / 'choices' / 'own.jsonl'}",
         "chair": f"coco:{coco}",
         "pope": f"coco:{coco}",
         "amber": f"amber:{amber}",
