@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlm_guard.eval.data.coco import image_id, read_coco
+from vlm_guard.eval.data.coco import coco_splits, image_id, read_coco
 from vlm_guard.untrusted.json_files import parse_json, read_text
 
 DEFAULT_COUNT = 500
@@ -124,6 +124,7 @@ def open_dataset(
     mode: str = "pattern",
     image_list: str | Path | None = None,
     split: str | None = None,
+    only: Sequence[int] | None = None,
 ) -> EvaluationData:
     """Open a data set.
 
@@ -134,10 +135,14 @@ def open_dataset(
             of the list. Never a random or file-system order.
         mode: CHAIR text mode for the reference captions.
         image_list: file with the images to use, in this order (see `read_image_ids`), for a published subset.
-        split: of a folder, read only `instances_SPLIT.json` and `captions_SPLIT.json`.
+        split: of a COCO folder, read only `instances_SPLIT.json` and `captions_SPLIT.json`; "all" reads every pair. A
+            folder with several pairs needs one of them.
+        only: without an image list, ids of the images to use, in this order: those that question files ask about. Ids
+            that the annotations do not have are passed over.
 
     Raises:
-        ValueError: the name is of no known kind, `count` is not positive, or the image list names unknown images.
+        ValueError: the name is of no known kind, `count` is not positive, the image list names unknown images, or the
+            folder has several splits and none is chosen.
         FileNotFoundError: the folder, its annotations or the image list is missing.
     """
     kind, _, rest = name.partition(":")
@@ -154,11 +159,16 @@ def open_dataset(
         folder = _scenes_folder(name, max(listed) if listed else count or DEFAULT_COUNT)
     else:
         folder = Path(rest)
+        split = _chosen_split(folder, split)
     read = read_coco(folder, mode, split)
+    if only is not None and listed is None:
+        listed = [number for number in only if number in read.objects]
     try:
         images, selection = _choose(read.images, read.objects, folder, listed, count)
     except ValueError as error:
         raise ValueError(f"{image_list}: {error}") from error
+    if image_list is None and only is not None:
+        selection = "images of the questions"
     shown = name if kind == "scenes" else f"coco:{folder.name}" + (f" {split}" if split else "")
     return EvaluationData(
         name=shown,
@@ -172,6 +182,23 @@ def open_dataset(
         mode=mode,
         kind=kind,
     )
+
+
+def _chosen_split(folder: Path, split: str | None) -> str | None:
+    """The split to read, None for the only one or all.
+
+    Raises:
+        ValueError: there are several and none is chosen.
+    """
+    if split == "all":
+        return None
+    splits = coco_splits(folder) if split is None else []
+    if len(splits) > 1:
+        raise ValueError(
+            f"{folder} has the splits {', '.join(splits)}; say which with --split {splits[-1]}, or --split all: "
+            "numbers of different splits must not be mixed up"
+        )
+    return split
 
 
 def _own_pictures(place: str, count: int | None, image_list: str | Path | None, split: str | None) -> EvaluationData:

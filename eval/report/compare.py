@@ -13,7 +13,10 @@ from vlm_guard.eval.run.summary import MethodRecords
 from vlm_guard.untrusted.paths import Inside
 
 # Settings that do not change what a number means, but may move it a little or change what it cost.
-_NOTED = ("model", "decoding.batch_size", "decoding.seed", "profile", "environment.versions", "environment.hardware")
+_NOTED = (
+    *("model", "protocol", "decoding.batch_size", "decoding.seed", "profile"),
+    *("environment.versions", "environment.hardware"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

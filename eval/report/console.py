@@ -1,6 +1,7 @@
 """What a run shows in the terminal at its end: tables that fit its width."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -37,6 +38,12 @@ def difference_text(kind: Kind, difference: Difference) -> tuple[str, str]:
     """Difference with its arrow, and its interval: ("-2.1 ▼", "-3.9..-0.4")."""
     value, low, high = (shown_difference(kind, part) for part in (difference.value, difference.low, difference.high))
     return f"{value} {arrow(difference)}", f"{low}..{high}"
+
+
+def protocol_text(protocol: Mapping[str, Any]) -> str:
+    """The protocol of a run, and whether it is as published."""
+    changes = protocol["changes"]
+    return f"protocol {protocol['name']}, " + (f"but {'; '.join(changes)}" if changes else "as published")
 
 
 def columns_of(results: RunResults) -> dict[str, list[Column]]:
@@ -129,6 +136,9 @@ def print_results(console: Console, results: RunResults) -> None:
         "differences are paired. ▲ ▼ the interval leaves out 0, ≈ it does not.",
         style="dim",
     )
+    if results.protocol is not None:
+        style = "yellow" if results.protocol["changes"] else "dim"
+        console.print(one_line(protocol_text(results.protocol)), style=style, markup=False, highlight=False)
     for note in results.notes:
         console.print(f"note: {one_line(note)}", style="yellow", markup=False, soft_wrap=True)
     skipped = max(len(method.skipped_images) for method in results.methods)

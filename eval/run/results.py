@@ -116,6 +116,7 @@ class RunResults(_Part):
     tasks: dict[str, dict[str, Any]]
     template: dict[str, Any]
     decoding: dict[str, Any]
+    protocol: dict[str, Any] | None = None
     model: dict[str, Any]
     profile: dict[str, Any] | None
     statistics: dict[str, Any]

@@ -141,6 +141,7 @@ class AskTask(Task):
     """
 
     help = "Your own questions; accuracy where they have options, or yes or no, with the right answer."
+    source = "this project; no benchmark"
     table_title = "answers"
     own_data = "questions"
     data_kinds = ("questions",)

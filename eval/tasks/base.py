@@ -120,6 +120,15 @@ class Task(ABC):
         """
         raise NotImplementedError(f"the task {cls.name} says it opens {cls.own_data}:..., but does not")
 
+    @classmethod
+    def asked_images(cls, settings: TaskSettings) -> list[int] | None:
+        """The ids of the images that the task's question files name; None where it asks about every image of the data.
+
+        Raises:
+            ValueError, FileNotFoundError: a question file is missing or is none.
+        """
+        return None
+
     # ---- asking --------------------------------------------------------------------------------------------------
 
     @property

@@ -53,6 +53,7 @@ class CaptionTask(Task):
     """One caption per picture; nothing has to be known about the pictures."""
 
     help = "Captions of pictures without labels: their length, repetition, and how many were cut off."
+    source = "this project; no benchmark"
     table_title = "captions"
     data_kinds = ("folder", "scenes", "coco")
     data_help = "folder:FOLDER or folder:LIST.jsonl (pictures of your own), scenes:SPLIT[:SEED] or coco:FOLDER"
