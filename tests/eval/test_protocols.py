@@ -1,13 +1,15 @@
 """Published protocols by name: what they set, what they need, and what results say of a run that does otherwise."""
 
+import inspect
 import json
+import re
 from pathlib import Path
 
 import pytest
 from run_records import careful, write_run
 from small_coco import make_coco_folder
 
-from vlm_guard.cli import main
+from vlm_guard.cli import build_app, main
 from vlm_guard.eval.data.datasets import hash_lines, open_dataset
 from vlm_guard.eval.report.compare import compare_runs
 from vlm_guard.eval.run.protocols import PROTOCOLS, deviations, find_protocol
@@ -152,3 +154,22 @@ def test_questions_choose_their_images(coco, tmp_path):
     (coco / "images" / "000000000002.png").unlink()
     data = open_data(RunSettings(data=f"coco:{coco}", tasks=["pope"], questions=[questions]))
     assert list(data.images) == [3, 2], "one whose file is missing is asked about, and counted as skipped"
+
+
+def test_the_commands_of_the_docs_are_understood():
+    text = (Path(__file__).parents[2] / "docs" / "reproduction.md").read_text(encoding="utf-8")
+    commands = re.findall(r"`(vlm-guard eval [^`]+)`", text)
+    assert len(commands) > 5
+    variables = dict(re.findall(r'^(LLAVA|POPE)="(.*)"$', text, flags=re.MULTILINE))
+    called = {re.search(r"--protocol (\S+)", command)[1] for command in commands if "--protocol" in command}
+    assert called <= {protocol.name for protocol in PROTOCOLS} and len(called) > 3
+    for command in commands:
+        if "NAME" in command:
+            continue
+        for name, value in variables.items():
+            command = command.replace(f"${name}", value)
+        read = build_app("eval")
+        full = next(entry.callback for entry in read.registered_commands if entry.name == "eval")
+        known = {f"--{parameter.replace('_', '-')}" for parameter in inspect.signature(full).parameters}
+        given = {word for word in command.split() if word.startswith("--")}
+        assert given <= known | {"--method", "--questions", "--sample"}, command

@@ -25,6 +25,7 @@ def command(
     without such a setting does not help this model on these pictures.
     """
     import json
+    import sys
 
     from rich.console import Console
     from rich.text import Text
@@ -40,7 +41,12 @@ def command(
     settings = read_settings(
         None, {"model": model, "data": data, "count": count, "batch_size": batch_size, "device": device}
     )
-    report = sweep(settings, method, out, progress=ProgressBar(Console(stderr=True)))
+    progress = ProgressBar(Console(stderr=True))
+    try:
+        report = sweep(settings, method, out, progress=progress)
+    except KeyboardInterrupt:
+        print(progress.interrupted_text(out), file=sys.stderr)
+        raise typer.Exit(130) from None
     if as_json:
         print(json.dumps(report, indent=2))
         return
