@@ -60,7 +60,7 @@ class RunSettings(BaseModel):
     count: int | None = _field(None, "Number of images.", ge=1)
     limit: int | None = _field(None, "Use at most this many of them.", ge=1)
     image_list: FilePath | None = _field(None, "File with the image ids to use, in order.")
-    split: str | None = _field(None, "Of a COCO folder: val2014, val2017, ...")
+    split: str | None = _field(None, "Of a COCO folder: val2014, val2017, ..., or all.")
     chair_mode: str = _field("pattern", "How objects are read from reference captions: pattern or wordnet.")
     template: str | None = _field(None, "Instead of the chat template: text with {image} and {prompt}.")
     decoding: Decoding = Decoding()
@@ -158,12 +158,33 @@ def read_settings(path: Path | None, flags: Mapping[str, Any]) -> RunSettings:
     if isinstance(content.get("protocol"), str):
         find_protocol(content["protocol"])  # an unknown name is said by itself
     try:
-        return RunSettings(**content)
+        settings = RunSettings(**content)
     except ValidationError as error:
         items = error.errors(include_url=False)
         from_flags = all(".".join(map(str, item["loc"])).startswith(tuple(given) or "-") for item in items)
         where = "" if path is None or from_flags else f"{path}: "
         raise ValueError(where + "; ".join(_problems(items))) from None
+    _refuse_idle(settings, given)
+    return settings
+
+
+def _refuse_idle(settings: RunSettings, given: Mapping[str, Any]) -> None:
+    """Refuse an option of a task that is not asked, where one that is asked has the same setting without an option.
+
+    Raises:
+        ValueError: there is one: it would change nothing, while its name says otherwise.
+    """
+    for name in given:
+        task, _, setting = name.partition(".")
+        if not setting or task not in task_names() or task in settings.tasks:
+            continue
+        fields = {asked: task_class(asked).Settings.model_fields.get(setting) for asked in settings.tasks}
+        meant = next((asked for asked, field in fields.items() if field is not None and flag_of(field) is None), None)
+        if meant is not None:
+            flag = flag_of(task_class(task).Settings.model_fields[setting]) or name
+            raise ValueError(
+                f"{flag} is an option of the task {task}, which is not asked; give --set {meant}.{setting}=..."
+            )
 
 
 def _put(content: dict[str, Any], way: Sequence[str], value: Any) -> None:

@@ -258,6 +258,10 @@ def test_wrong_use_is_one_line_and_leaves_nothing_behind(pictures, tmp_path, cap
         (("caption", pictures, "--out", tmp_path), "is a folder; give the name of the file to write"),
         (("ask", tmp_path / "nowhere.jsonl", "--out", out), "there is no file"),
         (("ask", tmp_path / "list.jsonl", "--out", out, "--images", tmp_path / "no"), "there is no folder"),
+        (
+            ("eval", "--task", "caption", "--data", f"folder:{pictures}", "--prompt", "Hello?", "--out", out),
+            "--prompt is an option of the task chair, which is not asked; give --set caption.prompt=...",
+        ),
         (("eval", "--task", "pope", "--data", f"folder:{pictures}", "--out", out), "cannot be asked about --data"),
         (("eval", "--task", "caption", "--data", f"folder:{pictures}", "--split", "x", "--out", out), "a split is for"),
     ):
