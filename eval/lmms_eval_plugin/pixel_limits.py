@@ -22,7 +22,7 @@ def limit_pixels(processor: Any, min_pixels: int | None, max_pixels: int | None)
     """
     if min_pixels is None and max_pixels is None:
         return
-    images = getattr(processor, "image_processor", None)
+    images: Any = getattr(processor, "image_processor", None)
     known = getattr(getattr(images, "valid_kwargs", None), "__annotations__", {})
     if "min_pixels" not in known or any(images.size.get(edge) is None for edge in _EDGES):
         raise ValueError(
