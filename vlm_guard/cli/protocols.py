@@ -38,6 +38,6 @@ def command(
     console.print(Text.assemble((protocol.name, "bold"), f"  {protocol.what}\n"))
     console.print(Text(f"source: {protocol.source}"))
     console.print(Text(f"give as well: --data coco:FOLDER, {protocol.needs[1]}"))
-    if protocol.unstated:
-        console.print(Text(f"not stated there: {protocol.unstated}"))
+    if protocol.remarks:
+        console.print(Text(f"to know: {protocol.remarks}"))
     console.print(Text(f"\n{json.dumps(protocol.settings, indent=2)}"))
