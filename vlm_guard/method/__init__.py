@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from vlm_guard.method.measure_call import MeasureCall
     from vlm_guard.method.model_inputs import TOKEN_TYPES, image_inputs, token_types
     from vlm_guard.method.registry import register
+    from vlm_guard.method.search_call import CandidatePasses, SearchCall
     from vlm_guard.method.split_heads import all_heads, own_heads, refuse_split_tower
     from vlm_guard.method.state import GenerationState
     from vlm_guard.method.target import GuardTarget
@@ -86,6 +87,7 @@ _HOMES = {
     "method.measure_call": ("MeasureCall",),
     "method.model_inputs": ("TOKEN_TYPES", "image_inputs", "token_types"),
     "method.registry": ("register",),
+    "method.search_call": ("CandidatePasses", "SearchCall"),
     "method.split_heads": ("all_heads", "own_heads", "refuse_split_tower"),
     "method.state": ("GenerationState",),
     "method.target": ("GuardTarget",),
@@ -100,6 +102,7 @@ __all__ = [
     "AttentionCall",
     "Branch",
     "BranchPrompt",
+    "CandidatePasses",
     "ContrastCall",
     "ContrastMethod",
     "Fact",
@@ -124,6 +127,7 @@ __all__ = [
     "ReplacedPicture",
     "RowScope",
     "RowSelection",
+    "SearchCall",
     "Sign",
     "StopForward",
     "VisionEditCall",
