@@ -27,8 +27,9 @@ return reads the kept answer again, a few tokens, not the prompt. Logits process
 Tokens that were chosen at a place before it was returned to count for all beams; the history of strongest columns moves
 with its beam.
 
-It answers one prompt at a time, with beams of its own, in decoders whose layers all see every earlier token. Steps are
-not compiled. Nothing is done to a prompt without a picture but the beam search itself.
+The prompts of a batch are read together and answered one after the other, each with beams of its own, in decoders whose
+layers all see every earlier token; others are refused. Steps are not compiled. A prompt without a picture gets the
+model's own greedy answer.
 """
 
 from dataclasses import dataclass

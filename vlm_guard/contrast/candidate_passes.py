@@ -26,6 +26,9 @@ _OWN = ("attention_mask", "position_ids", "past_key_values", "logits_to_keep", "
 class BeamPasses:
     """The passes of one answer; see `vlm_guard.method.search_call.CandidatePasses`.
 
+    All prompts of a call are read in one pass, and then answered one after the other: `answer` makes room for the beams
+    of the next one.
+
     Args:
         model: the model.
         architecture: its shape.
@@ -41,7 +44,7 @@ class BeamPasses:
         self.model = model
         self.beams = beams
         self.cache: DynamicCache = prompt_cache(model)
-        limited = [layer for layer in range(architecture.depth) if has_window(config, layer)]
+        limited = any(has_window(config, layer) for layer in range(architecture.depth))
         if limited or any(type(layer) is not DynamicLayer for layer in self.cache.layers):
             raise ValueError(
                 f"{name} tries several next tokens in one pass, which needs a decoder whose layers all attend to every "
@@ -49,41 +52,46 @@ class BeamPasses:
             )
         if "position_ids" not in inspect.signature(model.forward).parameters:
             raise ValueError(f"{name} gives candidates one position, but {type(model).__name__} takes no position_ids")
-        self._positions = torch.zeros(0)
-        self._mask = torch.zeros(0)
-        self._others: dict[str, Any] = {}
+        self._prompt: list[tuple[Tensor, Tensor]] = []
+        # Of all prompts: mask [B, P], position [..., B, 1] of the answer's first token, and types [B, 1] of tokens.
+        self._masks = self._firsts = torch.zeros(0)
         self._types: dict[str, Tensor] = {}
-        self.prompt_length = 0
-        self.length = 0
+        self._others: dict[str, Any] = {}
+        self._row = slice(0, 1)
+        self.prompt_length = self.length = 0
 
     def read(self, input_ids: Tensor, generation_config: GenerationConfig, model_kwargs: dict[str, Any]) -> Tensor:
-        """Read the prompt [1, P] and make room for the beams behind it; [1, V] float32 logits."""
+        """Read the prompts [B, P]; [B, V] float32 logits."""
         model_kwargs["past_key_values"] = self.cache
         output = self.model._prefill(input_ids, generation_config, model_kwargs)
         mask = model_kwargs.get("attention_mask")
-        self._mask = torch.ones_like(input_ids) if mask is None else mask[:, : input_ids.shape[1]]
+        self._masks = torch.ones_like(input_ids) if mask is None else mask[:, : input_ids.shape[1]]
         kwargs = self.model._update_model_kwargs_for_generation(output, model_kwargs, is_encoder_decoder=False)
         positions = kwargs.get("position_ids")
-        # [..., 1, 1] of the first token of the answer.
-        self._positions = self._mask.sum(-1)[:, None] if positions is None else positions[..., -1:]
+        self._firsts = self._masks.sum(-1)[:, None] if positions is None else positions[..., -1:]
         self._types = {name: kwargs[name][:, -1:] for name in TOKEN_TYPES if isinstance(kwargs.get(name), Tensor)}
         self._others = {
             name: value for name, value in kwargs.items() if name not in _OWN and not isinstance(value, Tensor)
         }
         self.prompt_length = self.length = input_ids.shape[1]
-        for index, layer in enumerate(self.cache.layers):
+        self._prompt = [(layer.keys, layer.values) for layer in self.cache.layers]
+        return output.logits[:, -1].float()
+
+    def answer(self, row: int) -> None:
+        """From now on the passes are behind prompt number `row`."""
+        self._row, self.length = slice(row, row + 1), self.prompt_length
+        for index, states in enumerate(self._prompt):
             room = KeyRoom(self.beams, self.length)
-            keys, values = (part.expand(self.beams, -1, -1, -1) for part in (layer.keys, layer.values))
+            keys, values = (part[self._row].expand(self.beams, -1, -1, -1) for part in states)
             room.write(slice(0, self.beams), 0, keys, values)
             self.cache.layers[index] = RoomyLayer.whole(room, self.length)
-        return output.logits[:, -1].float()
 
     def candidates(self, tokens: Tensor) -> Tensor:
         """[N, C, V] float32 logits behind the candidates [N, C]."""
         self._cut_to(self.length)
         count, width = tokens.shape
         written = self.length - self.prompt_length
-        seen = torch.cat((self._mask.bool(), self._mask.new_ones(1, written).bool()), 1)
+        seen = torch.nn.functional.pad(self._masks[self._row].bool(), (0, written), value=True)
         seen = seen[:, None].expand(count, width, -1)
         own = torch.eye(width, dtype=torch.bool, device=tokens.device).expand(count, -1, -1)
         allowed = torch.cat((seen, own), 2)[:, None]
@@ -104,12 +112,16 @@ class BeamPasses:
 
     def rewrite(self, tokens: Tensor) -> Tensor:
         """[N, V] float32 logits behind the answer `tokens` [N, t], read anew behind the prompt."""
+        return self.along(tokens)[:, -1]
+
+    def along(self, tokens: Tensor) -> Tensor:
+        """[N, t, V] float32 logits behind each token of the answer `tokens` [N, t], read anew behind the prompt."""
         self._cut_to(self.prompt_length)
         count, width = tokens.shape
-        mask = torch.nn.functional.pad(self._mask, (0, width), value=1).expand(count, -1)
+        mask = torch.nn.functional.pad(self._masks[self._row], (0, width), value=1).expand(count, -1)
         logits = self._pass(tokens, mask, torch.arange(width, device=tokens.device)[None])
         self.length = self.prompt_length + width
-        return logits[:, -1]
+        return logits
 
     def _cut_to(self, length: int) -> None:
         """Give up the keys behind the first `length`."""
@@ -119,9 +131,9 @@ class BeamPasses:
 
     def _pass(self, tokens: Tensor, mask: Tensor, behind: Tensor) -> Tensor:
         """[N, Q, V] logits of tokens [N, Q] that stand `behind` [1, Q] places behind the first of the answer."""
-        positions = self._positions + behind
+        positions = self._firsts[..., self._row, :] + behind
         positions = positions.expand(*positions.shape[:-2], *tokens.shape)
-        types = {name: value.expand(tokens.shape) for name, value in self._types.items()}
+        types = {name: value[self._row].expand(tokens.shape) for name, value in self._types.items()}
         inputs = self.model.prepare_inputs_for_generation(
             tokens,
             next_sequence_length=tokens.shape[1],
