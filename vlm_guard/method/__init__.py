@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from vlm_guard.method.key_edit_method import KeyEditMethod
     from vlm_guard.method.measure_call import MeasureCall
     from vlm_guard.method.model_inputs import TOKEN_TYPES, image_inputs, token_types
-    from vlm_guard.method.question_range import answer_opening, question_range, token_spans
+    from vlm_guard.method.question_place import answer_opening, question_range, token_spans
     from vlm_guard.method.registry import register
     from vlm_guard.method.split_heads import all_heads, own_heads, refuse_split_tower
     from vlm_guard.method.state import GenerationState
@@ -72,7 +72,7 @@ _HOMES = {
     "method.key_edit_method": ("KeyEditMethod",),
     "method.measure_call": ("MeasureCall",),
     "method.model_inputs": ("TOKEN_TYPES", "image_inputs", "token_types"),
-    "method.question_range": ("answer_opening", "question_range", "token_spans"),
+    "method.question_place": ("answer_opening", "question_range", "token_spans"),
     "method.registry": ("register",),
     "method.split_heads": ("all_heads", "own_heads", "refuse_split_tower"),
     "method.state": ("GenerationState",),
