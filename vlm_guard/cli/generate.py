@@ -34,8 +34,11 @@ def command(
         bool, typer.Option("--grounding", help="Score everything an answer mentions: is it in the picture?")
     ] = False,
     words: Annotated[
-        str, typer.Option(help="What counts as a mention: nouns, coco (its 80 objects), or a file with a word a line.")
-    ] = "nouns",
+        str | None,
+        typer.Option(
+            help="What counts as a mention: nouns, coco (its 80 objects), or a file with a word a line. [nouns]"
+        ),
+    ] = None,
     repair: Annotated[
         str | None,
         typer.Option(help="Take doubtful mentions out: drop, or rewrite what cannot be cut; with --grounding."),
@@ -54,7 +57,8 @@ def command(
     from vlm_guard.untrusted.printed_text import printable, printable_json
 
     picture = read_picture(image)
-    wanted = _grounding(words, repair) if grounding else None
+    # The built-in model knows MSCOCO's 80 objects and has no answer about others.
+    wanted = _grounding(words or ("coco" if model == "builtin" else "nouns"), repair) if grounding else None
     if repair is not None and wanted is None:
         raise ValueError("--repair takes out what grounding finds doubtful; give --grounding with it")
     specs = parse_methods(method or ["var"], parse_options(options or []))
