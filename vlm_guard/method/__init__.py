@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from vlm_guard.method.key_edit_method import KeyEditMethod
     from vlm_guard.method.measure_call import MeasureCall
     from vlm_guard.method.model_inputs import TOKEN_TYPES, image_inputs, token_types
+    from vlm_guard.method.question_place import answer_opening, question_range, token_spans
     from vlm_guard.method.registry import register
     from vlm_guard.method.search_call import CandidatePasses, SearchCall
     from vlm_guard.method.split_heads import all_heads, own_heads, refuse_split_tower
@@ -86,6 +87,7 @@ _HOMES = {
     "method.key_edit_method": ("KeyEditMethod",),
     "method.measure_call": ("MeasureCall",),
     "method.model_inputs": ("TOKEN_TYPES", "image_inputs", "token_types"),
+    "method.question_place": ("answer_opening", "question_range", "token_spans"),
     "method.registry": ("register",),
     "method.search_call": ("CandidatePasses", "SearchCall"),
     "method.split_heads": ("all_heads", "own_heads", "refuse_split_tower"),
@@ -137,6 +139,7 @@ __all__ = [
     "VisionTower",
     "acts_in_model",
     "all_heads",
+    "answer_opening",
     "attending_parts",
     "contrast_logits",
     "cut_implausible",
@@ -158,6 +161,7 @@ __all__ = [
     "padding_id",
     "place_images",
     "plausibility_option",
+    "question_range",
     "recover_pictures",
     "refuse_split_tower",
     "register",
@@ -170,6 +174,7 @@ __all__ = [
     "select_layers_of",
     "spread_over_visual_tokens",
     "stretch",
+    "token_spans",
     "token_types",
     "unwrap",
     "variant_option",
