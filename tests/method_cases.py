@@ -202,6 +202,10 @@ def supports(name: str, family: str) -> bool:
         return tower_type(family) in CLASS_TOKEN_TOWERS and not entry.no_grid
     if name == "carve":
         return family in PROCESSORS and not entry.no_grid
+    if name == "opera":
+        return (
+            False  # it answers by a search without logits of its own, in `generate` alone: tests/methods/test_opera.py
+        )
     if name == "uncertainty":
         return not entry.no_tower and tower_type(family) not in {*entry.packed_towers, *PATCH_TOWERS}
     return family not in REFUSED_FAMILIES.get(name, set())

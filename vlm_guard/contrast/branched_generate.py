@@ -18,6 +18,7 @@ from transformers.generation import GenerationMode
 from vlm_guard.contrast.branched_model import BranchedModel, StandIn
 from vlm_guard.contrast.first_token import FirstTokenModel
 from vlm_guard.contrast.layer_contrast import LayerContrastModel
+from vlm_guard.contrast.own_search import answer_by_search
 from vlm_guard.contrast.read_out import reads_out
 from vlm_guard.families.architecture import GenerativeModel
 from vlm_guard.method.branch_prompt import GivenPrompt
@@ -77,6 +78,11 @@ class ContrastGenerate:
     ) -> Any:
         """Decode; the arguments are those that `generate` passes, and its two that it drops under own names."""
         self._check(model, input_ids, generation_config, model_kwargs)
+        if self.method.overrides("search") and self.guard is not None:
+            return answer_by_search(
+                self.target, self.method, self.guard, model, input_ids, logits_processor, stopping_criteria,
+                generation_config, contrast_streamer, model_kwargs,
+            )  # fmt: skip
         name = _LOOPS[generation_config.get_generation_mode()]
         loop = getattr(type(model), name)
         keywords: dict[str, Any] = {"synced_gpus": contrast_synced_gpus}

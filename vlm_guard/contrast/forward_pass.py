@@ -88,6 +88,11 @@ class ContrastForward:
         if running.open_call or running.state is None:
             return
         target, name = self.guard.target, self.method.name
+        if self.method.overrides("search"):
+            raise ValueError(
+                f"{name} is a search, which one forward pass is no part of: call model.generate(...), or "
+                "guard.suspended() for a plain pass"
+            )
         if target.architecture.generator is not target.model:
             raise ValueError(
                 f"{name} contrasts logits inside generate only for {target.architecture.model_type}, which generates "

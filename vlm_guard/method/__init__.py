@@ -56,8 +56,10 @@ if TYPE_CHECKING:
     from vlm_guard.method.key_edit_method import KeyEditMethod
     from vlm_guard.method.measure_call import MeasureCall
     from vlm_guard.method.model_inputs import TOKEN_TYPES, image_inputs, token_types
+    from vlm_guard.method.question_place import answer_opening, question_range, token_spans
     from vlm_guard.method.read_out_call import ReadOutCall
     from vlm_guard.method.registry import register
+    from vlm_guard.method.search_call import CandidatePasses, SearchCall
     from vlm_guard.method.split_heads import all_heads, own_heads, refuse_split_tower
     from vlm_guard.method.state import GenerationState
     from vlm_guard.method.target import GuardTarget
@@ -104,8 +106,10 @@ _HOMES = {
     "method.key_edit_method": ("KeyEditMethod",),
     "method.measure_call": ("MeasureCall",),
     "method.model_inputs": ("TOKEN_TYPES", "image_inputs", "token_types"),
+    "method.question_place": ("answer_opening", "question_range", "token_spans"),
     "method.read_out_call": ("ReadOutCall",),
     "method.registry": ("register",),
+    "method.search_call": ("CandidatePasses", "SearchCall"),
     "method.split_heads": ("all_heads", "own_heads", "refuse_split_tower"),
     "method.state": ("GenerationState",),
     "method.target": ("GuardTarget",),
@@ -120,6 +124,7 @@ __all__ = [
     "AttentionCall",
     "Branch",
     "BranchPrompt",
+    "CandidatePasses",
     "ContrastCall",
     "ContrastMethod",
     "Fact",
@@ -146,6 +151,7 @@ __all__ = [
     "ReplacedPicture",
     "RowScope",
     "RowSelection",
+    "SearchCall",
     "Sign",
     "StopForward",
     "VisionEditCall",
@@ -155,6 +161,7 @@ __all__ = [
     "VisionTower",
     "acts_in_model",
     "all_heads",
+    "answer_opening",
     "attending_parts",
     "contrast_logits",
     "cut_implausible",
@@ -179,6 +186,7 @@ __all__ = [
     "padding_id",
     "place_images",
     "plausibility_option",
+    "question_range",
     "recover_pictures",
     "refuse_split_tower",
     "register",
@@ -191,6 +199,7 @@ __all__ = [
     "select_layers_of",
     "spread_over_visual_tokens",
     "stretch",
+    "token_spans",
     "token_types",
     "unpack_vectors",
     "unwrap",

@@ -48,6 +48,7 @@ HOOKS: dict[str, Hook] = {
     "combine_read_out": Hook(station="logits", before_logits=False, in_model=False, per_step=True),
     "combine_layers": Hook(station="logits", before_logits=False, in_model=False, per_step=True),
     "edit_logits": Hook(station="logits", before_logits=False, in_model=False, per_step=True),
+    "search": Hook(station="logits", before_logits=False, in_model=False, per_step=True),
 }
 
 
