@@ -109,8 +109,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 WHOLE_PROMPT = {"act", "vhr"}
 ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
-# Methods that look inside the model but act on its logits alone: what they do is seen in what is generated.
-LOOKING = {"only", "revisit"}
+# Methods that act inside the model and whose whole effect is seen in what is generated: two cases in place of six.
+SEEN_IN_ANSWERS = {"only", "revisit", "vista"}
 
 # Vision towers whose first token is a class token.
 CLASS_TOKEN_TOWERS = {"clip_vision_model", "blip_2_vision_model", "instructblip_vision_model"}
@@ -180,8 +180,6 @@ def options(name: str, family: str = "llava") -> dict[str, Any]:
         return {"attention_rates": rates, "mlp_rates": rates, "attention_strength": 1.0}
     if name == "vti":
         return vti_directions(family)
-    if name == "vista" and entry_of(config_of(family).model_type).generator:
-        return OPTIONS["vista"] | {"augmentation": 0.0}
     if name == "revisit" and getattr(config_of(family).get_text_config(decoder=True), "num_kv_shared_layers", 0):
         return OPTIONS[name] | {"layers": "0-1"}
     shared = getattr(config_of(family).get_text_config(decoder=True), "num_kv_shared_layers", 0)

@@ -22,7 +22,7 @@ METHODS = [
     for name in method_cases.names()
     if acts_in_model(method_class(name))
     and method_class(name).edited_branch == "positive"
-    and name not in method_cases.LOOKING
+    and name not in method_cases.SEEN_IN_ANSWERS
 ]
 GENERATING = [
     name
