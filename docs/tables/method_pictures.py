@@ -28,7 +28,7 @@ from matplotlib import pyplot as plt
 FOLDER = ROOT / "docs" / "images" / "methods"
 SCENES, REQUEST = "scenes:common:11", "Please describe this image in detail."
 # A method that does nothing on a model without sinks, one that changes what is asked, and searches have no picture.
-WITHOUT = {"none", "lqcd", "icd", "uncertainty", "carve"}
+WITHOUT = {"none", "lqcd", "icd", "uncertainty", "carve", "opera"}
 PLAIN, GUARDED = "#8a8f98", "#1f6feb"
 
 
