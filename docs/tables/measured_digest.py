@@ -86,6 +86,12 @@ def differences(kind: str, split: str) -> dict[str, dict[str, Any]]:
     }
 
 
+def scenes(kind: str, split: str) -> int:
+    """How many pictures an evaluation has."""
+    results = json.loads((EVALUATIONS / f"{kind}_{split}.json").read_text(encoding="utf-8"))
+    return int(results["data"]["images"])
+
+
 def _change(difference: Mapping[str, float] | None) -> str:
     if difference is None:
         return ""

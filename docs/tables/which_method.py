@@ -3,7 +3,8 @@
 import tomllib
 
 from house import ROOT
-from measured_digest import differences, measured_costs, verdict
+from measured_digest import differences, measured_costs, scenes, verdict
+from measured_table import EVALUATIONS
 from vlm_guard.method.registry import method_class, method_names
 
 CLAIMS = ROOT / "docs" / "tables" / "claims.toml"
@@ -37,7 +38,7 @@ def which_markdown() -> str:
     """One row per method."""
     claims = tomllib.loads(CLAIMS.read_text(encoding="utf-8"))
     costs = {name: f"{cost} (bfloat16)" for name, cost in measured_costs(dtype="bfloat16").items()} | measured_costs()
-    found = {split: differences("builtin", split) for split in ("common", "broken")}
+    found = {split: _measured(split) for split in ("common", "broken")}
     lines = [
         "| method | group | needs | prompt, token | on `common` | on `broken` | what its paper says |",
         "|---|---|---|---|---|---|---|",
@@ -46,7 +47,7 @@ def which_markdown() -> str:
         if name == "none":
             continue
         group = group_of(name)
-        words = [_in_words(found[split].get(name)) for split in ("common", "broken")]
+        words = [found[split].get(name, "") for split in ("common", "broken")]
         said = claims.get(name, {})
         claim = f"{said['claim']} ({said['from']})" if said.get("claim") else ""
         cells = [f"`{name}`", f"[{group}]({PAGES[group]})", ", ".join(method_class(name).needs) or "-"]
@@ -54,5 +55,13 @@ def which_markdown() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _in_words(difference: dict | None) -> str:
-    return "" if difference is None else verdict(difference["chair_i"], difference["recall"])
+def _measured(split: str) -> dict[str, str]:
+    """By method, what its defaults did on one split, in words; with the number of scenes where it is not the usual."""
+    found = {}
+    for kind in ("fewer", "builtin"):
+        if not (EVALUATIONS / f"{kind}_{split}.json").is_file():
+            continue
+        note = f" ({scenes(kind, split)} scenes)" if kind == "fewer" else ""
+        for label, difference in differences(kind, split).items():
+            found[label] = verdict(difference["chair_i"], difference["recall"]) + note
+    return found

@@ -2,8 +2,8 @@
 arXiv 2410.15778).
 
 What a model makes up comes with a shift of its hidden states that is much the same from picture to picture. VTI
-measures that shift once per model and turns hidden states against it: in the vision tower, away from what its features
-do when little of a picture is seen, and in the decoder, away from what text about absent things does.
+measures such shifts once per model and turns hidden states along them: in the decoder, from text about absent things
+towards text about what is there; in the vision tower, towards the mean of its features over many maskings of a picture.
 
 Stations: vision and hidden. With m what the feed-forward network of a layer adds to the residual stream, in every layer
 and every row of the prompt and the answer (in the tower: every token),
