@@ -153,8 +153,9 @@ def make_folder(folder: Path) -> Path:
     _write_lines(folder / "coco" / "list.jsonl", [{"image": name, "image_id": n} for n, name in enumerate(pictures)])
     own = {"question": "Which?", "options": ["a dog", "a cat"], "answer": "B", "question_id": 4, "extra": {"a": [1]}}
     _write_lines(folder / "coco" / "own.jsonl", [{"image": name, **own} for name in pictures])
-    doc = {"question_id": "1", "question": "Is it?", "answer": "yes", "category": "random"}
-    _write_lines(folder / "samples.jsonl", [{"doc_id": 0, "doc": doc, "filtered_resps": ["Yes"], "resps": [["Yes"]]}])
+    metric = {"question_id": "1", "ground_truth": "yes", "category": "random"}
+    sample = {"doc_id": 0, "target": "yes", "filtered_resps": "Yes", "input": "Is it?", "pope_accuracy": metric}
+    _write_lines(folder / "samples.jsonl", [sample, sample | {"doc": {"answer": "no"}, "resps": [["Yes"]]}])
     answered = {"question_id": 1, "image": "1.png", "question": "Is it?", "text": "Yes", "label": "yes"}
     _write_lines(folder / "own_answers.jsonl", [{**answered, "method": name} for name in ("none", "var")])
     (folder / "no-model").mkdir()
