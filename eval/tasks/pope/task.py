@@ -39,6 +39,7 @@ class PopeTask(Task):
     help = "Yes/no questions about objects that are in the picture and objects that are not."
     source = "Evaluating Object Hallucination in Large Vision-Language Models, EMNLP 2023, arXiv 2305.10355"
     table_title = "yes/no"
+    title = "POPE"
     Settings = PopeSettings
     Score = PopeScoreReceived
     Described = PopeDescribed
@@ -55,25 +56,28 @@ class PopeTask(Task):
         chosen = self.settings
         if chosen.parser not in PARSERS:
             raise ValueError(f"the answer parser is {chosen.parser!r}; it must be one of {', '.join(PARSERS)}")
-        if chosen.questions:
-            read = [question for path in chosen.questions for question in read_questions(path)]
-            self.questions = [question for question in read if question.image_id in data.images]
-            self.origin = "question files"
-        else:
-            objects = {image_id: data.objects[image_id] for image_id in data.images}
-            names = {image_id: path.name for image_id, path in data.images.items()}
-            self.questions = build_questions(objects, chosen.strategies, chosen.per_image, seed, image_names=names)
-            self.origin = f"built, {chosen.per_image} per image and strategy, seed {seed}"
+        self.questions, self.origin = self.find_questions()
         if not self.questions:
             raise ValueError("none of the POPE questions is about an image of this data")
         self._by_key = self._grouped()
+
+    def find_questions(self) -> tuple[list[PopeQuestion], str]:
+        """The questions about pictures of the data, and in words where they come from."""
+        chosen, images = self.settings, self.data.images
+        if chosen.questions:
+            read = [question for path in chosen.questions for question in read_questions(path)]
+            return [question for question in read if question.image_id in images], "question files"
+        objects = {image_id: self.data.objects[image_id] for image_id in images}
+        names = {image_id: path.name for image_id, path in images.items()}
+        built = build_questions(objects, chosen.strategies, chosen.per_image, self.seed, image_names=names)
+        return built, f"built, {chosen.per_image} per image and strategy, seed {self.seed}"
 
     def _grouped(self) -> dict[str, list[PopeQuestion]]:
         """The questions by sample key: those with the same text about the same picture are one sample."""
         order = {image_id: place for place, image_id in enumerate(self.data.images)}
         groups: dict[str, list[PopeQuestion]] = {}
         for question in sorted(self.questions, key=lambda item: order[_image(item)]):
-            asked = groups.setdefault(f"pope/{question.image_id}/{question.text}", [])
+            asked = groups.setdefault(f"{self.name}/{question.image_id}/{question.text}", [])
             if asked and asked[0].label != question.label:
                 raise ValueError(
                     f"{question.text!r} about image {question.image_id} is labelled yes and no; the question files "
@@ -127,13 +131,13 @@ class PopeTask(Task):
     @classmethod
     def metrics(cls, records: Sequence[Record]) -> tuple[Metric, ...]:
         """Every rate of every strategy in these records, and their plain means."""
-        return pope_metrics(strategies_of(records))
+        return pope_metrics(strategies_of(records), cls.name)
 
     @classmethod
     def comparable_metrics(cls, first: Sequence[Record], second: Sequence[Record]) -> tuple[Metric, ...]:
         """Those of the strategies that both have: one whose pictures could not be read has no difference."""
         known = strategies_of(first)
-        return pope_metrics([name for name in strategies_of(second) if name in known])
+        return pope_metrics([name for name in strategies_of(second) if name in known], cls.name)
 
     @classmethod
     def summarise(cls, records: Sequence[Record], described: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,7 +155,7 @@ class PopeTask(Task):
         """Suffix and parser."""
         suffix = described["suffix"].strip()
         asked = f'with "{suffix}"' if suffix else "without suffix"
-        return f"POPE {asked}, read by the {described['parser']} parser"
+        return f"{cls.title} {asked}, read by the {described['parser']} parser"
 
     @classmethod
     def plots(cls) -> dict[str, Callable[[Drawn], Figure]]:
@@ -209,15 +213,15 @@ def _rate_of(rate: str, strategy: str, counts: Counts) -> np.ndarray:
     return values[rate]()
 
 
-def pope_metrics(strategies: Sequence[str]) -> tuple[Metric, ...]:
-    """Every rate of every strategy, and their plain means ("pope.mean.accuracy")."""
+def pope_metrics(strategies: Sequence[str], task: str = "pope") -> tuple[Metric, ...]:
+    """Every rate of every strategy, and their plain means ("pope.mean.accuracy"), under the task's name."""
     better: dict[str, Better] = {"yes_ratio": None, "unparsed": "lower"}
     groups = {strategy: [strategy] for strategy in strategies}
     if strategies:
         groups["mean"] = list(strategies)
     return tuple(
         Metric(
-            name=f"pope.{name}.{rate}",
+            name=f"{task}.{name}.{rate}",
             label=f"{name} {_LABELS.get(rate, rate)}",
             kind="share",
             better=better.get(rate, "higher"),
