@@ -62,13 +62,15 @@ def compare_runs(folders: Sequence[Path], baseline: str | None = None, resamples
     methods = []
     for label, _, run, method in sorted(entries, key=lambda entry: entry[0] != chosen):
         own = read[label]
+        fair, said = own.fair_differences(read[chosen], draws) if label != chosen else ({}, {})
         computed = {
             "label": label,
             **own.summaries(run.tasks),
             "samples": own.sample_counts(),
             # Files of versions that wrote no plan were complete when they were written.
             "planned": method.planned or {task: counts.asked for task, counts in method.samples.items()},
-            "estimates": own.estimates(draws),
+            "estimates": own.estimates(draws) | fair,
+            "fair": said,
             "difference_to_baseline": own.differences_to(read[chosen], draws) if label != chosen else {},
             "cost": own.cost(),
             "task_costs": {task: own.cost(task) for task in own.answered},

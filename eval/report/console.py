@@ -78,6 +78,8 @@ class ProgressBar:
 
 def shown(kind: Kind, value: float) -> str:
     """A metric's value as tables show it: shares in percent, lengths with one decimal."""
+    if kind == "difference":
+        return shown_difference(kind, value)
     return f"{value:.1f}" if kind == "length" else f"{100 * value:.1f}"
 
 

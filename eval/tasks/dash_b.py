@@ -109,6 +109,7 @@ class DashBTask(YesNoQuestionTask):
         Column(metric="dash_b.all.recall", label="right yes ↑"),
         Column(metric="dash_b.harmonic_mean", label="harm. mean ↑"),
         Column(metric="dash_b.all.unparsed", label="unparsed ↓"),
+        Column(metric="dash_b.over_control.accuracy", label="acc − control ↑", kind="difference", better="higher"),
     )
 
     @classmethod

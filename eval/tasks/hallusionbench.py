@@ -19,6 +19,7 @@ from PIL import Image
 from vlm_guard.eval.data.datasets import EvaluationData
 from vlm_guard.eval.tasks.base import Record, Sample, Task
 from vlm_guard.eval.tasks.pope.parsers import parse_answer
+from vlm_guard.eval.tasks.shared.fair import FairPair, yes_matched
 from vlm_guard.eval.tasks.shared.metric import Better, Column, Counts, Metric, ratio, share
 from vlm_guard.eval.tasks.shared.own_data import folder_of, question_data
 from vlm_guard.eval.tasks.shared.received import Name, Received
@@ -145,7 +146,9 @@ class HallusionBenchTask(Task):
         Column(metric="hallusionbench.hard", label="hard ↑"),
         Column(metric="hallusionbench.yes_difference", label="yes bias"),
         Column(metric="hallusionbench.unparsed", label="unparsed ↓"),
+        Column(metric="hallusionbench.over_control", label="aAcc − control ↑", kind="difference", better="higher"),
     )
+    watches_yes_no = True
 
     @classmethod
     def open_data(cls, place: str, count: int | None, settings: Any) -> EvaluationData:
@@ -221,6 +224,11 @@ class HallusionBenchTask(Task):
             "wrong_yes": not right and not yes,
             "unparsed": score["answer"] == "unparsed",
         }
+
+    @classmethod
+    def fair_pair(cls, baseline: Sequence[Record], other: Sequence[Record]) -> FairPair | None:
+        """The baseline with a constant leaning to yes that makes it say yes as often as the method."""
+        return yes_matched(baseline, other, {"hallusionbench.a_acc": "hallusionbench.over_control"})
 
     @classmethod
     def image_counts(cls, records: Sequence[Record]) -> dict[str, float]:

@@ -9,6 +9,7 @@ questions are scored with RePOPE's labels by `vlm-guard pope ANSWERS --questions
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,6 @@ from vlm_guard.eval.data.datasets import EvaluationData
 from vlm_guard.eval.tasks.pope.questions import PopeQuestion, read_questions
 from vlm_guard.eval.tasks.pope.settings import STRATEGIES
 from vlm_guard.eval.tasks.pope.task import PopeTask
-from vlm_guard.eval.tasks.shared.metric import Column
 from vlm_guard.eval.tasks.shared.own_data import folder_of, question_data
 from vlm_guard.eval.tasks.shared.registry import register_task
 from vlm_guard.eval.tasks.shared.settings import FilePath, TaskSettings, setting
@@ -52,7 +52,9 @@ class RepopeTask(PopeTask):
     data_help = "repope:FOLDER, RePOPE's coco_repope_*.json and MSCOCO's val2014 pictures (or repope.images)"
     Settings = RepopeSettings
     columns = tuple(
-        Column(metric=column.metric.replace("pope.", "repope.", 1), label=column.label.replace("POPE", "RePOPE"))
+        replace(
+            column, metric=column.metric.replace("pope.", "repope.", 1), label=column.label.replace("POPE", "RePOPE")
+        )
         for column in PopeTask.columns
     )
 

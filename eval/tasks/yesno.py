@@ -35,6 +35,7 @@ class YesNoTask(YesNoQuestionTask):
         Column(metric="yesno.all.yes_ratio", label="yes"),
         Column(metric="yesno.pictures_right", label="all right ↑"),
         Column(metric="yesno.all.unparsed", label="unparsed ↓"),
+        Column(metric="yesno.over_control.f1", label="F1 − control ↑", kind="difference", better="higher"),
     )
 
     @classmethod

@@ -40,6 +40,50 @@ def draw(path: Path, seed: int) -> None:
     Image.fromarray(np.random.default_rng(seed).integers(0, 255, (64, 96, 3), dtype=np.uint8)).save(path)
 
 
+def make_dash_b(folder: Path) -> Path:
+    """A release of DASH-B with two objects and three pictures of each kind."""
+    files = {"coco": {"backpack": ["1.png", "2.png"]}, "spurious": {"hair spray": ["3.png"]}}
+    for kind in ("neg", "pos"):
+        for source, objects in files.items():
+            for name, pictures in objects.items():
+                for seed, picture in enumerate(pictures):
+                    draw(folder / "images" / kind / source / name / picture, seed)
+        (folder / "images" / f"dash_benchmark_{kind}.json").write_text(json.dumps(files), encoding="utf-8")
+    return folder
+
+
+def make_hallusionbench(folder: Path) -> Path:
+    """A release of HallusionBench with three sets: two figures each, or none and one."""
+    records = []
+    for number, category in enumerate(("VD", "VS", "VD")):
+        for figure in (0, 1):
+            pictured = category == "VD" or figure
+            name = f"{category}/chart/{number}_{figure}.png"
+            draw(folder / "hallusion_bench" / name, 7 * number + figure)
+            for question in (0, 1):
+                record = {"category": category, "subcategory": "chart", "set_id": str(number)}
+                record |= {"figure_id": str(figure), "question_id": str(question), "question": "Is it a dog?"}
+                record |= {"visual_input": str(figure + 1 if pictured else 0), "gt_answer": str(question)}
+                records.append(record | {"filename": f"./{name}" if pictured else None})
+    (folder / "HallusionBench.json").write_text(json.dumps(records), encoding="utf-8")
+    return folder
+
+
+def make_repope(folder: Path) -> Path:
+    """RePOPE's three files about three pictures."""
+    for strategy in ("random", "popular", "adversarial"):
+        lines = []
+        for number in range(6):
+            image = f"COCO_val2014_{1 + number % 3:012d}.jpg"
+            draw(folder / "val2014" / image, number)
+            text = f"Is there a {('dog', 'cat')[number // 3]} in the image?"
+            lines.append({"question_id": number + 1, "image": image, "text": text, "label": ("yes", "no")[number // 3]})
+        path = folder / "annotations" / f"coco_repope_{strategy}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return folder
+
+
 @pytest.fixture
 def sources(tmp_path, monkeypatch) -> dict[str, str]:
     """Small data for every task, made here, by the task's name."""
@@ -65,6 +109,16 @@ def sources(tmp_path, monkeypatch) -> dict[str, str]:
         record = {"question": "What is it?", "options": ["a dog", "a cat"], "answer": "a cat", "image": f"{number}.png"}
         records.append(record | ({"decided_by": "text"} if number % 2 else {}))
     (tmp_path / "choices" / "some.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
+    asked = [
+        {
+            "image": f"{number % 4}.png",
+            "question": "Is there a dog in the image?",
+            "answer": number % 2,
+            "group": "dogs",
+        }
+        for number in range(8)
+    ]
+    (tmp_path / "choices" / "asked.jsonl").write_text("".join(json.dumps(one) + "\n" for one in asked))
     coco = make_coco_folder(tmp_path / "coco", images=3)
     return {
         "chair": f"coco:{coco}",
@@ -73,6 +127,11 @@ def sources(tmp_path, monkeypatch) -> dict[str, str]:
         "mme": f"mme:{tmp_path / 'mme'}",
         "grid2matrix": "grids:2x3",
         "modality_interference": f"mc:{tmp_path / 'choices' / 'some.jsonl'}",
+        "mc": f"mc:{tmp_path / 'choices' / 'some.jsonl'}",
+        "yesno": f"yesno:{tmp_path / 'choices' / 'asked.jsonl'}",
+        "dash_b": f"dash_b:{make_dash_b(tmp_path / 'dash')}",
+        "hallusionbench": f"hallusionbench:{make_hallusionbench(tmp_path / 'hallusion')}",
+        "repope": f"repope:{make_repope(tmp_path / 'repope')}",
     }
 
 
@@ -141,6 +200,12 @@ def test_data_that_does_not_fit_is_refused_with_what_is_needed(task, sources, tm
             "unrelated_text, related_text",
         ),
         ("chair", ("--data", "amber"), "it needs scenes:SPLIT"),
+        ("dash_b", ("--data", "dash_b:MME"), "is no DASH-B release: it has no dash_benchmark_neg.json"),
+        ("dash_b", ("--set", "dash_b.prompt=Is it there?"), "it must contain {object}"),
+        ("hallusionbench", ("--data", "hallusionbench:MME"), "there is no file"),
+        ("repope", ("--data", "repope:MME"), "there is no file"),
+        ("repope", ("--set", "repope.images=/nowhere"), "repope.images: there is no folder /nowhere"),
+        ("yesno", ("--data", "yesno:/nowhere.jsonl"), "there is no file /nowhere.jsonl"),
         (
             "chair",
             ("--data", "flickr:x"),

@@ -16,8 +16,10 @@ from vlm_guard.eval.tasks.pope.questions import PopeQuestion, build_questions, r
 from vlm_guard.eval.tasks.pope.received import PopeDescribed, PopeScoreReceived
 from vlm_guard.eval.tasks.pope.scoring import PopeSummary, score_predictions
 from vlm_guard.eval.tasks.pope.settings import STRATEGIES, PopeSettings
+from vlm_guard.eval.tasks.shared.fair import FairPair, yes_matched
 from vlm_guard.eval.tasks.shared.metric import Better, Column, Counts, Metric, harmonic, ratio
 from vlm_guard.eval.tasks.shared.registry import register_task
+from vlm_guard.eval.tasks.shared.yes_no import answer_kind
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,7 +51,9 @@ class PopeTask(Task):
         Column(metric="pope.adversarial.f1", label="adv F1 ↑"),
         Column(metric="pope.mean.yes_ratio", label="yes"),
         Column(metric="pope.mean.unparsed", label="unparsed ↓"),
+        Column(metric="pope.over_control.f1", label="F1 − control ↑", kind="difference", better="higher"),
     )
+    watches_yes_no = True
 
     def __init__(self, data: EvaluationData, settings: PopeSettings | None = None, seed: int = 0) -> None:
         super().__init__(data, settings, seed)
@@ -126,7 +130,17 @@ class PopeTask(Task):
         score = record["score"]
         counts = score_predictions([score["label"]], [score["answer"]])
         kinds = {name: value for name, value in counts.to_dict()["counts"].items() if value}
-        return {f"{strategy}.{name}": value for strategy in score["strategies"] for name, value in kinds.items()}
+        counted = {f"{strategy}.{name}": value for strategy in score["strategies"] for name, value in kinds.items()}
+        for parser in PARSERS:
+            kind = answer_kind(score["label"], parse_answer(record["text"], parser, score["label"]))
+            counted |= {f"{strategy}@{parser}.{kind}": 1 for strategy in score["strategies"]}
+        return counted
+
+    @classmethod
+    def fair_pair(cls, baseline: Sequence[Record], other: Sequence[Record]) -> FairPair | None:
+        """The baseline with a constant leaning to yes that makes it say yes as often as the method."""
+        names = {f"{cls.name}.mean.{rate}": f"{cls.name}.over_control.{rate}" for rate in ("accuracy", "f1")}
+        return yes_matched(baseline, other, names, lambda record: len(record["score"]["strategies"]))
 
     @classmethod
     def metrics(cls, records: Sequence[Record]) -> tuple[Metric, ...]:
@@ -148,7 +162,8 @@ class PopeTask(Task):
             for strategy in score["strategies"]:
                 pairs[strategy].append((score["label"], score["answer"]))
         strategies = {name: score_predictions(*zip(*asked)) for name, asked in pairs.items()}
-        return PopeSummary(parser=described["parser"], strategies=strategies).to_dict()
+        summary = PopeSummary(parser=described["parser"], strategies=strategies).to_dict()
+        return {**summary, "metric": cls.title, "parsers": _by_parser(records)}
 
     @classmethod
     def caption(cls, described: Mapping[str, Any]) -> str:
@@ -183,6 +198,7 @@ def _image(question: PopeQuestion) -> int:
 
 
 _RATES = ("accuracy", "precision", "recall", "f1", "yes_ratio", "unparsed")
+_PARSER_RATES = ("accuracy", "f1", "yes_ratio")
 _LABELS = {"f1": "F1", "yes_ratio": "yes ratio"}
 _KINDS = ("true_yes", "false_yes", "true_no", "false_no", "unparsed_yes", "unparsed_no")
 
@@ -213,20 +229,40 @@ def _rate_of(rate: str, strategy: str, counts: Counts) -> np.ndarray:
     return values[rate]()
 
 
+def _by_parser(records: Sequence[Record]) -> dict[str, dict[str, float]]:
+    """What the same answers give when they are read by each of the parsers: means over the strategies."""
+    pairs: dict[str, dict[str, list[tuple[str, str]]]] = {parser: {} for parser in PARSERS}
+    for record in records:
+        score = record["score"]
+        for parser, strategies in pairs.items():
+            answer = parse_answer(record["text"], parser, score["label"])
+            for strategy in score["strategies"]:
+                strategies.setdefault(strategy, []).append((score["label"], answer))
+    return {
+        parser: PopeSummary(
+            parser=parser, strategies={name: score_predictions(*zip(*asked)) for name, asked in strategies.items()}
+        ).mean
+        for parser, strategies in pairs.items()
+    }
+
+
 def pope_metrics(strategies: Sequence[str], task: str = "pope") -> tuple[Metric, ...]:
-    """Every rate of every strategy, and their plain means ("pope.mean.accuracy"), under the task's name."""
+    """Every rate of every strategy, and their plain means ("pope.mean.accuracy"), also by each parser."""
     better: dict[str, Better] = {"yes_ratio": None, "unparsed": "lower"}
     groups = {strategy: [strategy] for strategy in strategies}
+    read: dict[str, list[str]] = {}
     if strategies:
         groups["mean"] = list(strategies)
+        read = {f"read_{parser}": [f"{strategy}@{parser}" for strategy in strategies] for parser in PARSERS}
+    wanted = [(name, group, rate) for rate in _PARSER_RATES for name, group in read.items()]
+    wanted += [(name, group, rate) for rate in _RATES for name, group in groups.items()]
     return tuple(
         Metric(
             name=f"{task}.{name}.{rate}",
-            label=f"{name} {_LABELS.get(rate, rate)}",
+            label=f"{name.replace('_', ' by ')} {_LABELS.get(rate, rate)}",
             kind="share",
             better=better.get(rate, "higher"),
             compute=partial(_rate, rate, group),
         )
-        for rate in _RATES
-        for name, group in groups.items()
+        for name, group, rate in wanted
     )

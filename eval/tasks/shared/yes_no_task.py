@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from vlm_guard.eval.tasks.base import Record, Sample, Task
 from vlm_guard.eval.tasks.pope.parsers import parse_answer
+from vlm_guard.eval.tasks.shared.fair import FairPair, yes_matched
 from vlm_guard.eval.tasks.shared.received import Name, Received
 from vlm_guard.eval.tasks.shared.settings import TaskSettings, setting
 from vlm_guard.eval.tasks.shared.yes_no import YesNoQuestion, count_answer, summary_of
@@ -40,6 +41,7 @@ class YesNoQuestionTask(Task):
     Settings = YesNoSettings
     Score = YesNoScoreReceived
     Described = YesNoDescribed
+    watches_yes_no = True
 
     @cached_property
     def _by_key(self) -> dict[str, tuple[int, YesNoQuestion]]:
@@ -70,6 +72,12 @@ class YesNoQuestionTask(Task):
         """One question, among all and in its group."""
         score = record["score"]
         return count_answer(score["label"], score["answer"], ["all", *named(score["group"])])
+
+    @classmethod
+    def fair_pair(cls, baseline: Sequence[Record], other: Sequence[Record]) -> FairPair | None:
+        """The baseline with a constant leaning to yes that makes it say yes as often as the method."""
+        names = {f"{cls.name}.all.{rate}": f"{cls.name}.over_control.{rate}" for rate in ("accuracy", "f1")}
+        return yes_matched(baseline, other, names)
 
     @classmethod
     def groups(cls, records: Sequence[Record]) -> list[str]:
