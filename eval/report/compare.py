@@ -1,6 +1,6 @@
 """Comparing methods of one or several runs, on the same images or not at all."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,13 +33,19 @@ class Comparison:
     notes: tuple[str, ...]
 
 
-def compare_runs(folders: Sequence[Path], baseline: str | None = None, resamples: int | None = None) -> Comparison:
+def compare_runs(
+    folders: Sequence[Path],
+    baseline: str | None = None,
+    resamples: int | None = None,
+    change: Callable[[str, list[Record]], list[Record]] | None = None,
+) -> Comparison:
     """Bring runs together; all numbers are computed anew from their records.
 
     Args:
         folders: folders that `vlm-guard eval` wrote.
         baseline: label of the method the others are compared with; the first run's first method by default.
         resamples: number of bootstrap resamples; the first run's by default.
+        change: makes other records of a method's (by its label), such as ones with a judge's verdicts.
 
     Raises:
         FileNotFoundError: a folder holds no finished run.
@@ -54,6 +60,8 @@ def compare_runs(folders: Sequence[Path], baseline: str | None = None, resamples
         notes += check_comparable(runs[0], run, folders[0], folder)
     entries = _label(folders, runs)
     records = {label: _records(folder, run, method) for label, folder, run, method in entries}
+    if change is not None:
+        records = {label: change(label, items) for label, items in records.items()}
     read = {label: MethodRecords(items) for label, items in records.items()}
     chosen = baseline if baseline is not None else entries[0][0]
     if chosen not in read:

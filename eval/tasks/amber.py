@@ -277,8 +277,10 @@ class AmberTask(Task):
     def open_data(cls, place: str, count: int | None, settings: TaskSettings) -> EvaluationData:
         """AMBER's release; see the head of this file."""
         folder = folder_of("amber", place, "AMBER's release: annotations.json, query/ and the pictures")
-        annotations = _find(folder, "annotations.json", "data/annotations.json")
-        queries = _find(folder, *(f"{top}query/query_{name}.json" for top in ("data/", "") for name in _QUERIES))
+        annotations = find_in_release(folder, "annotations.json", "data/annotations.json")
+        queries = find_in_release(
+            folder, *(f"{top}query/query_{name}.json" for top in ("data/", "") for name in _QUERIES)
+        )
         questions = read_amber(queries, annotations)
         numbers = {question.image: image_id(question.image) for question in questions}
         images = {number: _picture(folder, name) for name, number in numbers.items()}
@@ -351,7 +353,12 @@ class AmberTask(Task):
 _QUERIES = ("discriminative", "all")
 
 
-def _find(folder: Path, *names: str) -> Path:
+def find_in_release(folder: Path, *names: str) -> Path:
+    """The first of these files of the release.
+
+    Raises:
+        FileNotFoundError: it has none of them.
+    """
     found = next((folder / name for name in names if (folder / name).is_file()), None)
     if found is None:
         raise FileNotFoundError(f"{folder} is no AMBER release: it has none of {', '.join(names)}")

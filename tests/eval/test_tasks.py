@@ -1,12 +1,10 @@
 """Tasks as one finds and uses them: the listing, settings, data that fits or is refused, runs of the built-in ones."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
-from small_coco import make_coco_folder
+from task_sources import make_sources
 
 from vlm_guard.cli import main
 from vlm_guard.eval.report.compare import compare_runs
@@ -17,15 +15,13 @@ from vlm_guard.eval.run.results import read_results
 from vlm_guard.eval.run.settings import RunSettings, read_settings
 from vlm_guard.eval.run.setup import open_data
 from vlm_guard.eval.tasks import Task, register_task
+from vlm_guard.eval.tasks.shared.judging import JudgedTask
 from vlm_guard.eval.tasks.shared.multiple_choice import read_choices
 from vlm_guard.eval.tasks.shared.registry import task_class, task_files, task_names
 from vlm_guard.eval.tasks.shared.settings import settings_with_flags
 from vlm_guard.eval.tasks.shared.table import described_tasks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-TYPES = ("hallucination", "attribute-state", "attribute-number", "attribute-action", "relation")
-MME_LINES = "Is there a dog in the image? Please answer yes or no.\tYes\nIs there a cat? Please answer yes or no.\tNo\n"
 
 
 def call(capsys, *arguments: object) -> tuple[int, str, str]:
@@ -35,104 +31,11 @@ def call(capsys, *arguments: object) -> tuple[int, str, str]:
     return stopped.value.code, printed.out, printed.err
 
 
-def draw(path: Path, seed: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (64, 96, 3), dtype=np.uint8)).save(path)
-
-
-def make_dash_b(folder: Path) -> Path:
-    """A release of DASH-B with two objects and three pictures of each kind."""
-    files = {"coco": {"backpack": ["1.png", "2.png"]}, "spurious": {"hair spray": ["3.png"]}}
-    for kind in ("neg", "pos"):
-        for source, objects in files.items():
-            for name, pictures in objects.items():
-                for seed, picture in enumerate(pictures):
-                    draw(folder / "images" / kind / source / name / picture, seed)
-        (folder / "images" / f"dash_benchmark_{kind}.json").write_text(json.dumps(files), encoding="utf-8")
-    return folder
-
-
-def make_hallusionbench(folder: Path) -> Path:
-    """A release of HallusionBench with three sets: two figures each, or none and one."""
-    records = []
-    for number, category in enumerate(("VD", "VS", "VD")):
-        for figure in (0, 1):
-            pictured = category == "VD" or figure
-            name = f"{category}/chart/{number}_{figure}.png"
-            draw(folder / "hallusion_bench" / name, 7 * number + figure)
-            for question in (0, 1):
-                record = {"category": category, "subcategory": "chart", "set_id": str(number)}
-                record |= {"figure_id": str(figure), "question_id": str(question), "question": "Is it a dog?"}
-                record |= {"visual_input": str(figure + 1 if pictured else 0), "gt_answer": str(question)}
-                records.append(record | {"filename": f"./{name}" if pictured else None})
-    (folder / "HallusionBench.json").write_text(json.dumps(records), encoding="utf-8")
-    return folder
-
-
-def make_repope(folder: Path) -> Path:
-    """RePOPE's three files about three pictures."""
-    for strategy in ("random", "popular", "adversarial"):
-        lines = []
-        for number in range(6):
-            image = f"COCO_val2014_{1 + number % 3:012d}.jpg"
-            draw(folder / "val2014" / image, number)
-            text = f"Is there a {('dog', 'cat')[number // 3]} in the image?"
-            lines.append({"question_id": number + 1, "image": image, "text": text, "label": ("yes", "no")[number // 3]})
-        path = folder / "annotations" / f"coco_repope_{strategy}.json"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    return folder
-
-
 @pytest.fixture
 def sources(tmp_path, monkeypatch) -> dict[str, str]:
-    """Small data for every task, made here, by the task's name."""
+    """Small data for every task, by the task's name."""
     monkeypatch.setenv("VLM_GUARD_CACHE", str(tmp_path / "cache"))
-    amber = tmp_path / "amber"
-    questions, truths = [], []
-    for number in (1, 2, 3):
-        draw(amber / "image" / f"AMBER_{number}.jpg", number)
-        for kind in TYPES:
-            place = len(questions) + 1
-            questions.append({"id": place, "image": f"AMBER_{number}.jpg", "query": f"Is there a dog ({place})?"})
-            truths.append({"id": place, "type": f"discriminative-{kind}", "truth": "yes" if place % 3 else "no"})
-    (amber / "data" / "query").mkdir(parents=True)
-    (amber / "data" / "query" / "query_discriminative.json").write_text(json.dumps(questions), encoding="utf-8")
-    (amber / "data" / "annotations.json").write_text(json.dumps(truths), encoding="utf-8")
-    for seed, name in enumerate(("existence", "count", "position", "color")):
-        for number in range(2):
-            draw(tmp_path / "mme" / name / f"{number}.jpg", 10 * seed + number)
-            (tmp_path / "mme" / name / f"{number}.txt").write_text(MME_LINES, encoding="utf-8")
-    records = []
-    for number in range(4):
-        draw(tmp_path / "choices" / f"{number}.png", number)
-        record = {"question": "What is it?", "options": ["a dog", "a cat"], "answer": "a cat", "image": f"{number}.png"}
-        records.append(record | ({"decided_by": "text"} if number % 2 else {}))
-    (tmp_path / "choices" / "some.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
-    asked = [
-        {
-            "image": f"{number % 4}.png",
-            "question": "Is there a dog in the image?",
-            "answer": number % 2,
-            "group": "dogs",
-        }
-        for number in range(8)
-    ]
-    (tmp_path / "choices" / "asked.jsonl").write_text("".join(json.dumps(one) + "\n" for one in asked))
-    coco = make_coco_folder(tmp_path / "coco", images=3)
-    return {
-        "chair": f"coco:{coco}",
-        "pope": f"coco:{coco}",
-        "amber": f"amber:{amber}",
-        "mme": f"mme:{tmp_path / 'mme'}",
-        "grid2matrix": "grids:2x3",
-        "modality_interference": f"mc:{tmp_path / 'choices' / 'some.jsonl'}",
-        "mc": f"mc:{tmp_path / 'choices' / 'some.jsonl'}",
-        "yesno": f"yesno:{tmp_path / 'choices' / 'asked.jsonl'}",
-        "dash_b": f"dash_b:{make_dash_b(tmp_path / 'dash')}",
-        "hallusionbench": f"hallusionbench:{make_hallusionbench(tmp_path / 'hallusion')}",
-        "repope": f"repope:{make_repope(tmp_path / 'repope')}",
-    }
+    return make_sources(tmp_path)
 
 
 OPTIONS = ("--device", "cpu", "--method", "none", "--method", "pai", "--resamples", "100", "--count", "3")
@@ -142,6 +45,8 @@ OPTIONS = ("--device", "cpu", "--method", "none", "--method", "pai", "--resample
 def test_every_task_runs_from_the_command_line_to_tables_plots_and_page(task, sources, tmp_path, capsys):
     out = tmp_path / "run"
     limit = ("--set", f"{task}.max_new_tokens=8")
+    if task == "openchair":
+        limit += ("--set", f"openchair.concreteness={tmp_path / 'words.tsv'}")
     command = ("eval", "--task", task, "--data", sources[task], *OPTIONS, *limit, "--out", out)
     code, printed, err = call(capsys, *command)
     assert code == 0, err
@@ -151,7 +56,8 @@ def test_every_task_runs_from_the_command_line_to_tables_plots_and_page(task, so
     assert results.notes == [] and results.data["images"] == 3
     for method in results.methods:
         assert method.samples[task].answered == method.planned[task] > 0
-        assert set(method.estimates) >= {column.metric for column in task_class(task).columns[:2]}
+        shown = 1 if issubclass(task_class(task), JudgedTask) else 2  # the others come with a judge's verdicts
+        assert set(method.estimates) >= {column.metric for column in task_class(task).columns[:shown]}
         assert method.model_dump()[task], "the task's own summary"
     assert results.methods[1].difference_to_baseline
     assert compare_runs([out]).results.methods[1].estimates == results.methods[1].estimates
@@ -211,7 +117,12 @@ def test_data_that_does_not_fit_is_refused_with_what_is_needed(task, sources, tm
             ("--data", "flickr:x"),
             "unknown data 'flickr:x'; give scenes:SPLIT[:SEED], coco:FOLDER, amber:FOLDER",
         ),
-        ("mmhal", (), "allowed: chair, pope, amber"),
+        ("shr", (), "allowed: chair, pope, amber"),
+        ("mmhal", ("--data", "mmhal:MME"), "there is no file"),
+        ("openchair", (), "openchair needs the list of words and their concreteness"),
+        ("openchair", ("--set", "openchair.concreteness=/nowhere"), "there is no file /nowhere"),
+        ("object_halbench", ("--set", "object_halbench.mapping=/nowhere"), "there is no file /nowhere"),
+        ("amber_generative", ("--set", "amber_generative.vectors=/nowhere"), "there is no file /nowhere"),
     ],
 )
 def test_mistakes_are_one_line(task, options, message, sources, tmp_path, capsys):
