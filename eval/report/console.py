@@ -116,6 +116,17 @@ def columns_of(results: RunResults) -> dict[str, list[Column]]:
     return {task: columns for task, columns in found.items() if columns}
 
 
+def difference_notes(results: RunResults) -> list[str]:
+    """A sentence for every shown column that is a difference to something else than the baseline as it is."""
+    said = {task: fair["what"] for method in results.methods for task, fair in method.fair.items()}
+    return [
+        f"{column.label.rstrip(' ↑↓')}: {said[task]}."
+        for task, columns in columns_of(results).items()
+        for column in columns
+        if column.kind == "difference" and task in said
+    ]
+
+
 def results_tables(results: RunResults) -> list[Table]:
     """A table of the methods' numbers for every task, and one of what they cost."""
     tables = [_metric_table(results, columns) for columns in columns_of(results).values()]
@@ -190,6 +201,8 @@ def print_results(console: Console, results: RunResults) -> None:
         "differences are paired. ▲ ▼ the interval leaves out 0, ≈ it does not.",
         style="dim",
     )
+    for sentence in difference_notes(results):
+        console.print(sentence, style="dim", markup=False, highlight=False)
     for note in results.notes:
         console.print(f"note: {one_line(note)}", style="yellow", markup=False, soft_wrap=True)
     skipped = max(len(method.skipped_images) for method in results.methods)

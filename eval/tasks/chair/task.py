@@ -179,7 +179,7 @@ class ChairTask(Task):
             return None
         lengths = [min(first["score"]["words"], second["score"]["words"]) for first, second in pairs]
         return FairPair(
-            what="both captions of a picture cut to the words of the shorter one",
+            what="the difference of CHAIR_i, both captions of a picture cut to the words of the shorter one",
             baseline=[cut_record(first, words) for (first, _), words in zip(pairs, lengths)],
             other=[cut_record(second, words) for (_, second), words in zip(pairs, lengths)],
             metrics=_EQUAL_LENGTH,

@@ -59,7 +59,7 @@ def yes_matched(
     control = [_answered(record, record[MARGIN] + offset > 0) for record in ranked]
     total = sum(weight(record) for record in asked)
     return FairPair(
-        what="the baseline, its preference for yes shifted by a constant so that it says yes as often",
+        what="the difference to the baseline whose preference for yes is shifted by a constant to say it as often",
         baseline=control,
         other=list(asked),
         metrics=metrics,
