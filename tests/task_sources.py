@@ -99,7 +99,9 @@ def make_sources(tmp_path: Path) -> dict[str, str]:
         for number in range(8)
     ]
     (tmp_path / "choices" / "asked.jsonl").write_text("".join(json.dumps(one) + "\n" for one in asked))
-    coco = make_coco_folder(tmp_path / "coco", images=3)
+    coco = tmp_path / "coco"
+    if not coco.exists():
+        make_coco_folder(coco, images=3)
     mmhal = [
         {
             "question_type": "attribute",

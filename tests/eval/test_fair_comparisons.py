@@ -1,9 +1,17 @@
 """Numbers that answer "it only says yes less often" and "it only writes less": made-up records with known answers."""
 
-import pytest
+import json
+from dataclasses import replace
+from importlib.metadata import version
 
+import pytest
+from small_coco import make_coco_folder
+
+from vlm_guard.cli import main
 from vlm_guard.eval.run.summary import MethodRecords
 from vlm_guard.eval.tasks.chair.places import complete_end, count_places, cut_record, end_of_words, fifth_of
+from vlm_guard.eval.tasks.chair.report import score_captions, side_by_side_lines
+from vlm_guard.eval.tasks.chair.wordnet import missing_nltk_data
 from vlm_guard.eval.tasks.shared.fair import yes_matched
 from vlm_guard.eval.tasks.shared.registry import task_class
 
@@ -18,6 +26,13 @@ def asked(number: int, label: str, answer: str, margin: float | None = None, str
         "score": {"answer": answer, "label": label, "object": "dog", "strategies": list(strategies)},
     }
     return record if margin is None else record | {"yes_margin": margin}
+
+
+def call(capsys, *arguments) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    printed = capsys.readouterr()
+    return stopped.value.code, printed.out, printed.err
 
 
 LABELS = ["yes", "yes", "yes", "no", "no", "no"]
@@ -106,6 +121,35 @@ def caption(number: int, text: str, mentions, finished: bool = False) -> dict:
         "finished": finished,
         "score": score,
     }
+
+
+def test_the_chair_command_names_places_and_nltk(tmp_path, capsys):
+    path, objects = tmp_path / "captions.jsonl", tmp_path / "objects.json"
+    path.write_text(json.dumps({"image_id": 1, "caption": CAPTION}), encoding="utf-8")
+    objects.write_text('{"1": ["dog", "person"]}', encoding="utf-8")
+    code, out, _ = call(capsys, "chair", path, "--objects", objects, "--json")
+    report = json.loads(out)
+    assert code == 0 and report["nltk"] == version("nltk") and report["fifth_mentions"] == [1, 1, 0, 1, 0]
+    assert report["fifth_chair_i"] == [0, 1, 0, 1, 0] and report["per_100_words"] == pytest.approx(100 * 2 / 14)
+    assert (report["chair_i"], report["complete_chair_i"]) == (pytest.approx(2 / 3), 0.5)
+    code, out, _ = call(capsys, "chair", path, "--objects", objects)
+    assert "50.00 % CHAIR_i, without an unfinished last sentence" in out and f"nltk {version('nltk')}" in out
+    code, _, err = call(capsys, "chair", path, "--objects", objects, "--mode", "both")
+    assert code == 2 and "--mode both reads the ground truth in both modes" in err and len(err.splitlines()) == 1
+    report = score_captions(path, {1: ["dog"]})
+    other = replace(report, summary=replace(report.summary, mode="wordnet", hallucinated_mentions=1))
+    lines = list(side_by_side_lines(report, other))
+    assert lines[1].split() == ["pattern", "wordnet", "difference"]
+    assert next(line for line in lines if line.startswith("chair_i")).split() == ["chair_i", "66.67", "33.33", "-33.33"]
+
+
+@pytest.mark.skipif(bool(missing_nltk_data()), reason="NLTK's data is not installed")
+def test_both_text_modes_side_by_side(tmp_path, capsys):
+    coco = make_coco_folder(tmp_path / "coco", images=3)
+    path = tmp_path / "captions.jsonl"
+    path.write_text('{"image_id": 1, "caption": "Two men seated on a bus."}', encoding="utf-8")
+    code, out, _ = call(capsys, "chair", path, "--coco", coco, "--mode", "both", "--json")
+    assert code == 0 and set(json.loads(out)) == {"pattern", "wordnet"}
 
 
 @pytest.mark.parametrize(

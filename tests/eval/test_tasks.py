@@ -323,7 +323,20 @@ def test_records_of_different_tasks_do_not_disturb_each_other(sources, tmp_path,
     out = tmp_path / "run"
     both = ("eval", "--task", "pope,chair", "--data", sources["chair"], *OPTIONS, "--max-new-tokens", "6", "--out", out)
     assert call(capsys, *both)[0] == 0
-    keys = list(read_records(out / "none" / "samples.jsonl")[0])
-    assert {key.split("/")[0] for key in keys} == {"chair", "pope"}
+    records = read_records(out / "none" / "samples.jsonl")[0]
+    assert {key.split("/")[0] for key in records} == {"chair", "pope"}
+    answers = {"yes": True, "no": False}
+    asked = [record for record in records.values() if record["task"] == "pope"]
+    read = [record for record in asked if record["score"]["answer"] in answers]
+    assert len(read) > 5 and all((item["yes_margin"] > 0) == answers[item["score"]["answer"]] for item in read)
+    assert not any("yes_margin" in record for record in records.values() if record["task"] == "chair")
+    method = read_results(out).methods[1]
+    assert set(method.fair) == {"chair", "pope"} and not read_results(out).methods[0].fair
+    wanted = sum(len(record["score"]["strategies"]) for record in asked)
+    said = read_records(out / method.directory / "samples.jsonl")[0].values()
+    yes = [len(item["score"]["strategies"]) for item in said if item["score"].get("answer") == "yes"]
+    assert method.fair["pope"]["yes_ratio"] == pytest.approx(sum(yes) / wanted)
+    assert {"pope.over_control.f1", "chair.equal_length.chair_i"} <= set(method.estimates)
+    assert "F1 − control" in render_table(compare_runs([out]).results, "markdown")
     names = list(read_results(out).methods[0].estimates)
     assert names[0] == "chair_i" and names[-1] == "pope.mean.unparsed", "in the listing's order, as ever"
