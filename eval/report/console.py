@@ -120,7 +120,7 @@ def difference_notes(results: RunResults) -> list[str]:
     """A sentence for every shown column that is a difference to something else than the baseline as it is."""
     said = {task: fair["what"] for method in results.methods for task, fair in method.fair.items()}
     return [
-        f"{column.label.rstrip(' ↑↓')}: {said[task]}."
+        f'"{column.label.rstrip(" ↑↓")}" is {said[task]}.'
         for task, columns in columns_of(results).items()
         for column in columns
         if column.kind == "difference" and task in said

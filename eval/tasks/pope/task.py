@@ -229,6 +229,11 @@ def _rate_of(rate: str, strategy: str, counts: Counts) -> np.ndarray:
     return values[rate]()
 
 
+def _label(name: str, rate: str) -> str:
+    said, (kind, _, parser) = _LABELS.get(rate, rate), name.partition("_")
+    return f"{said} by the {parser} parser" if kind == "read" and parser else f"{name} {said}"
+
+
 def _by_parser(records: Sequence[Record]) -> dict[str, dict[str, float]]:
     """What the same answers give when they are read by each of the parsers: means over the strategies."""
     pairs: dict[str, dict[str, list[tuple[str, str]]]] = {parser: {} for parser in PARSERS}
@@ -259,7 +264,7 @@ def pope_metrics(strategies: Sequence[str], task: str = "pope") -> tuple[Metric,
     return tuple(
         Metric(
             name=f"{task}.{name}.{rate}",
-            label=f"{name.replace('_', ' by ')} {_LABELS.get(rate, rate)}",
+            label=_label(name, rate),
             kind="share",
             better=better.get(rate, "higher"),
             compute=partial(_rate, rate, group),
