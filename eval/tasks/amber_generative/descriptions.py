@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -90,14 +91,8 @@ def read_scenes(queries: str | Path, annotations: str | Path, words: AmberWords)
         if record.get("type") != "generative":
             continue
         known = whole_number(record.get("id"), "id", where)
-        named = {}
-        for field in ("truth", "hallu"):
-            named[field] = record.get(field)
-            if not isinstance(named[field], list) or not all(isinstance(word, str) for word in named[field]):
-                raise ValueError(f"{where}: {field!r} is {shown(named[field])}; it must be a list of words")
-            if unknown := [word for word in named[field] if word not in words.stand_for]:
-                raise ValueError(f"{where}: {field!r} has {shown(unknown[0])}, which relation.json does not know")
-        scenes[known] = AmberScene(number=known, truth=tuple(named["truth"]), unlikely=tuple(named["hallu"]))
+        truth, unlikely = (_objects(record, field, where, words) for field in ("truth", "hallu"))
+        scenes[known] = AmberScene(number=known, truth=truth, unlikely=unlikely)
     found: dict[int, AmberScene] = {}
     for number, record in read_records(queries):
         where = f"{queries}: record {number}"
@@ -110,6 +105,16 @@ def read_scenes(queries: str | Path, annotations: str | Path, words: AmberWords)
     if not found:
         raise ValueError(f"{annotations} has nothing of the type generative that {queries} asks about")
     return found
+
+
+def _objects(record: dict[str, Any], field: str, where: str, words: AmberWords) -> tuple[str, ...]:
+    """A field of an annotation that lists objects of the vocabulary."""
+    value = record.get(field)
+    if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+        raise ValueError(f"{where}: {field!r} is {shown(value)}; it must be a list of words")
+    if unknown := [word for word in value if word not in words.stand_for]:
+        raise ValueError(f"{where}: {field!r} has {shown(unknown[0])}, which relation.json does not know")
+    return tuple(value)
 
 
 def read_vectors(path: str | Path, words: Collection[str]) -> Similar:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from vlm_guard.eval.tasks.pope.settings import STRATEGIES, PopeSettings
 from vlm_guard.eval.tasks.shared.fair import FairPair, yes_matched
 from vlm_guard.eval.tasks.shared.metric import Better, Column, Counts, Metric, harmonic, ratio
 from vlm_guard.eval.tasks.shared.registry import register_task
+from vlm_guard.eval.tasks.shared.settings import TaskSettings
 from vlm_guard.eval.tasks.shared.yes_no import answer_kind
 
 if TYPE_CHECKING:
@@ -42,10 +43,10 @@ class PopeTask(Task):
     source = "Evaluating Object Hallucination in Large Vision-Language Models, EMNLP 2023, arXiv 2305.10355"
     table_title = "yes/no"
     title = "POPE"
-    Settings = PopeSettings
+    Settings: ClassVar[type[TaskSettings]] = PopeSettings
     Score = PopeScoreReceived
     Described = PopeDescribed
-    columns = (
+    columns: ClassVar[tuple[Column, ...]] = (
         Column(metric="pope.mean.accuracy", label="POPE acc ↑"),
         Column(metric="pope.mean.f1", label="POPE F1 ↑"),
         Column(metric="pope.adversarial.f1", label="adv F1 ↑"),
@@ -55,7 +56,7 @@ class PopeTask(Task):
     )
     watches_yes_no = True
 
-    def __init__(self, data: EvaluationData, settings: PopeSettings | None = None, seed: int = 0) -> None:
+    def __init__(self, data: EvaluationData, settings: TaskSettings | None = None, seed: int = 0) -> None:
         super().__init__(data, settings, seed)
         chosen = self.settings
         if chosen.parser not in PARSERS:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from vlm_guard.eval.tasks.base import Record, Sample, Task
 from vlm_guard.eval.tasks.pope.parsers import parse_answer
@@ -38,7 +38,7 @@ class YesNoDescribed(Received):
 class YesNoQuestionTask(Task):
     """Yes/no questions; `data.content` has those about each picture, a list of `YesNoQuestion` by its number."""
 
-    Settings = YesNoSettings
+    Settings: ClassVar[type[TaskSettings]] = YesNoSettings
     Score = YesNoScoreReceived
     Described = YesNoDescribed
     watches_yes_no = True
