@@ -118,7 +118,11 @@ def make_sources(tmp_path: Path) -> dict[str, str]:
     captions = [{"image": f"{n}.png", "captions": ["A dog on the grass."]} for n in range(4)]
     (tmp_path / "choices" / "captions.jsonl").write_text("".join(json.dumps(one) + "\n" for one in captions))
     (tmp_path / "words.tsv").write_text("Word\tConc.M\ndog\t4.9\nbear\t4.8\nidea\t1.6\n", encoding="utf-8")
+    own = [{"image": f"{number}.png", "question": "Is it a cat?", "answer": "no"} for number in range(3)]
+    (tmp_path / "choices" / "own.jsonl").write_text("".join(json.dumps(one) + "\n" for one in own))
     return {
+        "caption": f"folder:{tmp_path / 'choices'}",
+        "ask": f"questions:{tmp_path / 'choices' / 'own.jsonl'}",
         "chair": f"coco:{coco}",
         "pope": f"coco:{coco}",
         "amber": f"amber:{amber}",

@@ -85,6 +85,7 @@ def _chair(*options: str) -> tuple[str, ...]:
 
 _PAIR = ("--instances", "coco/annotations/instances_test.json", "--captions", "coco/annotations/captions_test.json")
 _EVAL = ("eval", "--data", "coco:coco", "--model", "no-model", "--out", "out", "--config", "settings.yaml")
+_OWN = ("--model", "no-model", "--out", "out")
 _POPE = ("pope", "answers.jsonl", "--questions", "pope/pope_random.json")
 
 
@@ -142,6 +143,12 @@ KINDS = (
     ),
     Kind("image list of a run", "images.jsonl", (*_EVAL, "--image-list", "images.jsonl")),
     Kind("settings", "settings.yaml", _EVAL),
+    Kind(
+        "list of pictures", "coco/list.jsonl", ("eval", "--task", "caption", "--data", "folder:coco/list.jsonl", *_OWN)
+    ),
+    Kind("own questions", "coco/own.jsonl", ("eval", "--task", "ask", "--data", "questions:coco/own.jsonl", *_OWN)),
+    Kind("samples of lmms-eval", "samples.jsonl", ("pope", "samples.jsonl")),
+    Kind("answers of ask", "own_answers.jsonl", ("pope", "own_answers.jsonl", "--json")),
     Kind("results for compare", "run/results.json", ("compare", "run", "--resamples", "100")),
     Kind("records for compare", "run/careless/samples.jsonl", ("compare", "run", "--json")),
     Kind("results for a table", "run/results.json", ("table", "run", "--out", "out.md"), "out.md"),
@@ -185,6 +192,14 @@ def make_folder(folder: Path) -> Path:
     (folder / "vectors.json").write_text('{"dog": [1, 0], "puppy": [0.9, 0.1], "sky": [0, 1], "cat": [0.5, 0.5]}')
     (folder / "names.json").write_text('{"dog": ["hound", "sheep dog"], "cat": []}')
     _write_lines(folder / "images_asked.jsonl", [{"image_id": n, "question": "What is there?"} for n in (1, 2)])
+    pictures = [f"images/{n:012d}.png" for n in (1, 2)]
+    _write_lines(folder / "coco" / "list.jsonl", [{"image": name, "image_id": n} for n, name in enumerate(pictures)])
+    own = {"question": "Which?", "options": ["a dog", "a cat"], "answer": "B", "question_id": 4, "extra": {"a": [1]}}
+    _write_lines(folder / "coco" / "own.jsonl", [{"image": name, **own} for name in pictures])
+    doc = {"question_id": "1", "question": "Is it?", "answer": "yes", "category": "random"}
+    _write_lines(folder / "samples.jsonl", [{"doc_id": 0, "doc": doc, "filtered_resps": ["Yes"], "resps": [["Yes"]]}])
+    answered = {"question_id": 1, "image": "1.png", "question": "Is it?", "text": "Yes", "label": "yes"}
+    _write_lines(folder / "own_answers.jsonl", [{**answered, "method": name} for name in ("none", "var")])
     (folder / "no-model").mkdir()
     (folder / "settings.yaml").write_text(
         json.dumps(

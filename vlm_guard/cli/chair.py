@@ -33,28 +33,41 @@ def command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    """Score captions with CHAIR: which objects they mention that are not in the image. No model is needed."""
+    """Score captions with CHAIR: which objects they mention that are not in the image. No model is needed.
+
+    Reads captions of any tool, of vlm-guard caption (each method apart) and the files of lmms-eval --log_samples.
+    """
     import json
 
-    from vlm_guard.eval.tasks.chair.report import ground_truth, score_captions, side_by_side_lines, summary_lines
+    from vlm_guard.eval.tasks.chair.report import (
+        ground_truth,
+        score_methods,
+        side_by_side_lines,
+        summary_lines,
+        write_method_records,
+    )
+    from vlm_guard.untrusted.printed_text import one_line, printable_json
 
     if mode == "both" and (objects is not None or per_caption is not None):
         raise ValueError(
             "--mode both reads the ground truth in both modes, so it needs --coco, or --instances with --captions, not "
             "--objects; --per-caption is for one mode"
         )
-    reports = []
+    by_mode = {}
     for name in ("pattern", "wordnet") if mode == "both" else (mode,):
         known = ground_truth(instances or [], reference_captions or [], objects, coco, name)
-        reports.append(score_captions(captions, known, name, image_list=image_list, skip_unknown=skip_unknown))
-    if mode == "both":
-        both = {report.summary.mode: report.to_dict() for report in reports}
-        typer.echo(json.dumps(both, indent=2) if as_json else "\n".join(side_by_side_lines(*reports)))
-        return
-    report = reports[0]
+        by_mode[name] = score_methods(captions, known, name, image_list=image_list, skip_unknown=skip_unknown)
+    reports = next(iter(by_mode.values()))
     if per_caption is not None:
-        report.write_records(per_caption)
+        write_method_records(reports, per_caption)
     if as_json:
-        typer.echo(json.dumps(report.to_dict(), indent=2))
-    else:
-        typer.echo("\n".join(summary_lines(report)))
+        kinds = {method: {name: of_mode[method].to_dict() for name, of_mode in by_mode.items()} for method in reports}
+        found = {method: kind if mode == "both" else kind[mode] for method, kind in kinds.items()}
+        shown = {"methods": found} if len(found) > 1 else next(iter(found.values()))
+        typer.echo(printable_json(json.dumps(shown, indent=2)))
+        return
+    for place, (method, report) in enumerate(reports.items()):
+        if len(reports) > 1:
+            typer.echo(f"{chr(10) if place else ''}{one_line(method)}")
+        of_modes = [of_mode[method] for of_mode in by_mode.values()]
+        typer.echo("\n".join(side_by_side_lines(*of_modes) if mode == "both" else summary_lines(report)))
