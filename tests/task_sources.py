@@ -125,6 +125,7 @@ def make_sources(tmp_path: Path) -> dict[str, str]:
         "ask": f"questions:{tmp_path / 'choices' / 'own.jsonl'}",
         "chair": f"coco:{coco}",
         "pope": f"coco:{coco}",
+        "grounding": f"coco:{coco}",
         "amber": f"amber:{amber}",
         "mme": f"mme:{tmp_path / 'mme'}",
         "grid2matrix": "grids:2x3",

@@ -250,8 +250,11 @@ def _answer(
             answered = generate_batch(
                 model, processor, prepared.inputs, settings.decoding, batch.task.max_new_tokens, seed, watch
             )
-        margins = [None] * len(prepared.samples) if watch is None else watch.margins()
-        for sample, answer, margin in zip(prepared.samples, answered.answers, margins, strict=True):
+            measured = batch.task.measure(method.guard, answered.inputs, answered.output)
+        rows = len(prepared.samples)
+        extras = measured or [{}] * rows
+        margins = [None] * rows if watch is None else watch.margins()
+        for sample, answer, extra, margin in zip(prepared.samples, answered.answers, extras, margins, strict=True):
             records.append(
                 {
                     **common[sample.key],
@@ -260,7 +263,7 @@ def _answer(
                     **({} if margin is None else {MARGIN: margin}),
                     "tokens": answer.tokens,
                     "finished": answer.finished,
-                    "score": batch.task.score(sample, answer.text),
+                    "score": {**batch.task.score(sample, answer.text), **extra},
                     "batch": batch.index,
                     "turn": position,
                     "seconds": round(answered.seconds / len(answered.answers), 6),
