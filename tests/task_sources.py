@@ -138,5 +138,5 @@ def make_sources(tmp_path: Path) -> dict[str, str]:
         "object_halbench": f"coco:{coco}",
         "mmhal": f"mmhal:{tmp_path / 'choices'}",
         "openchair": f"openchair:{tmp_path / 'choices' / 'captions.jsonl'}",
-        "repope": f"repope:{make_repope(tmp_path / 'repope')}",
+        "repope": f"repope:{make_repope(tmp_path / 'corrected')}",
     }

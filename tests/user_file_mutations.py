@@ -100,7 +100,7 @@ _BENCHMARKS = (
     Kind("choices", "choices/some.jsonl", _asked("mc,modality_interference", "mc:choices/some.jsonl")),
     Kind("DASH-B", "dash/images/dash_benchmark_pos.json", _asked("dash_b", "dash_b:dash")),
     Kind("HallusionBench", "hallusion/HallusionBench.json", _asked("hallusionbench", "hallusionbench:hallusion")),
-    Kind("RePOPE", "repope/annotations/coco_repope_popular.json", _asked("repope", "repope:repope")),
+    Kind("RePOPE", "corrected/annotations/coco_repope_popular.json", _asked("repope", "repope:corrected")),
     Kind("AMBER's annotations", "amber/data/annotations.json", _AMBER),
     Kind("AMBER's descriptions", "amber/data/query/query_generative.json", _AMBER),
     Kind("AMBER's words", "amber/data/relation.json", _AMBER),
