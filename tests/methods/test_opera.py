@@ -238,6 +238,17 @@ def test_methods_of_attention_act_in_its_passes(zoo_model, methods):
     assert_pristine(zoo.model)
 
 
+@pytest.mark.parametrize("candidates", [1, 4])
+def test_rows_of_a_batch_keep_their_edits_apart(zoo_model, candidates):
+    zoo = zoo_model("llava")
+    options = {"opera.beams": 3, "opera.candidates": candidates, "vaf.layers": "all", "vaf.enhance": 2.0}
+    with wrap(zoo.model, None, "vaf+opera", **options) as guard:
+        together = guard.generate(**zoo.make_inputs(PROMPTS), max_new_tokens=4)
+        for row, prompt in enumerate(PROMPTS):
+            alone = guard.generate(**zoo.make_inputs([prompt]), max_new_tokens=4)
+            assert torch.equal(together[row, -4:], alone[0, -4:]), row
+
+
 def test_the_fast_variant_is_what_the_readme_names():
     fast = OPERA(variant="fast")
     assert (fast.candidates, fast.threshold, fast.beams) == (1, 25, 5)
