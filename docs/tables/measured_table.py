@@ -23,9 +23,10 @@ _COLUMNS = (
 
 
 def measured_markdown() -> str:
-    """Every evaluation of the built-in model: default options, then those chosen by a sweep."""
+    """Every evaluation of the built-in model: default options, those chosen by a sweep, and first looks at new ones."""
     evaluations = [_evaluation(path) for path in sorted(EVALUATIONS.glob("builtin_*.json"))]
     evaluations += [_evaluation(path) for path in sorted(EVALUATIONS.glob("tuned_*.json"))]
+    evaluations += [_evaluation(path) for path in sorted(EVALUATIONS.glob("first_look_*.json"))]
     return "\n".join(evaluations)
 
 
