@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList
 from transformers.cache_utils import DynamicLayer
 
 from vlm_guard.contrast.branch_cache import prompt_cache
-from vlm_guard.contrast.branch_inputs import kept_rope_deltas
+from vlm_guard.contrast.branch_inputs import kept_rope_deltas, read_prompt
 from vlm_guard.families.architecture import GenerativeModel, inference_device
 from vlm_guard.method.branch_prompt import BranchPrompt, GivenPrompt
 from vlm_guard.method.contrasting import padding_id
@@ -60,10 +60,15 @@ def require_prompt(guard: "Guard", inputs: Mapping[str, Any], who: str) -> Given
     )
 
 
-def asked_inputs(guard: "Guard", inputs: Mapping[str, Any], prompt: BranchPrompt) -> dict[str, Any]:
-    """The inputs of `generate` for a prompt made from that of `inputs`, with the same pictures."""
-    given = image_inputs(inputs) | {"input_ids": prompt.input_ids, "attention_mask": prompt.attention_mask}
+def asked_inputs(
+    guard: "Guard", inputs: Mapping[str, Any], prompt: BranchPrompt, *, pictures: bool = True
+) -> dict[str, Any]:
+    """The inputs of `generate` for a prompt made from that of `inputs`, with the same pictures or without any."""
+    given: dict[str, Any] = {"input_ids": prompt.input_ids, "attention_mask": prompt.attention_mask}
     given |= token_types(prompt, inputs)
+    if not pictures:
+        return given
+    given |= image_inputs(inputs)
     if isinstance(given.get("cross_attention_mask"), Tensor):
         given["cross_attention_mask"] = prompt.follow_sight(given["cross_attention_mask"])
     for name, nothing in _BY_COLUMN.items():
@@ -80,13 +85,35 @@ def read_alone(guard: "Guard", inputs: Mapping[str, Any], states: "VisualStates 
     return output.logits[0]
 
 
+def read_along(
+    guard: "Guard",
+    inputs: Mapping[str, Any],
+    prompt: BranchPrompt,
+    steps: int,
+    processors: LogitsProcessorList,
+    *,
+    pictures: bool = True,
+) -> Tensor:
+    """[steps, B, V] logits of the plain model in front of every token that `processors` make it say."""
+    given = asked_inputs(guard, inputs, prompt, pictures=pictures)
+    settings = {**_ONE_TOKEN, "max_new_tokens": steps, "min_new_tokens": steps, "logits_processor": processors}
+    with _plain(guard, given, None, pictures=pictures) as model:
+        output = model.generate(**given, **settings, return_dict_in_generate=True, output_logits=True)
+    return torch.stack(output.logits)
+
+
 @contextmanager
-def _plain(guard: "Guard", inputs: Mapping[str, Any], states: "VisualStates | None") -> Iterator[GenerativeModel]:
-    """The model as it is, without gradients; hidden states of visual tokens are kept where wanted."""
+def _plain(
+    guard: "Guard", inputs: Mapping[str, Any], states: "VisualStates | None", *, pictures: bool = True
+) -> Iterator[GenerativeModel]:
+    """The model as it is, without gradients; hidden states of visual tokens are kept where wanted.
+
+    Without pictures it is the inner model of families that turn prompt and picture into embeddings.
+    """
     architecture = guard.target.architecture
     with guard.suspended(), torch.no_grad(), kept_rope_deltas(guard.target.model):
         if states is None:
-            yield guard.target.model
+            yield guard.target.model if pictures else architecture.generator
             return
         with states.recording(architecture, inputs["input_ids"]):
             yield guard.target.model
@@ -121,6 +148,7 @@ class SharedPrompt:
         states: "VisualStates | None" = None,
         *,
         looks_ahead: bool = True,
+        pictures: bool = True,
     ) -> "SharedPrompt | None":
         """Let the plain model read a prompt; None where texts behind it would not be read as in a whole prompt.
 
@@ -131,13 +159,14 @@ class SharedPrompt:
             states: keeps the hidden states of visual tokens, if given.
             looks_ahead: whether the text behind it would be part of the prompt, which in some families looks ahead;
                 False for answers, which never do.
+            pictures: False where the prompt has no visual tokens.
         """
         entry = guard.target.architecture.entry
         if entry.cross_attention or (looks_ahead and "token_type_ids" in inputs):
             return None
-        given = asked_inputs(guard, inputs, prompt)
+        given = asked_inputs(guard, inputs, prompt, pictures=pictures)
         reader = _Reader(guard)
-        with _plain(guard, given, states) as model:
+        with _plain(guard, given, states, pictures=pictures) as model:
             model.generate(**given, **_ONE_TOKEN, custom_generate=reader)
         read = reader.read
         if read is None or any(type(layer) is not DynamicLayer for layer in read.cache.layers):
@@ -167,6 +196,10 @@ class SharedPrompt:
             ends = torch.tensor([len(tail) - 1 - skipped for tail in tails[part]], device=logits.device)
             found.append(logits[torch.arange(len(ends), device=logits.device), ends])
         return torch.cat(found)
+
+    def all_logits(self, rows: Sequence[int], tails: Sequence[Sequence[int]]) -> Tensor:
+        """[N, S, V] logits behind every token of N texts of at most S tokens; see `last_logits`."""
+        return self._pass(rows, tails, every=True)[0]
 
     def _pass(self, rows: Sequence[int], tails: Sequence[Sequence[int]], every: bool = False) -> tuple[Tensor, int]:
         """Logits [N, S', V] of one pass over texts padded on their right to S, and how many first columns are left out.
@@ -236,7 +269,7 @@ class _Reader:
         """Read; the arguments are those that `generate` passes."""
         cache = prompt_cache(model)
         kwargs = {**model_kwargs, "past_key_values": cache, "use_cache": True}
-        output = model._prefill(input_ids, generation_config, kwargs)
+        output = read_prompt(model, input_ids, generation_config, kwargs)
         kept = {name: kwargs.get(name) for name in ("attention_mask", "position_ids", *TOKEN_TYPES)}
         self.read = SharedPrompt(self._guard, model, cache, kept, output.logits[:, -1])
         return input_ids
