@@ -43,7 +43,11 @@ def test_every_family_scores_its_answers(family, zoo_model):
     with wrap(zoo.model, tiny_processor(), "none") as guard, torch.no_grad():
         plain = guard.generate(**inputs, max_new_tokens=3, do_sample=False)
         output = guard.generate(**inputs, max_new_tokens=3, do_sample=False, grounding=WORDS)
+        again = ground(guard, inputs, output.sequences, WORDS)
     assert torch.equal(output.sequences, plain), "scores change no answer"
+    for mentions, answer in zip(output.mentions, again, strict=True):
+        for mine, other in zip(mentions, answer.mentions, strict=True):
+            assert mine.parts == pytest.approx(other.parts, abs=5e-3), "the call's own keys serve as well as new ones"
     assert [len(row) for row in output.mentions] == [2, 2]
     for text, mentions in zip(output.texts, output.mentions, strict=True):
         for number, mention in enumerate(mentions):

@@ -1,7 +1,7 @@
 """Answers with a score for every thing they mention."""
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,11 +12,11 @@ from vlm_guard.grounding.answer_text import answer_rows
 from vlm_guard.grounding.lens import VisualStates
 from vlm_guard.grounding.measured import Measured, ReadAnswer
 from vlm_guard.grounding.mention import Mention, Verdict
-from vlm_guard.grounding.repair import Repaired, drop_doubtful
+from vlm_guard.grounding.repair import Repaired, drop_doubtful, to_take_out
 from vlm_guard.grounding.rewrite import Rewriter
 from vlm_guard.grounding.score import score_of, weights_of
 from vlm_guard.grounding.settings import Grounding
-from vlm_guard.grounding.shared_prompt import require_prompt
+from vlm_guard.grounding.shared_prompt import AnsweredPrompt, require_prompt
 from vlm_guard.runtime.generate_arguments import generate_arguments
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def ground(
     *,
     states: VisualStates | None = None,
     generate: Callable[..., Any] | None = None,
+    answered: AnsweredPrompt | None = None,
 ) -> list[GroundedAnswer]:
     """Score the mentions of answers that exist; the plain model is asked, whatever methods the answers came from.
 
@@ -56,6 +57,7 @@ def ground(
         settings: what is measured; the defaults if None.
         states: hidden states of these prompts' visual tokens, where they have been kept already.
         generate: what writes sentences again (`repair="rewrite"`); by default the guard's.
+        answered: the plain model's own `generate` call with these inputs, if the answers come from one.
 
     Raises:
         ValueError: no processor, or a part that this family does not have; the message says which and why.
@@ -72,7 +74,7 @@ def ground(
             nouns[answer.prompt] += [found.noun for found in answer.found if found.noun not in nouns[answer.prompt]]
     if states is None and "lens" in settings.parts:
         states = VisualStates.of(guard.target.architecture, settings.lens_layers)
-    measured = Measured.of(guard, inputs, answers, nouns, settings, states)
+    measured = Measured.of(guard, inputs, answers, nouns, settings, states, answered)
     weights = _weights(guard, settings)
     scored = [
         GroundedAnswer(
@@ -83,16 +85,18 @@ def ground(
     ]
     if settings.repair is None:
         return scored
+    taken_out = [to_take_out(answer.mentions, settings.repair_below) for answer in scored]
     if settings.repair == "drop":
-        repaired = [drop_doubtful(answer.text, answer.mentions) for answer in scored]
+        repaired = [drop_doubtful(answer.text, mentions) for answer, mentions in zip(scored, taken_out)]
     else:
         only_scored = replace(settings, repair=None)
 
         def score(ids: Tensor) -> list[list[Mention]]:
-            return [answer.mentions for answer in ground(guard, inputs, ids, only_scored, states=states)]
+            new = ground(guard, inputs, ids, only_scored, states=states)
+            return [to_take_out(answer.mentions, settings.repair_below) for answer in new]
 
         rewriter = Rewriter(guard, prompt, inputs, generate or guard.generate, score)
-        repaired = rewriter.repair([answer.text for answer in scored], [answer.mentions for answer in scored])
+        repaired = rewriter.repair([answer.text for answer in scored], taken_out)
     return [replace(answer, repaired=mended) for answer, mended in zip(scored, repaired, strict=True)]
 
 
@@ -107,23 +111,29 @@ def grounded_generate(
     states = None
     if "lens" in settings.parts:
         states = VisualStates.of(guard.target.architecture, settings.lens_layers)
-    plain = _is_plain(guard, method) and "guard" not in named
-    with guard.reading.holding():
-        recording = nullcontext()
-        if states is not None and plain:
-            # The plain model's own reading of the prompt serves the lens; under a method it is read once more.
-            recording = states.recording(guard.target.architecture, named["input_ids"])
-        with recording:
-            output = guard.generate(*args, method=method, **{**named, "return_dict_in_generate": True})
+    # The plain model's own reading of the prompt serves lens and self-check; under a method it is read once more.
+    answered = AnsweredPrompt(guard.target.architecture) if _is_plain(guard, method, named) else None
+    with guard.reading.holding(), ExitStack() as recording:
+        if answered is not None:
+            recording.enter_context(answered.watching(named["input_ids"].shape[1]))
+            if states is not None:
+                recording.enter_context(states.recording(guard.target.architecture, named["input_ids"]))
+        output = guard.generate(*args, method=method, **{**named, "return_dict_in_generate": True})
+        recording.close()
+        if answered is not None:
+            answered.cache = output.get("past_key_values")
         again = partial(guard.generate, method=method)
-        answers = ground(guard, named, output.sequences, settings, states=states, generate=again)
+        answers = ground(guard, named, output.sequences, settings, states=states, generate=again, answered=answered)
     output.repaired = [answer.repaired for answer in answers]
     output.mentions = [answer.mentions for answer in answers]
     output.texts = [answer.text for answer in answers]
     return output
 
 
-def _is_plain(guard: "Guard", method: Any) -> bool:
+def _is_plain(guard: "Guard", method: Any, kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call of `guard.generate` runs the model as it is."""
+    if "guard" in kwargs:
+        return False
     if method is None:
         return all(bound.method.name == "none" for bound in guard.methods)
     return isinstance(method, str) and method.strip() == "none"

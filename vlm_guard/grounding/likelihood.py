@@ -60,7 +60,8 @@ def answer_log_probs(
         logits = read.all_logits(rows, tails)
         for place, number in enumerate(part):
             ids = torch.tensor(tails[place], device=logits.device)
-            before = torch.cat((read.logits[rows[place]][None], logits[place, : len(ids) - 1]))
+            first = read.first_logits(rows[place])
+            before = torch.cat((first[None], logits[place, : len(ids) - 1]))
             found[number] = before.float().log_softmax(-1).gather(1, ids[:, None])[:, 0].cpu()
     return found
 

@@ -14,7 +14,7 @@ from vlm_guard.grounding.likelihood import answer_log_probs
 from vlm_guard.grounding.mention import Box, FoundMention, MentionFinder
 from vlm_guard.grounding.presence import self_check
 from vlm_guard.grounding.settings import Grounding
-from vlm_guard.grounding.shared_prompt import asked_inputs, read_alone, require_prompt
+from vlm_guard.grounding.shared_prompt import AnsweredPrompt, asked_inputs, read_alone, require_prompt
 from vlm_guard.method.visual_tokens import visual_mask
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ class Measured:
         nouns: Sequence[Sequence[str]],
         settings: Grounding,
         states: VisualStates | None,
+        answered: AnsweredPrompt | None = None,
     ) -> "Measured":
         """Measure what `settings` asks for.
 
@@ -101,6 +102,7 @@ class Measured:
             nouns: for each prompt the things that its answers mention; none where it has no picture.
             settings: what is measured.
             states: hidden states of the prompts' visual tokens, or where they are to be kept; None without a lens.
+            answered: the plain model's own call that gave the answers, if it was one.
         """
         prompt = require_prompt(guard, inputs, "grounding")
         asked: list[dict[str, float]] = [{} for _ in nouns]
@@ -109,7 +111,7 @@ class Measured:
         if any(nouns):
             wanted = None if states is None or states.complete else states
             if "self_check" in settings.parts:
-                values = self_check(guard, inputs, nouns, question=settings.question, states=wanted)
+                values = self_check(guard, inputs, nouns, question=settings.question, states=wanted, answered=answered)
                 asked = [dict(zip(row, value, strict=True)) for row, value in zip(nouns, values, strict=True)]
             elif wanted is not None:
                 read_alone(guard, asked_inputs(guard, inputs, prompt.same()), wanted)
