@@ -7,6 +7,7 @@ from vlm_guard.demo.comparing import Comparison, compare
 from vlm_guard.demo.sure_panel import SURE_HINT, Checked, mention_html, sure_html, sure_words_html
 from vlm_guard.grounding import Box, Mention
 from vlm_guard.grounding.answers import GroundedAnswer
+from vlm_guard.grounding.presence import with_article
 from vlm_guard.grounding.repair import drop_doubtful
 
 
@@ -37,7 +38,11 @@ def test_both_answers_are_scored_and_shown(context, compared):
             assert f'data-side="{side}" data-word="{number}"' in shown
         mention = grounded.mentions[0]
         detail = mention_html(compared.picture.image, mention)
-        assert f"score {mention.score:.2f}" in detail and f"Is there {mention.noun}" in detail and "<img" in detail
+        assert (
+            f"score {mention.score:.2f}" in detail
+            and f"Is there {with_article(mention.noun)} in the image?" in detail
+            and "<img" in detail
+        )
     page = sure_html(sides, checked, repair=False)
     assert "Repaired" not in page and "doubtful" in page
     assert sure_html(sides, checked, repair=True).count("Repair") == 2, "one line below each answer"
