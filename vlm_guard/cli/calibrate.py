@@ -48,7 +48,7 @@ def command(
     from vlm_guard.calibration.new_profile import new_profile
     from vlm_guard.calibration.run import calibrate, check_measurements, measurements
     from vlm_guard.eval.data.calibration_prompts import calibration_prompts
-    from vlm_guard.eval.report.console import MeasurementBars
+    from vlm_guard.eval.report.progress import MeasurementBars
     from vlm_guard.eval.run.models import load_model
     from vlm_guard.families.profiles import Fact, read_profile, user_profiles
 
