@@ -14,7 +14,8 @@ from vlm_guard.contrast.forward_pass import ContrastForward
 from vlm_guard.families.architecture import Architecture, describe_architecture, unwrap
 from vlm_guard.families.layers import select_layers
 from vlm_guard.families.profiles import Profile, find_profile
-from vlm_guard.grounding.answers import Grounding, grounded_generate
+from vlm_guard.grounding.answers import grounded_generate
+from vlm_guard.grounding.settings import Grounding
 from vlm_guard.method.attention_calls import SLOT, BoundMethod, LayerSlot
 from vlm_guard.method.base import Method
 from vlm_guard.method.forward_call import InputsCall
