@@ -20,6 +20,7 @@ from vlm_guard.method.forward_call import InputsCall
 from vlm_guard.method.hooks import acts_before_logits
 from vlm_guard.method.registry import resolve_methods
 from vlm_guard.method.requirements import refuse_trace, refuse_unmet_needs
+from vlm_guard.method.split_heads import HeadSplit
 from vlm_guard.method.state import GenerationState, PromptTokens
 from vlm_guard.method.target import GuardTarget
 from vlm_guard.per_call import PerCall
@@ -108,6 +109,7 @@ class Guard(AbstractContextManager):
         profile: Profile | None = None,
         attention_backend: str | None = None,
         architecture: Architecture | None = None,
+        split: HeadSplit | None = None,
     ) -> None:
         inner = unwrap(model)
         self.model = model
@@ -117,6 +119,7 @@ class Guard(AbstractContextManager):
             processor=processor,
             architecture=architecture or describe_architecture(inner),
             profile=profile or find_profile(inner.config),
+            split=split,
         )
         profile = self.target.profile
         if profile is not None:
