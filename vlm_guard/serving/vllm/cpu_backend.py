@@ -48,7 +48,7 @@ class GuardedCPUBuilder(CPUAttentionMetadataBuilder):
     def build(
         self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
     ) -> CPUAttentionMetadata:
-        """vLLM's description of a step, with the plan of what is guarded in it."""
+        """VLLM's description of a step, with the plan of what is guarded in it."""
         metadata = super().build(common_prefix_len, common_attn_metadata, fast_build)
         plan = None
         if TABLE.requests and not (self.is_cross_attention or self.is_encoder_only_attention):
@@ -96,7 +96,7 @@ class GuardedCPUAttention(CPUAttentionBackendImpl):
         output_scale: Tensor | None = None,
         output_block_scale: Tensor | None = None,
     ) -> Tensor:
-        """vLLM's attention of all rows, then the guarded ones; see `CPUAttentionBackendImpl.forward`."""
+        """VLLM's attention of all rows, then the guarded ones; see `CPUAttentionBackendImpl.forward`."""
         super().forward(layer, query, key, value, kv_cache, attn_metadata, output, output_scale, output_block_scale)
         plan = None if attn_metadata is None else vars(attn_metadata).get(PLAN)
         if plan is None or self.attn_type != AttentionType.DECODER:

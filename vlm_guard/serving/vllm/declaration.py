@@ -172,7 +172,7 @@ def served_methods(text: str) -> tuple[Method, ...]:
         reason = unserved_reason(method)
         if reason:
             raise ValueError(
-                f"{method.name} cannot be served by vLLM: {reason}; use wrap(model, processor, ...) for it"
+                f"{method.name} cannot be served inside vLLM: {reason}; use wrap(model, processor, ...) instead"
             )
     contrasting = [method.name for method in methods if method.contrasts()]
     if len(contrasting) > 1:
@@ -180,8 +180,8 @@ def served_methods(text: str) -> tuple[Method, ...]:
     whole = [method.name for method in methods if method.edits_attention() and method.whole_prompt is not None]
     if contrasting and whole:
         raise ValueError(
-            f"{whole[0]} reads a prompt in one step, and {contrasting[0]} reads the last token of two prompts in a step "
-            "of its own; serve one of them"
+            f"{whole[0]} reads a prompt in one step, and {contrasting[0]} reads the last token of two prompts in a "
+            "step of its own; serve one of them"
         )
     return methods
 

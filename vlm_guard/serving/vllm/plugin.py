@@ -1,4 +1,4 @@
-"""What vLLM calls in every process it starts (entry point `vllm.general_plugins`); nothing where nothing is declared."""
+"""What vLLM calls in each of its processes (entry point `vllm.general_plugins`); nothing where nothing is declared."""
 
 from vlm_guard.serving.vllm.declaration import Declaration
 from vlm_guard.serving.vllm.versions import installed_version, refuse_untested

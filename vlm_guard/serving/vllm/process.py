@@ -106,8 +106,8 @@ def refuse_settings(vllm_config: "VllmConfig", declared: Declaration) -> None:
     name = found if isinstance(found, str) or found is None else f"{found.__module__}.{found.__qualname__}"
     if name != SCHEDULER:
         raise ValueError(
-            f"guards need --scheduler-cls {SCHEDULER} (it is {name}): without it their keys and values would be read by "
-            "requests of other methods; 'vlm-guard serve' and engine_options set it"
+            f"guards need --scheduler-cls {SCHEDULER} (it is {name}): without it their keys and values would be "
+            "read by requests of other methods; 'vlm-guard serve' and engine_options set it"
         )
     if vllm_config.speculative_config is not None:
         raise ValueError("guards cannot go with speculative decoding: its drafts are made by an unguarded model")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from vllm.v1.sample.logits_processor.interface import BatchUpdate, LogitsProcessor, MoveDirectionality
 
+from vlm_guard.serving.vllm.checkpoint_names import accept_new_names
 from vlm_guard.serving.vllm.declaration import Declaration
 from vlm_guard.serving.vllm.plugin import refuse_unregistered
 from vlm_guard.serving.vllm.process import ProcessGuards
@@ -27,6 +28,7 @@ class GuardedRows(LogitsProcessor):
 
     def __init__(self, vllm_config: "VllmConfig", device: torch.device, is_pin_memory: bool) -> None:
         refuse_unregistered()
+        accept_new_names()
         TABLE.clear()
         self._guards = ProcessGuards.of(vllm_config)
 

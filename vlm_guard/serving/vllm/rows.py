@@ -13,7 +13,7 @@ from vlm_guard.method.state import GenerationState, PromptTokens
 from vlm_guard.serving.vllm.declaration import KEY
 
 PAIR, SIDE, SEED, SHADOW = f"{KEY}_pair", f"{KEY}_side", f"{KEY}_seed", f"{KEY}_shadow"
-"""What the scheduler writes into the arguments of the two requests of a pair; requests from outside may not have them."""
+"""What the scheduler writes into the arguments of both requests of a pair; requests from outside may not have it."""
 
 _SERIALS = count()
 

@@ -1,8 +1,8 @@
 """vLLM's scheduler, with what guards need of it.
 
-Keys and values of guarded rows are kept apart from others (`cache_salt`). A prompt that a method must see in one step is
-given one. A request whose method contrasts logits gets a shadow, a second request that clients never see: both read
-their prompts up to the last token as they can, and from there on sample only in steps in which both do.
+Keys and values of guarded rows are kept apart from others (`cache_salt`). A prompt that a method must see in one step
+is read in one. A request whose method contrasts logits gets a shadow, a second request that clients never see: both
+read their prompts up to the last token as they can, and from there on sample only in steps in which both do.
 """
 
 import copy
@@ -111,7 +111,8 @@ class GuardedScheduler(Scheduler):
     def _refuse_length(self, shadow: Shadow | None) -> None:
         if shadow is not None and not 2 <= len(shadow.ids) <= self.max_model_len - 2:
             raise ValueError(
-                f"the prompt of its second branch has {len(shadow.ids)} tokens; 2 to {self.max_model_len - 2} are served"
+                f"the prompt of its second branch has {len(shadow.ids)} tokens, and may have 2 to "
+                f"{self.max_model_len - 2}"
             )
 
     def _fail(self, request: Request, error: ValueError) -> None:
@@ -255,7 +256,7 @@ class GuardedScheduler(Scheduler):
                 of_client.finished_requests = {
                     name for name in of_client.finished_requests if not self._pairs.is_shadow(name)
                 }
-        for request, shadow in pairs:
+        for _, shadow in pairs:
             if shadow.is_finished():
                 self._pairs.drop_shadow(shadow.request_id)
         return outputs

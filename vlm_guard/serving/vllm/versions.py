@@ -23,14 +23,14 @@ def refuse_untested(version: str | None) -> None:
     Raises:
         ImportError: there is none, or it is outside of the tested range.
     """
-    tested = f"{_text(FIRST)}.x" if BEYOND == (FIRST[0], FIRST[1] + 1) else f"{_text(FIRST)} to below {_text(BEYOND)}"
+    tested = f"{_text(FIRST)}.x" if (FIRST[0], FIRST[1] + 1) == BEYOND else f"{_text(FIRST)} to below {_text(BEYOND)}"
     if version is None:
         raise ImportError(f"serving needs vLLM {tested}, and none is installed here; docs/serving.md says how")
     numbers = tuple(int(part) for part in version.split("+")[0].split(".")[:2] if part.isdigit())
     if not FIRST <= numbers < BEYOND:
         raise ImportError(
-            f"vLLM {version} is installed, and the guards were tested inside vLLM {tested} only; install that, or leave "
-            "VLM_GUARD_SERVE unset to run vLLM without guards"
+            f"vLLM {version} is installed, and the guards were tested inside vLLM {tested} only; install that, or "
+            "leave VLM_GUARD_SERVE unset to run vLLM without guards"
         )
 
 
