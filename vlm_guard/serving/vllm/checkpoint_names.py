@@ -1,4 +1,4 @@
-"""Names of weights: transformers 5 saves a LLaVA's CLIP tower without `vision_model`, and vLLM 0.32 reads it only with."""
+"""Names of weights: transformers 5 saves a LLaVA's CLIP tower without `vision_model`, vLLM 0.32 wants it there."""
 
 import re
 
