@@ -76,7 +76,13 @@ def test_vllm_is_started_with_the_guards_and_the_other_flags(capsys, tested):
     (arguments,) = tested
     assert arguments[:5] == [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(BUILTIN_DIR)]
     assert arguments[-4:] == ["--port", "8123", "-tp", "2"]
-    for flag in ("--scheduler-cls", "--no-async-scheduling", "--logits-processors", "--served-model-name"):
+    for flag in (
+        "--scheduler-cls",
+        "--no-async-scheduling",
+        "--logits-processors",
+        "--middleware",
+        "--served-model-name",
+    ):
         assert flag in arguments
     declared = Declaration.of_environment()
     assert list(declared.offers) == ["pai", "strict"] and declared.default == "strict"

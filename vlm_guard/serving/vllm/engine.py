@@ -8,6 +8,7 @@ from vlm_guard.serving.vllm.versions import installed_version, refuse_untested
 
 SCHEDULER = "vlm_guard.serving.vllm.scheduler.GuardedScheduler"
 ROWS = "vlm_guard.serving.vllm.request_rows:GuardedRows"
+FRONT_DOOR = "vlm_guard.serving.vllm.front_door.FrontDoor"
 
 
 def engine_options(methods: str, default: str | None = None) -> dict[str, Any]:
@@ -33,4 +34,5 @@ def engine_options(methods: str, default: str | None = None) -> dict[str, Any]:
 def server_flags(declared: Declaration) -> list[str]:
     """The same for the command line of vLLM's server."""
     declared.write(os.environ)
-    return ["--scheduler-cls", SCHEDULER, "--no-async-scheduling", "--logits-processors", ROWS]
+    flags = ["--scheduler-cls", SCHEDULER, "--no-async-scheduling", "--logits-processors", ROWS]
+    return [*flags, "--middleware", FRONT_DOOR]
