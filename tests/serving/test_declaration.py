@@ -8,13 +8,16 @@ from vlm_guard.method.registry import method_names
 from vlm_guard.serving.vllm.declaration import ENVIRONMENT, Declaration
 from vlm_guard.serving.vllm.versions import refuse_untested
 
-SERVED = {"act", "icd", "lqcd", "m3id", "pai", "softpag", "vcd", "zerotuning"}
+SERVED = {"act", "hgai", "icd", "lqcd", "m3id", "pai", "ritual", "softpag", "spin", "vaf", "vcd", "zerotuning"}
 UNSERVED = {
     "carve": "rewrites the picture",
+    "deco": "early layers",
     "dola": "early layers",
+    "flb": "first token",
     "gift": "a second time",
     "iri": "early layers|hidden states|vision tower|a second time",
     "none": "",
+    "opera": "whole answer",
     "paint": "vision tower",
     "uncertainty": "vision tower|gradients",
     "var": "hidden states",

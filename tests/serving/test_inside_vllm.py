@@ -30,8 +30,18 @@ ASK, LEADING = (
     "Please describe this image in detail.",
     "I think there is a dog in the image. Is there a dog in the image?",
 )
-ATTENTION = ["pai:gain=0.5,guidance=1", "act:move_fraction=1,threshold=0.05", "zerotuning"]
-CONTRAST = ["pai", "m3id", "vcd", "icd", "lqcd", "softpag", "softpag:perturbation=identity", "m3id+zerotuning"]
+ATTENTION = ["pai:gain=0.5,guidance=1", "act:move_fraction=1,threshold=0.05", "zerotuning", "vaf", "spin", "hgai"]
+CONTRAST = [
+    "pai",
+    "m3id",
+    "vcd",
+    "icd",
+    "lqcd",
+    "softpag",
+    "softpag:perturbation=identity",
+    "m3id+zerotuning",
+    "ritual",
+]
 NEW_TOKENS = 40
 ROUNDING = 1e-4
 
@@ -179,7 +189,7 @@ def test_a_request_that_names_none_is_plain(engine, transformers):
     assert_equal(engine.ask([None]), transformers.answers("none"))
 
 
-@pytest.mark.parametrize("offer", ["none", "pai", "act:move_fraction=1,threshold=0.05", "icd"])
+@pytest.mark.parametrize("offer", ["none", "pai", "act:move_fraction=1,threshold=0.05", "icd", "ritual"])
 def test_several_pictures_in_a_prompt(engine, transformers, offer):
     assert_equal(engine.ask([offer], pictures=2), transformers.answers(offer, pictures=2))
 

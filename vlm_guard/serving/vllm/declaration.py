@@ -32,6 +32,8 @@ _UNSERVED = {
     "edit_vision": "it edits the vision tower, whose results vLLM keeps and shares between requests",
     "observe_hidden": "it needs the hidden states that enter the layers, which vLLM's attention backends do not see",
     "edit_hidden": "it edits hidden states, which vLLM's attention backends do not see",
+    "search": "it searches for a whole answer, and vLLM goes token by token",
+    "edit_logits": "it needs the logits of the answer's first token, which are gone when vLLM reads a request again",
     "combine_layers": "it needs the hidden states of early layers, which are gone when vLLM computes logits",
 }
 

@@ -1,7 +1,7 @@
 """The second branch of a request as a request of its own: other token ids, other pictures, or other attention."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vlm_guard.method.base import Sign
 from vlm_guard.method.branch_prompt import GivenPrompt
-from vlm_guard.method.contrasting import Branch, ContrastCall, padding_id
+from vlm_guard.method.contrasting import ContrastCall, padding_id
 from vlm_guard.serving.vllm.served_guards import ServedGuard
 
 if TYPE_CHECKING:
@@ -57,37 +57,43 @@ def make_shadow(served: ServedGuard, ids: Sequence[int], features: "Sequence[Mul
         visual_token_ids=served.visual_token_ids,
         pad_id=padding_id(target.model, target.processor, served.visual_token_ids),
     )
-    branches = [_branch(bound, prompt, target, inputs) for inputs in [_inputs(part) for part in features] or [{}]]
-    branch = branches[0]
+    inputs, counts = _joint_inputs(features)
+    call = ContrastCall(
+        prompt=prompt, inputs=inputs, model=target.model, processor=target.processor, prepared=bound.prepared
+    )
+    branch = bound.method.contrast_branch(call)
     if branch is None or not bool(branch.active[0]):
         return None
-    changed = branch.prompt.input_ids[0][branch.prompt.attention_mask[0].bool()].tolist()
-    source = branch.prompt.source[0][branch.prompt.attention_mask[0].bool()].tolist()
+    real = branch.prompt.attention_mask[0].bool()
+    changed, source = branch.prompt.input_ids[0][real].tolist(), branch.prompt.source[0][real].tolist()
     if branch.images == "none":
         return Shadow(ids=changed, features=[], sign=branch.sign)
     moved = [_moved(part, source) for part in features]
-    if branch.images != "same":
+    if not isinstance(branch.images, str):
+        parts = {name: value.split(counts[name]) for name, value in branch.images.items()}
         tag = f"vlm_guard {bound.method.describe()}"
         moved = [
-            _replaced(part, own.images, tag)
-            for part, own in zip(moved, branches)
-            if own is not None and not isinstance(own.images, str)
+            _replaced(part, {name: values[number] for name, values in parts.items()}, f"{number} {tag}")
+            for number, part in enumerate(moved)
         ]
     return Shadow(ids=changed, features=moved, sign=branch.sign)
 
 
-def _branch(bound: Any, prompt: GivenPrompt, target: Any, inputs: dict[str, Any]) -> Branch | None:
-    call = ContrastCall(
-        prompt=prompt, inputs=inputs, model=target.model, processor=target.processor, prepared=bound.prepared
-    )
-    return bound.method.contrast_branch(call)
+def _joint_inputs(features: "Sequence[MultiModalFeatureSpec]") -> tuple[dict[str, Tensor], dict[str, list[int]]]:
+    """The model inputs of all pictures, as a processor gives them, and how many entries of each are every picture's.
 
-
-def _inputs(feature: "MultiModalFeatureSpec") -> dict[str, Any]:
-    """The model inputs of one picture, as a processor gives them for a prompt with this picture alone."""
-    if feature.data is None:
-        return {}
-    return {name: _as_given(element) for name, element in feature.data.items()}
+    Inputs of pictures whose shapes differ are left out; a method that needs them says that it was given none.
+    """
+    known = [feature.data for feature in features if feature.data is not None]
+    if not known or len(known) < len(features):
+        return {}, {}
+    inputs, counts = {}, {}
+    for name in known[0]:
+        values = [_as_given(data[name]) for data in known if name in data]
+        shapes = {value.shape[1:] for value in values if isinstance(value, Tensor)}
+        if len(values) == len(known) and all(isinstance(value, Tensor) for value in values) and len(shapes) == 1:
+            inputs[name], counts[name] = torch.cat(values), [value.shape[0] for value in values]
+    return inputs, counts
 
 
 def _as_given(element: Any) -> Any:
@@ -114,7 +120,7 @@ def _moved(feature: "MultiModalFeatureSpec", source: Sequence[int]) -> "MultiMod
     return dataclasses.replace(feature, mm_position=dataclasses.replace(place, offset=start))
 
 
-def _replaced(feature: "MultiModalFeatureSpec", images: Any, tag: str) -> "MultiModalFeatureSpec":
+def _replaced(feature: "MultiModalFeatureSpec", images: Mapping[str, Tensor], tag: str) -> "MultiModalFeatureSpec":
     """The picture with other inputs, under an identity of its own: encoder and prefix caches go by it."""
     if feature.data is None:
         raise ValueError("the picture's inputs are not there")
