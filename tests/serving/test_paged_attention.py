@@ -9,15 +9,29 @@ from vlm_guard.serving.vllm.rows import GuardedRequest, RowTable
 
 HEADS, GROUPS, DIM, BLOCK, LAYER = 8, 4, 32, 4, 3
 IMAGE = 4
-OFFERS = ["pai:gain=0.5,guidance=1", "zerotuning:factor=0.5", "act:move_fraction=1,threshold=0.02", "softpag"]
+OFFERS = [
+    "pai:gain=0.5,guidance=1",
+    "zerotuning:factor=0.5",
+    "act:move_fraction=1,threshold=0.02",
+    "act:move_fraction=1,threshold=0.02,prompt_rows=answer",
+    "softpag",
+    "softpag:scope=answer,perturbation=identity",
+    "spin",
+    "zerotuning:factor=0.5+pai:pai.gain=0.5,pai.guidance=1",
+]
 
 
-def gather(cache, blocks):
-    """This test's layout: [blocks, 2, G, block size, D]."""
-    rows, count = blocks.shape
-    found = cache[blocks.flatten()].view(rows, count, 2, GROUPS, BLOCK, DIM)
-    parts = found.permute(2, 0, 3, 1, 4, 5).reshape(2, rows, GROUPS, count * BLOCK, DIM)
-    return parts[0], parts[1]
+class Layout:
+    """This test's: [blocks, 2, G, block size, D]."""
+
+    def places(self, blocks):
+        return blocks
+
+    def read(self, cache, blocks):
+        rows, count = blocks.shape
+        found = cache[blocks.flatten()].view(rows, count, 2, GROUPS, BLOCK, DIM)
+        parts = found.permute(2, 0, 3, 1, 4, 5).reshape(2, rows, GROUPS, count * BLOCK, DIM)
+        return parts[0], parts[1]
 
 
 def plain_attention(query, key, value):
@@ -46,7 +60,7 @@ def run(sequences, served, steps):
     """The outputs [total, H, D] of every sequence, read in `steps`: for each step how many rows of each."""
     table, done = RowTable(), [0] * len(sequences)
     table.requests.update(enumerate(item.request for item in sequences))
-    planner = StepPlanner(served, table)
+    planner = StepPlanner(served, table, Layout())
     wide = -(-max(item.total for item in sequences) // BLOCK)
     cache = torch.zeros(1 + wide * len(sequences), 2, GROUPS, BLOCK, DIM)
     blocks = 1 + torch.randperm(wide * len(sequences)).view(len(sequences), wide)
@@ -67,7 +81,14 @@ def run(sequences, served, steps):
             torch.cat([getattr(i, n)[p] for i, p in zip(sequences, parts)]) for n in ("query", "key", "value")
         )
         call = LayerCall(
-            index=LAYER, query=query, key=key, value=value, output=output, cache=cache, gather=gather, scaling=DIM**-0.5
+            index=LAYER,
+            query=query,
+            key=key,
+            value=value,
+            output=output,
+            cache=cache,
+            layout=Layout(),
+            scaling=DIM**-0.5,
         )
         if plan is not None:
             call.edit(plan)
@@ -77,7 +98,7 @@ def run(sequences, served, steps):
 
 
 def sequences_of(offer, answer=3):
-    side = "negative" if offer == "softpag" else "positive"
+    side = "negative" if offer.startswith("softpag") else "positive"
     shapes = [(2, 9, 5), (0, 6, 11), (4, 12, 2)]
     return [Sequence(seed, offer, *shape, answer, side) for seed, shape in enumerate(shapes)]
 

@@ -33,7 +33,7 @@ class GuardedCPUBuilder(CPUAttentionMetadataBuilder):
         super().__init__(*args, **kwargs)
         with set_current_vllm_config(self.vllm_config):
             guards = ProcessGuards.of(self.vllm_config)
-        self._planner = StepPlanner(guards.served, TABLE)
+        self._planner = StepPlanner(guards.served, TABLE, CPUBlocks(self.num_kv_heads))
         shape = self.num_kv_heads, self.block_size, self.head_dim, self.dtype
         if self.isa == "amx" and not reads_layout(*shape, self.isa):
             # AMX packs keys and values for its tiles; the vector kernel keeps them as they are.
@@ -70,6 +70,7 @@ class GuardedCPUAttention(CPUAttentionBackendImpl):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._index: int | None = None
+        self._layout = CPUBlocks(self.num_kv_heads)
         if self.attn_type != AttentionType.DECODER:
             return
         unserved = {
@@ -110,7 +111,7 @@ class GuardedCPUAttention(CPUAttentionBackendImpl):
             value=value.view(-1, self.num_kv_heads, self.head_size),
             output=output.view(-1, self.num_heads, self.head_size),
             cache=kv_cache,
-            gather=gather_blocks,
+            layout=self._layout,
             scaling=self.scale,
             softcap=self.logits_soft_cap or None,
             sinks=self.sinks,
@@ -133,32 +134,41 @@ class GuardedCPUBackend(CPUAttentionBackend):
         return GuardedCPUBuilder
 
 
-def gather_blocks(cache: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values of some blocks.
+class CPUBlocks:
+    """The blocks of vLLM's CPU cache [blocks, G, block size, 2 D].
+
+    A block of a head is its keys, transposed [D, block size], and then its values [block size, D].
 
     Args:
-        cache: [blocks, G, block size, 2 D]; a block of a head is its keys, transposed [D, block size], and then its
-            values [block size, D].
-        blocks: [N, n] long.
-
-    Returns:
-        Keys and values [N, G, n * block size, D].
+        groups: G, key-value heads.
     """
-    _, groups, size, wide = cache.shape
-    dim, (rows, count) = wide // 2, blocks.shape
-    found = cache.view(-1, groups, 2, size * dim)[blocks.flatten()].view(rows, count, groups, 2, size * dim)
-    key = found[:, :, :, 0].unflatten(-1, (dim, size)).permute(0, 2, 1, 4, 3).reshape(rows, groups, count * size, dim)
-    value = found[:, :, :, 1].unflatten(-1, (size, dim)).permute(0, 2, 1, 3, 4).reshape(rows, groups, count * size, dim)
-    return key, value
+
+    def __init__(self, groups: int) -> None:
+        self._groups = groups
+
+    def places(self, blocks: Tensor) -> Tensor:
+        """[N, G, n] long, numbers of the keys of a block and head; its values are the next one."""
+        heads = torch.arange(self._groups)[:, None]
+        return (blocks[:, None] * self._groups + heads) * 2
+
+    def read(self, cache: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [N, G, n * block size, D]; the keys lie in memory as [N, G, D, n * block size]."""
+        size, dim = cache.shape[2], cache.shape[3] // 2
+        rows, groups, count = places.shape
+        found, places = cache.view(-1, size * dim), places.flatten()
+        key = found.index_select(0, places).view(rows, groups, count, dim, size).transpose(2, 3)
+        value = found.index_select(0, places + 1).view(rows, groups, count * size, dim)
+        return key.reshape(rows, groups, dim, count * size).transpose(2, 3), value
 
 
 @lru_cache
 def reads_layout(groups: int, block_size: int, dim: int, dtype: torch.dtype, isa: str) -> bool:
-    """Whether vLLM's kernel writes keys and values where `gather_blocks` reads them, on this processor and type."""
+    """Whether vLLM's kernel writes keys and values where `CPUBlocks` reads them, on this processor and type."""
     cache = torch.zeros(2, groups, block_size, 2 * dim, dtype=dtype)
     key, value = (torch.randn(2 * block_size, groups, dim, dtype=dtype) for _ in range(2))
     halves = cache.view(2, groups, 2 * block_size, dim).chunk(2, dim=2)
     slots = torch.arange(2 * block_size).roll(block_size)
     ops.cpu_attn_reshape_and_cache(key, value, *halves, slots, isa, k_scale=1.0, v_scale=1.0, kv_cache_dtype="auto")
-    found = gather_blocks(cache, torch.tensor([[1, 0]]))
+    layout = CPUBlocks(groups)
+    found = layout.read(cache, layout.places(torch.tensor([[1, 0]])))
     return all(torch.equal(part[0].transpose(0, 1), given) for part, given in zip(found, (key, value)))

@@ -6,9 +6,9 @@ in one stacked edit.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,8 +23,17 @@ from vlm_guard.runtime.attention_context import AttentionInput
 from vlm_guard.serving.vllm.rows import GuardedRequest, RowTable
 from vlm_guard.serving.vllm.served_guards import EditedLayer, ServedGuard, ServedGuards
 
-Gather = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""From a layer's cache and block numbers [N, n] to keys and values [N, G, n * block size, D]."""
+
+class BlockLayout(Protocol):
+    """How a backend keeps keys and values in the blocks of a layer's cache."""
+
+    def places(self, blocks: Tensor) -> Tensor:
+        """From block numbers [N, n] to where `read` finds them, for all layers."""
+        ...
+
+    def read(self, cache: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [N, G, n * block size, D] of a layer."""
+        ...
 
 
 @dataclass(eq=False, slots=True)
@@ -52,6 +61,7 @@ class RowRange:
         length: how many keys the last of them sees.
         blocks: [n] long, the blocks of its cache.
         mask: [1, 1, Q, length] bool; None for the first rows of a prompt, and for a single row.
+        together: whether it is a single row that is edited together with those of other requests.
     """
 
     request: GuardedRequest
@@ -61,6 +71,7 @@ class RowRange:
     length: int
     blocks: Tensor
     mask: Tensor | None
+    together: bool
 
     @property
     def begins(self) -> bool:
@@ -76,7 +87,7 @@ class DecodeGroup:
         served: their guard. side: their branch.
         requests: by row. states: their generations.
         rows: [N] long, their rows in the step.
-        blocks: [N, n] long, the blocks of their caches, padded with block 0.
+        places: of the blocks of their caches, which are padded with block 0; see `BlockLayout`.
         mask: [N, 1, 1, K] bool, the keys each may see.
         edits: the stacked edits of layers that were asked for.
     """
@@ -86,7 +97,7 @@ class DecodeGroup:
     requests: tuple[GuardedRequest, ...]
     states: tuple[GenerationState, ...]
     rows: Tensor
-    blocks: Tensor
+    places: Tensor
     mask: Tensor
     edits: dict[int, AttentionEdit | None]
 
@@ -126,14 +137,16 @@ class StepPlanner:
     Args:
         served: the guards.
         table: which request is in which row.
+        layout: of the cache's blocks.
     """
 
     KEPT = 64
     """So many sets of requests that decode together are remembered with their stacked edits."""
 
-    def __init__(self, served: ServedGuards, table: RowTable) -> None:
+    def __init__(self, served: ServedGuards, table: RowTable, layout: BlockLayout) -> None:
         self._served = served
         self._table = table
+        self._layout = layout
         self._stacked: OrderedDict[tuple[int, ...], dict[int, AttentionEdit | None]] = OrderedDict()
 
     def plan(self, step: StepRows) -> StepPlan | None:
@@ -144,8 +157,7 @@ class StepPlanner:
             found = self._range(row, request, step)
             if found is None:
                 continue
-            steady = all(bound.method.steady for bound in found.served.guard.methods if bound.method.edits_attention())
-            if found.rows.stop - found.rows.start == 1 and not found.state.reading and steady:
+            if found.together:
                 decoded.setdefault((found.served.offer.name, request.side), []).append(found)
             else:
                 ranges.append(found)
@@ -165,8 +177,11 @@ class StepPlanner:
         request.read(count, offset)
         if not state.active or (count > 1 and not _edits_any(served, state, count)):
             return None
+        if served.edits_like_answers(request.side) and length == len(request.prompt):
+            first = stop - 1  # Of a prompt only the row that predicts the answer is edited, just as the answer's are.
+        single = stop - first == 1 and (first > step.starts[row] or not state.reading)
         mask = None
-        if 1 < count < length:
+        if 1 < stop - first < length:
             mask = (torch.arange(length) <= torch.arange(offset, length)[:, None])[None, None]
         blocks = step.block_table[row, : -(-length // step.block_size)].long()
         return RowRange(
@@ -177,6 +192,7 @@ class StepPlanner:
             length=length,
             blocks=blocks,
             mask=mask,
+            together=single and served.is_steady(request.side),
         )
 
     def _group(self, found: Sequence[RowRange], block_size: int) -> DecodeGroup:
@@ -195,7 +211,7 @@ class StepPlanner:
             requests=tuple(item.request for item in found),
             states=tuple(item.state for item in found),
             rows=torch.tensor([item.rows.start for item in found]),
-            blocks=torch.stack(blocks),
+            places=self._layout.places(torch.stack(blocks)),
             mask=(keys < lengths[:, None])[:, None, None],
             edits=edits,
         )
@@ -216,7 +232,7 @@ class LayerCall:
         query: [T, H, D], key: [T, G, D], value: [T, G, D] of the rows of the step.
         output: [T, H, D], what vLLM's backend computed; edited rows are overwritten.
         cache: the layer's keys and values, as the backend keeps them.
-        gather: reads blocks of it.
+        layout: reads blocks of it.
         scaling: factor of q.k. softcap: of the scores, or None. sinks: [H] sink logits, or None.
     """
 
@@ -226,7 +242,7 @@ class LayerCall:
     value: Tensor
     output: Tensor
     cache: Tensor
-    gather: Gather
+    layout: BlockLayout
     scaling: float
     softcap: float | None = None
     sinks: Tensor | None = None
@@ -252,7 +268,7 @@ class LayerCall:
         if not edit.changes_weights and edit.self_mix is None and edit.head_scale is not None:
             self.output[group.rows] *= edit.head_scale[:, :, None].to(self.output.dtype)
             return
-        key, value = self.gather(self.cache, group.blocks)
+        key, value = self.layout.read(self.cache, group.places)
         own_value = None if edit.self_mix is None else self.value[group.rows][:, :, None]
         problem = AttentionProblem(
             query=self.query[group.rows][:, :, None],
@@ -282,7 +298,10 @@ class LayerCall:
         if found.begins:
             key, value = (part[rows].transpose(0, 1)[None] for part in (self.key, self.value))
         else:
-            key, value = (part[:, :, : found.length] for part in self.gather(self.cache, found.blocks[None]))
+            key, value = (
+                part[:, :, : found.length]
+                for part in self.layout.read(self.cache, self.layout.places(found.blocks[None]))
+            )
         kwargs: dict[str, Any] = {"scaling": self.scaling}
         if self.softcap is not None:
             kwargs["softcap"] = self.softcap

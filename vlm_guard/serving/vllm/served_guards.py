@@ -57,6 +57,15 @@ class ServedGuard:
         """The method that contrasts logits, or None."""
         return self.guard.contrast
 
+    def is_steady(self, side: Sign) -> bool:
+        """Whether the edits of a branch stay the same through an answer."""
+        return all(method.steady for method in self.offer.edited(side))
+
+    def edits_like_answers(self, side: Sign) -> bool:
+        """Whether all that is edited of a branch's prompt is its last row, in the way of the answer's rows."""
+        methods = self.offer.edited(side)
+        return self.is_steady(side) and all(m.rows == "answer" and m.whole_prompt is None for m in methods)
+
     @property
     def visual_token_ids(self) -> tuple[int, ...]:
         """Ids that stand for a patch of a picture."""
