@@ -262,6 +262,15 @@ def test_a_client_that_leaves_takes_both_halves_along(engine, transformers, step
     assert engine.is_empty()
 
 
+def test_a_prompt_whose_second_branch_cannot_be_made_ends_with_an_error(engine, transformers):
+    """Nothing is left of it without its picture but the begin token."""
+    prompt = {"prompt": "<image>", "multi_modal_data": {"image": engine.pictures[:1]}}
+    (output,) = engine.llm.generate([prompt], engine.params("m3id"), use_tqdm=False)
+    assert output.outputs[0].finish_reason == "error" and not output.outputs[0].token_ids
+    assert_equal(engine.ask(["m3id"]), transformers.answers("m3id"))
+    assert engine.is_empty()
+
+
 def test_prompts_in_pieces_and_a_cache_for_two_pairs(tight, transformers):
     offers = ["m3id", "none", "pai", "zerotuning", "vcd", "none", "pai:gain=0.5,guidance=1", "m3id", "none"]
     outputs = tight.ask(offers)

@@ -49,7 +49,9 @@ def test_halves_know_each_other_until_one_has_ended():
     pairs.forget("a")
     assert pairs.partner("a") is None and pairs.partner("a shadow") is None and pairs.requests() == []
     assert pairs.is_shadow("a shadow"), "its last outputs must still be kept from clients"
-    pairs.drop_shadow("a shadow")
+    pairs.drop_shadows({"a shadow"})
+    assert pairs.is_shadow("a shadow")
+    pairs.drop_shadows({})
     assert not pairs.is_shadow("a shadow")
 
 

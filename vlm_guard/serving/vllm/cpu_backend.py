@@ -18,7 +18,7 @@ from vllm.v1.attention.backends.cpu_attn import (
 
 from vlm_guard.serving.vllm.paged_attention import LayerCall, StepPlanner, StepRows
 from vlm_guard.serving.vllm.process import ProcessGuards
-from vlm_guard.serving.vllm.rows import TABLE
+from vlm_guard.serving.vllm.rows import table_of
 
 PLAN = "vlm_guard_plan"
 
@@ -33,7 +33,8 @@ class GuardedCPUBuilder(CPUAttentionMetadataBuilder):
         super().__init__(*args, **kwargs)
         with set_current_vllm_config(self.vllm_config):
             guards = ProcessGuards.of(self.vllm_config)
-        self._planner = StepPlanner(guards.served, TABLE, CPUBlocks(self.num_kv_heads))
+        self._table = table_of(self.vllm_config.instance_id)
+        self._planner = StepPlanner(guards.served, self._table, CPUBlocks(self.num_kv_heads))
         shape = self.num_kv_heads, self.block_size, self.head_dim, self.dtype
         if self.isa == "amx" and not reads_layout(*shape, self.isa):
             # AMX packs keys and values for its tiles; the vector kernel keeps them as they are.
@@ -51,11 +52,11 @@ class GuardedCPUBuilder(CPUAttentionMetadataBuilder):
         """VLLM's description of a step, with the plan of what is guarded in it."""
         metadata = super().build(common_prefix_len, common_attn_metadata, fast_build)
         plan = None
-        if TABLE.requests and not (self.is_cross_attention or self.is_encoder_only_attention):
-            TABLE.lengths = metadata.seq_lens.tolist()[: common_attn_metadata.num_reqs]
+        if self._table.requests and not (self.is_cross_attention or self.is_encoder_only_attention):
+            self._table.lengths = metadata.seq_lens.tolist()[: common_attn_metadata.num_reqs]
             step = StepRows(
                 starts=common_attn_metadata.query_start_loc_cpu.tolist(),
-                lengths=TABLE.lengths,
+                lengths=self._table.lengths,
                 block_table=metadata.block_table,
                 block_size=self.block_size,
             )

@@ -1,7 +1,7 @@
 """Which requests belong together, and which of them may enter: bookkeeping of the scheduler, without vLLM."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from typing import Generic, Protocol, TypeVar
 
 
@@ -90,9 +90,10 @@ class Pairs(Generic[RequestType]):
             self._reserved.pop(other.request_id, None)
         self._reserved.pop(request_id, None)
 
-    def drop_shadow(self, request_id: str) -> None:
-        """A shadow is gone for good."""
-        self._shadows.discard(request_id)
+    def drop_shadows(self, known: Container[str]) -> None:
+        """Forget the shadows that are not among the `known` requests, nor wait to enter."""
+        held = {shadow.request_id for _, shadow in self.held}
+        self._shadows = {name for name in self._shadows if name in known or name in held}
 
     def requests(self) -> list[tuple[RequestType, RequestType]]:
         """Every pair whose halves are both there, the request first."""

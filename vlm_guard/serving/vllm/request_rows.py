@@ -10,7 +10,8 @@ from vlm_guard.serving.vllm.checkpoint_names import accept_new_names
 from vlm_guard.serving.vllm.declaration import Declaration
 from vlm_guard.serving.vllm.plugin import refuse_unregistered
 from vlm_guard.serving.vllm.process import ProcessGuards
-from vlm_guard.serving.vllm.rows import TABLE, GuardedRequest
+from vlm_guard.serving.vllm.rows import GuardedRequest, table_of
+from vlm_guard.serving.vllm.shared_tokens import share_next_tokens
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -29,8 +30,9 @@ class GuardedRows(LogitsProcessor):
     def __init__(self, vllm_config: "VllmConfig", device: torch.device, is_pin_memory: bool) -> None:
         refuse_unregistered()
         accept_new_names()
-        TABLE.clear()
         self._guards = ProcessGuards.of(vllm_config)
+        self._table = table_of(vllm_config.instance_id)
+        self._table.clear()
 
     @classmethod
     def validate_params(cls, sampling_params: "SamplingParams") -> None:
@@ -51,16 +53,16 @@ class GuardedRows(LogitsProcessor):
         """Follow the rows of the batch; called before every forward pass."""
         if batch_update is None:
             return
-        requests = TABLE.requests
+        requests = self._table.requests
         for row in batch_update.removed:
             requests.pop(row, None)
         for row, params, prompt, answer in batch_update.added:
             requests.pop(row, None)
             if self._guards.served.asked(params.extra_args) is not None and prompt is not None:
                 requests[row] = GuardedRequest(params.extra_args or {}, prompt, answer)
-        TABLE.change()
+        self._table.change()
         for source, target, direction in batch_update.moved:
-            TABLE.move(source, target, direction == MoveDirectionality.SWAP)
+            self._table.move(source, target, direction == MoveDirectionality.SWAP)
 
     def apply(self, logits: Tensor) -> Tensor:
         """Contrast the logits [rows, V] of every pair, in both of its rows.
@@ -68,7 +70,9 @@ class GuardedRows(LogitsProcessor):
         Raises:
             RuntimeError: the branches of a pair are not at the same token, which must never be.
         """
-        for pair in TABLE.pairs(logits.shape[0]):
+        pairs = list(self._table.pairs(logits.shape[0]))
+        share_next_tokens(pairs, logits.device)
+        for pair in pairs:
             step = len(pair.request.answer)
             if step != len(pair.other.answer):
                 raise RuntimeError(

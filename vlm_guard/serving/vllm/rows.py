@@ -1,4 +1,4 @@
-"""Which request sits in which row of vLLM's batch, and what is known of it. One table in each process."""
+"""Which request sits in which row of vLLM's batch, and what is known of it. One table for each engine."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -152,5 +152,9 @@ class RowTable:
                 yield PairedRows(asked, shadow, request, other)
 
 
-TABLE = RowTable()
-"""The table of this process: vLLM has one batch in a worker."""
+_TABLES: dict[str, RowTable] = {}
+
+
+def table_of(engine: str) -> RowTable:
+    """The table of an engine of this process, by its `instance_id`; what an engine left in its rows is no other's."""
+    return _TABLES.setdefault(engine, RowTable())

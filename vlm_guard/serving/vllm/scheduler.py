@@ -56,8 +56,13 @@ class GuardedScheduler(Scheduler):
         """Take a request in; see `Scheduler.add_request`."""
         params = request.sampling_params
         served = None if params is None else self._served.asked(params.extra_args)
-        if served is None or request.request_id in self.requests or request.prompt_token_ids is None:
+        if served is None:
             super().add_request(request)
+            return
+        if request.prompt_token_ids is None or request.prompt_is_token_ids is not None or request.resumable:
+            self._fail(
+                request, ValueError("guards read whole prompts of token ids, no embeddings and no growing prompts")
+            )
             return
         if served.offer.whole_prompt:
             request.skip_reading_prefix_cache = True
@@ -134,7 +139,12 @@ class GuardedScheduler(Scheduler):
         for request in gone:
             request.status = finished_status
         ended = super().finish_requests(self._pairs.with_shadows(listed), finished_status)
-        return [*gone, *(request for request in ended if not self._pairs.is_shadow(request.request_id))]
+        known = [request for request in ended if not self._pairs.is_shadow(request.request_id)]
+        for request in ended:
+            self._pairs.forget(request.request_id)
+        if self.finished_req_ids_dict is None:  # else the next outputs name the ended ones
+            self._pairs.drop_shadows(self.requests)
+        return [*gone, *known]
 
     def _free_blocks(self, request: Request) -> None:
         super()._free_blocks(request)
@@ -256,9 +266,7 @@ class GuardedScheduler(Scheduler):
                 of_client.finished_requests = {
                     name for name in of_client.finished_requests if not self._pairs.is_shadow(name)
                 }
-        for _, shadow in pairs:
-            if shadow.is_finished():
-                self._pairs.drop_shadow(shadow.request_id)
+        self._pairs.drop_shadows(self.requests)
         return outputs
 
     @staticmethod
