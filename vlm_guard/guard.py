@@ -22,6 +22,7 @@ from vlm_guard.method.forward_call import InputsCall
 from vlm_guard.method.hooks import acts_before_logits
 from vlm_guard.method.registry import resolve_methods
 from vlm_guard.method.requirements import refuse_trace, refuse_unmet_needs
+from vlm_guard.method.split_heads import HeadSplit
 from vlm_guard.method.state import GenerationState, PromptTokens
 from vlm_guard.method.target import GuardTarget
 from vlm_guard.per_call import PerCall
@@ -110,6 +111,7 @@ class Guard(AbstractContextManager):
         profile: Profile | None = None,
         attention_backend: str | None = None,
         architecture: Architecture | None = None,
+        split: HeadSplit | None = None,
     ) -> None:
         inner = unwrap(model)
         self.model = model
@@ -119,6 +121,7 @@ class Guard(AbstractContextManager):
             processor=processor,
             architecture=architecture or describe_architecture(inner),
             profile=profile or find_profile(inner.config),
+            split=split,
         )
         profile = self.target.profile
         if profile is not None:
