@@ -114,7 +114,7 @@ def benchmark_generate(
         report(note)
     entries, length = [], 0
     for name in names:
-        loaded, processor, prompts = _load(model, DTYPES[name], where, prompt_tokens)
+        loaded, processor, prompts = load_for_timing(model, DTYPES[name], where, prompt_tokens)
         length = prompts(batch, 0)["input_ids"].shape[1]
         calls: dict[str, Callable[[int], Seconds]] = _calls(
             loaded, processor, prompts, batch, settings, attention_backend,
@@ -233,10 +233,17 @@ def _of_entry(entry: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name.partition(".")[0] in methods}
 
 
-def _load(
+def load_for_timing(
     name: str, dtype: torch.dtype, device: torch.device, prompt_tokens: int
 ) -> tuple[Any, Any, Callable[[int, int], dict[str, Any]]]:
-    """(model, processor, inputs with pictures of noise for so many rows and a seed)."""
+    """(model, processor, inputs with pictures of noise for so many rows and a seed).
+
+    Args:
+        name: "builtin" or the name of a random model's shape.
+        dtype: of the weights.
+        device: where the model runs.
+        prompt_tokens: text tokens of a prompt of a random model, besides its picture.
+    """
     if name != "builtin":
         model = random_llava(name, device=device, dtype=dtype)
         processor = random_processor(model)
