@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from which_method import which_markdown
+
 from api_page import api_markdown
 from code_map import code_map_markdown, rooms_markdown
 from generate_features import features_markdown
@@ -21,6 +23,7 @@ from vlm_guard.families.table import models_markdown, models_summary
 from vlm_guard.method.table import hooks_markdown, methods_markdown, settings_markdown
 
 SECTIONS: dict[str, Callable[[], str]] = {
+    "which": which_markdown,
     "methods": methods_markdown,
     "settings": settings_markdown,
     "hooks": hooks_markdown,
