@@ -18,7 +18,7 @@ from vlm_guard.method.attention_calls import SLOT, BoundMethod, LayerSlot
 from vlm_guard.method.base import Method
 from vlm_guard.method.forward_call import InputsCall
 from vlm_guard.method.hooks import acts_before_logits
-from vlm_guard.method.registry import resolve_methods
+from vlm_guard.method.registry import methods_for_model, resolve_methods
 from vlm_guard.method.requirements import refuse_trace, refuse_unmet_needs
 from vlm_guard.method.state import GenerationState, PromptTokens
 from vlm_guard.method.target import GuardTarget
@@ -42,7 +42,7 @@ from vlm_guard.self_check import check_unknown_family
 def wrap(
     model: nn.Module,
     processor: Any = None,
-    method: str | Method | Sequence[str | Method] = "var",
+    method: str | Method | Sequence[str | Method] = "auto",
     *,
     profile: Profile | None = None,
     attention_backend: str | None = None,
@@ -53,7 +53,9 @@ def wrap(
     Args:
         model: a vision-language model from transformers (also inside PEFT, quantised, or spread by `device_map`).
         processor: its processor; may be None for methods that need none (`vlm-guard methods` says which do).
-        method: a name ("var"), a combination ("var+vcd"), a `Method`, or a list of these, applied in order.
+        method: a name ("var"), a combination ("var+vcd"), a `Method`, or a list of these, applied in order. "auto" is
+            what the model's profile chooses (`vlm-guard tune`), else a default that every model takes; see
+            `guard.describe()` for what it came to.
         profile: facts about the model that some methods need; by default the matching shipped or saved one.
         attention_backend: "reference", "torch" or "triton"; by default the fastest that the device supports.
         **options: the method's options (`vlm-guard methods NAME` lists them).
@@ -74,9 +76,17 @@ def wrap(
             f"this model is already guarded by {active!r}; call .remove() on that guard first, "
             f"or combine methods in one call, for example '{active}+vcd'"
         )
-    methods = resolve_methods(method, options)
+    architecture, profile = describe_architecture(inner), profile or find_profile(inner.config)
+    methods = methods_for_model(resolve_methods(method, options), architecture, profile)
     check_unknown_family(inner, methods, Guard)
-    guard = Guard(model, processor, methods, profile=profile, attention_backend=attention_backend)
+    guard = Guard(
+        model,
+        processor,
+        methods,
+        profile=profile,
+        attention_backend=attention_backend,
+        architecture=architecture,
+    )
     guard.attach()
     return guard
 
@@ -119,6 +129,7 @@ class Guard(AbstractContextManager):
             profile=profile or find_profile(inner.config),
         )
         profile = self.target.profile
+        methods = methods_for_model(methods, self.target.architecture, profile)
         if profile is not None:
             methods = [item.with_settings(profile.settings_of(item.name)) for item in methods]
         refuse_unmet_needs(methods, self.target)

@@ -40,8 +40,8 @@ class RunSettings(BaseModel):
     model: str = _field("builtin", "builtin, a folder or a Hugging Face id.")
     data: str = _field("scenes:common", "scenes:SPLIT[:SEED], coco:FOLDER, or what the task needs (vlm-guard tasks).")
     methods: list[str] = _field(
-        ["none", "var"],
-        "none, var, var+vcd, pai:gain=0.4+var, my_file.py, ...; repeat it, the first is the baseline.",
+        ["none", "auto"],
+        "none, auto, var+vcd, pai:gain=0.4+var, my_file.py, ...; repeat it, the first is the baseline.",
         "--method",
     )
     options: dict[str, Any] = _field(

@@ -12,7 +12,7 @@ def command(
     model: Annotated[str, typer.Option(help="builtin, a folder or a Hugging Face id.")] = "builtin",
     method: Annotated[
         list[str] | None,
-        typer.Option(help="none, var, pai:gain=0.4+var, my_file.py, ...; repeat it to see several answers. [var]"),
+        typer.Option(help="none, auto, pai:gain=0.4+var, my_file.py, ...; repeat it to see several answers. [auto]"),
     ] = None,
     options: Annotated[
         list[str] | None, typer.Option("--set", help="Option of a method: var.move_fraction=0.5; may be repeated.")
@@ -42,7 +42,7 @@ def command(
     from vlm_guard.untrusted.printed_text import printable, printable_json
 
     picture = read_picture(image)
-    specs = parse_methods(method or ["var"], parse_options(options or []))
+    specs = parse_methods(method or ["auto"], parse_options(options or []))
     from vlm_guard.eval.run.ask import ask
     from vlm_guard.eval.run.generation import Decoding
     from vlm_guard.eval.run.models import load_model
