@@ -44,7 +44,7 @@ def test_it_is_a_call_s_method_too(zoo_model):
     inputs = zoo.make_inputs(UNEQUAL_PROMPTS[:1])
     with torch.no_grad(), wrap(zoo.model, None, "none") as guard:
         called = guard.generate(**inputs, **STEPS, method="auto")
-    with torch.no_grad(), wrap(zoo.model, None, "pai:guidance=1") as guard:
+    with torch.no_grad(), wrap(zoo.model, None, "pai:gain=0.3,guidance=1") as guard:
         named = guard.generate(**inputs, **STEPS)
     assert torch.equal(called.logits[0], named.logits[0])
 

@@ -17,8 +17,9 @@ from vlm_guard.families.profiles import Profile, find_profile
 from vlm_guard.method.attention_calls import SLOT, BoundMethod, LayerSlot
 from vlm_guard.method.base import Method
 from vlm_guard.method.forward_call import InputsCall
+from vlm_guard.method.gate import Gate
 from vlm_guard.method.hooks import acts_before_logits
-from vlm_guard.method.registry import methods_for_model, resolve_methods
+from vlm_guard.method.registry import make_method, methods_for_model, resolve_methods
 from vlm_guard.method.requirements import refuse_trace, refuse_unmet_needs
 from vlm_guard.method.state import GenerationState, PromptTokens
 from vlm_guard.method.target import GuardTarget
@@ -27,6 +28,7 @@ from vlm_guard.runtime.attention_switch import follow_attention, restore_attenti
 from vlm_guard.runtime.compiled_decode import CompiledDecode, refuse_compiled_parts
 from vlm_guard.runtime.coverage import Coverage, hooked_modules
 from vlm_guard.runtime.forward_hooks import follow_forwards
+from vlm_guard.runtime.gates import Gates
 from vlm_guard.runtime.generate_arguments import generate_arguments
 from vlm_guard.runtime.hidden_edits import install_hidden_edits
 from vlm_guard.runtime.installation import GUARD_ATTRIBUTE, Undo, put_on
@@ -105,6 +107,7 @@ class Guard(AbstractContextManager):
         observers: shows methods the hidden states of a prompt.
         placement: sees whether the model's modules are where they were.
         coverage: sees whether every edit was asked for when a prompt has been read.
+        gates: where the methods with a gate act.
         contrasting: contrasts the logits of passes outside of `generate`, or None.
         switched: the configurations whose attention implementation was switched.
     """
@@ -130,6 +133,7 @@ class Guard(AbstractContextManager):
         )
         profile = self.target.profile
         methods = methods_for_model(methods, self.target.architecture, profile)
+        methods, idle = _those_that_ever_act(methods, inner.config)
         if profile is not None:
             methods = [item.with_settings(profile.settings_of(item.name)) for item in methods]
         refuse_unmet_needs(methods, self.target)
@@ -140,6 +144,7 @@ class Guard(AbstractContextManager):
         self.reading = Reading(self.target, self.methods)
         self.placement = Placement(inner, self.target.architecture, hooked_modules(self.target, self.methods))
         self.coverage = Coverage(self.target, self.methods)
+        self.gates = Gates(self.methods)
         self.decoding = CompiledDecode(self)
         self.observers = LayerObservers(self)
         self.contrasting = None if self.contrast is None else ContrastForward(self, self.contrast)
@@ -150,6 +155,8 @@ class Guard(AbstractContextManager):
         self._attached = False
         self._follows_passes = False
         self._per_call = PerCall(self)
+        for sentence in idle:
+            self.reading.say(sentence)
 
     @property
     def state(self) -> GenerationState | None:
@@ -379,3 +386,19 @@ class Guard(AbstractContextManager):
         if isinstance(input_ids, Tensor):
             prompt = PromptTokens.of(input_ids, mask, self.target.architecture.visual_token_ids)
             call.prompt = self.reading.caches.whole_prompt(kwargs.get("past_key_values"), prompt, mask)
+
+
+def _those_that_ever_act(methods: Sequence[Method], config: Any) -> tuple[tuple[Method, ...], list[str]]:
+    """The methods without those whose gate never opens on this model ("none" if no other is left), and why, each."""
+    vocabulary = config.get_text_config(decoder=True).vocab_size
+    kept: list[Method] = []
+    sentences = []
+    for method in methods:
+        gate = Gate.read(method.gate)
+        if gate is None or gate.ever_opens(vocabulary):
+            kept.append(method)
+        else:
+            sentences.append(
+                f"the gate {method.gate!r} never opens on a model of {vocabulary} tokens, so {method.name} does nothing"
+            )
+    return tuple(kept) or ((make_method("none", {}),) if methods else ()), sentences

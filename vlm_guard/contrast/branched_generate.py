@@ -16,6 +16,7 @@ from transformers import GenerationConfig, StoppingCriteriaList, StopStringCrite
 from transformers.generation import GenerationMode
 
 from vlm_guard.contrast.branched_model import BranchedModel, StandIn
+from vlm_guard.contrast.gated_branch import GatedBranchedModel
 from vlm_guard.contrast.layer_contrast import LayerContrastModel
 from vlm_guard.families.architecture import GenerativeModel
 from vlm_guard.method.branch_prompt import GivenPrompt
@@ -102,7 +103,8 @@ class ContrastGenerate:
         branch = self.branch(input_ids, model_kwargs)
         if branch is None:
             return None
-        return BranchedModel(
+        kind = GatedBranchedModel if self.method.gate else BranchedModel
+        return kind(
             model,
             self.method,
             branch,

@@ -25,6 +25,7 @@ from vlm_guard.contrast.branched_generate import ContrastGenerate
 from vlm_guard.contrast.early_states import EarlyStates
 from vlm_guard.method.branch_prompt import BranchPrompt
 from vlm_guard.method.contrasting import Branch
+from vlm_guard.method.gate import Gate
 from vlm_guard.method.state import GenerationState, PromptTokens
 from vlm_guard.method.visual_tokens import visual_mask
 
@@ -71,6 +72,7 @@ class ContrastForward:
         self.guard = guard
         self.method = bound.method
         self._bound = bound
+        self._gate = Gate.read(self.method.gate)
         self._layers = self.method.early_layers(guard.target)
         self._followed: weakref.WeakKeyDictionary[Any, _Followed] = weakref.WeakKeyDictionary()
         self._early: EarlyStates | None = None
@@ -263,6 +265,7 @@ class ContrastForward:
             if not bool(wanted.any()):
                 continue
             pair = given[:, column].float(), second[:, column].to(given.device).float()
+            wanted = self._open(wanted, pair[0])
             positive, negative = pair if branch.sign == "negative" else pair[::-1]
             combined = self.method.combine_logits(positive, negative, int(places.step[column - kept]))
             logits[:, column] = torch.where(
@@ -278,9 +281,13 @@ class ContrastForward:
             if bool(wanted.any()):
                 layers = early.logits(column - kept).to(given.device)
                 combined = self.method.combine_layers(given[:, column].float(), layers, self._layers)
-                chosen = wanted[:, None].to(given.device)
+                chosen = self._open(wanted, given[:, column])[:, None].to(given.device)
                 logits[:, column] = torch.where(chosen, combined.to(given.dtype), given[:, column])
         return logits
+
+    def _open(self, wanted: Tensor, logits: Tensor) -> Tensor:
+        """[B] bool, the wanted rows whose gate is open at the given logits [B, V]."""
+        return wanted if self._gate is None else wanted & self._gate.is_open(logits).to(wanted.device)
 
     def _with(self, output: ModelOutput, logits: Tensor, kwargs: Mapping[str, Any]) -> ModelOutput:
         """The output with other logits, and their loss where labels ask for one."""

@@ -11,6 +11,7 @@ from transformers.utils import ModelOutput
 
 from vlm_guard.contrast.branched_model import StandIn
 from vlm_guard.families.architecture import Architecture, GenerativeModel
+from vlm_guard.method.gate import Gate
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -57,11 +58,14 @@ class LayerContrastModel(StandIn):
         self._hooks = [
             modules[layer].register_forward_pre_hook(partial(self._keep, layer), with_kwargs=True) for layer in layers
         ]
-        self._hooks += [head.register_forward_pre_hook(self._append), head.register_forward_hook(self._take_off)]
+        self._head = head
+        # Behind a gate most steps need no early logits, and their own must be exactly those of the plain model.
+        self._gate = Gate.read(method.gate)
+        if self._gate is None:
+            self._hooks += [head.register_forward_pre_hook(self._append), head.register_forward_hook(self._take_off)]
         # Quantised, offloaded or otherwise changed output embeddings compute as they do.
-        self._plain_head = (
-            head if type(head) is nn.Linear and head.bias is None and "forward" not in vars(head) else None
-        )
+        plain = type(head) is nn.Linear and head.bias is None and "forward" not in vars(head)
+        self._plain_head = head if plain and self._gate is None else None
         if self._plain_head is not None:
             head.forward = partial(_read_out, head)
 
@@ -113,11 +117,25 @@ class LayerContrastModel(StandIn):
 
     def _combine(self, output: Any) -> Any:
         """The output of the model, of whatever class that is, with its last logits contrasted."""
+        if self._gate is not None:
+            return self._combine_open(output, self._gate)
         if self._early is None:
             raise RuntimeError("a forward pass went by whose output embeddings were not asked")
         final = output.logits[:, -1].float()
         early = self._finish(self._early.transpose(0, 1).to(final.device).float())
         output.logits = self.method.combine_layers(final, early, self.layers)[:, None]
+        return output
+
+    def _combine_open(self, output: Any, gate: Gate) -> Any:
+        """The same in the rows whose gate is open; the others keep their logits, bit for bit."""
+        final = output.logits[:, -1].float()
+        open_ = gate.is_open(final)
+        if bool(open_.any()):
+            early = torch.stack([self._last[layer] for layer in self.layers]).to(self._head.weight.device)
+            early = early if self._norm is None else self._norm(early)
+            early = self._finish(self._head(early.to(self._head.weight.dtype)).to(final.device).float())
+            final = torch.where(open_[:, None], self.method.combine_layers(final, early, self.layers), final)
+        output.logits = final[:, None]
         return output
 
 
