@@ -10,11 +10,12 @@ Station: logits. At generated token t = start, start + 1, ...
 with log-probabilities l, which is the common contrast formula with strength (1 - g_t) / g_t = exp(forgetting * t) - 1.
 
 The authors released no code. The paper counts t from 1, cuts nothing, and contrasts only where the model is unsure:
-where its largest probability is below 0.3 (the option `gate` of every method). The public re-implementations in AvisC and ONLY count from 0 (so
-that the first token is not contrasted), contrast always, and cut at 0.1. The default is the re-implementations',
-because every figure that other papers print for M3ID comes from one of them; `variant="published"` is the paper's. The
-rate 0.02 is theirs too, and none is known from the paper. The weight grows without bound (1.7 at token 50, 53 at token
-200), hence `max_strength`, which neither has and the default leaves out of reach of short answers.
+where its largest probability is below 0.3 (the option `gate`, which every method has). The public re-implementations in
+AvisC and ONLY count from 0 (so that the first token is not contrasted), contrast always, and cut at 0.1. The default is
+the re-implementations', because every figure that other papers print for M3ID comes from one of them;
+`variant="published"` is the paper's. The rate 0.02 is theirs too, and none is known from the paper. The weight grows
+without bound (1.7 at token 50, 53 at token 200), hence `max_strength`, which neither has and the default leaves out of
+reach of short answers.
 
 The text-only prompt is the given one without image tokens and their markers; it is read apart and costs little.
 """

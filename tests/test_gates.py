@@ -101,7 +101,7 @@ def test_methods_without_steps_take_no_gate(zoo_model, name):
 
 def test_a_gate_is_written_like_any_setting_and_stands_in_results(zoo_model):
     model = zoo_model("llava").model
-    with wrap(model, None, "pai:gain=0.4,gate=entropy>0.5+m3id:gate=max_p<0.7") as guard:
+    with wrap(model, None, "pai:guidance=1,gate=entropy>0.5+m3id:gate=max_p<0.7") as guard:
         told = [bound.method.describe()["options"] for bound in guard.methods]
     assert told[0]["gate"] == "entropy>0.5" and told[1]["gate"] == "max_p<0.7"
     assert "gate" not in method_class("pai")().describe()["options"]
@@ -151,10 +151,11 @@ def check_catching_up(zoo, monkeypatch, opens):
     """Closed steps are the plain model's bit for bit, open ones those of the contrast without a gate."""
     inputs = zoo.make_inputs(prompts_of(zoo))
     plain = forced(zoo.model, inputs)
-    with wrap(zoo.model, None, "m3id", forgetting=0.5):
+    options = {"forgetting": 0.2, "plausibility": 0.0}
+    with wrap(zoo.model, None, "m3id", **options):
         always_on = forced(zoo.model, inputs)
     scheduled(monkeypatch, opens)
-    with wrap(zoo.model, None, "m3id", forgetting=0.5, gate="entropy>1"):
+    with wrap(zoo.model, None, "m3id", **options, gate="entropy>1"):
         gated = forced(zoo.model, inputs)
     for step in range(STEPS):
         if step in opens:
@@ -203,7 +204,7 @@ def test_a_gate_that_never_opens_is_the_plain_model_bit_for_bit(zoo_model, name)
 @pytest.mark.parametrize("name", ["pai", "var", "iri", "vhr"])
 def test_closed_steps_behind_a_guarded_prompt_are_those_of_the_bare_model(zoo_model, monkeypatch, name):
     zoo = zoo_model("llava")
-    inputs = zoo.make_inputs(zoo.adapt(PROMPTS))
+    inputs = zoo.make_inputs(zoo.adapt(PROMPTS)[:1])
     options = method_cases.options(name) | ({"guidance": 1.0} if name == "pai" else {})
     with torch.no_grad(), wrap(zoo.model, None, name, **options) as guard:
         first = zoo.model(**inputs, use_cache=True)
@@ -329,7 +330,7 @@ def test_several_tokens_of_an_answer_at_once_are_refused(zoo_model):
 def test_passes_outside_of_generate_are_gated_too(zoo_model):
     """A contrast by the very distributions that it changes, a decoding loop of one's own like `generate`."""
     zoo = zoo_model("llava")
-    inputs = zoo.make_inputs(zoo.adapt(PROMPTS))
+    inputs = zoo.make_inputs(zoo.adapt(PROMPTS)[:1])
     gate = middle(zoo, inputs)
     for name in ("m3id", "pai"):
         with torch.no_grad(), wrap(zoo.model, None, name, **gated_options(name, gate)):
@@ -363,7 +364,8 @@ def test_a_trace_shows_the_attention_of_each_row(zoo_model):
 
 def test_compiled_steps_are_none_with_a_gate(zoo_model):
     zoo = zoo_model("llava")
-    inputs = zoo.make_inputs(zoo.adapt(PROMPTS))
-    with wrap(zoo.model, None, "pai", guidance=1.0, gate="entropy>0.1") as guard:
-        assert "pai with a gate cannot run" in guard.decoding._why_not()
-        del inputs
+    with (
+        wrap(zoo.model, None, "pai", guidance=1.0, gate="entropy>0.1"),
+        pytest.warns(UserWarning, match="pai with a gate cannot run in a compiled decode step"),
+    ):
+        zoo.model.get_compiled_call(None)
