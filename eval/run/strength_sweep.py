@@ -53,6 +53,10 @@ class Strength:
         tried = [self._label(values) for values in product(self.values, *self.beside.values())]
         return tried if self.method in tried else [self.method, *tried]
 
+    def label(self, value: float, beside: Mapping[str, float]) -> str:
+        """The entry of one strength, with other options at the given values and else at their defaults."""
+        return self._label([value, *(beside.get(name, first) for name, (first, *_) in self.beside.items())])
+
     def _label(self, values: Sequence[float]) -> str:
         defaults = {self.option: self.default} | {name: first for name, (first, *_) in self.beside.items()}
         changed = [f"{name}={value:g}" for (name, default), value in zip(defaults.items(), values) if value != default]
