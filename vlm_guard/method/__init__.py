@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from vlm_guard.method.key_edit_method import KeyEditMethod
     from vlm_guard.method.measure_call import MeasureCall
     from vlm_guard.method.model_inputs import TOKEN_TYPES, image_inputs, token_types
+    from vlm_guard.method.question_range import answer_opening, question_range, token_spans
     from vlm_guard.method.registry import register
     from vlm_guard.method.split_heads import all_heads, own_heads, refuse_split_tower
     from vlm_guard.method.state import GenerationState
@@ -71,6 +72,7 @@ _HOMES = {
     "method.key_edit_method": ("KeyEditMethod",),
     "method.measure_call": ("MeasureCall",),
     "method.model_inputs": ("TOKEN_TYPES", "image_inputs", "token_types"),
+    "method.question_range": ("answer_opening", "question_range", "token_spans"),
     "method.registry": ("register",),
     "method.split_heads": ("all_heads", "own_heads", "refuse_split_tower"),
     "method.state": ("GenerationState",),
@@ -119,6 +121,7 @@ __all__ = [
     "VisionTower",
     "acts_in_model",
     "all_heads",
+    "answer_opening",
     "attending_parts",
     "contrast_logits",
     "cut_implausible",
@@ -139,6 +142,7 @@ __all__ = [
     "padding_id",
     "place_images",
     "plausibility_option",
+    "question_range",
     "recover_pictures",
     "refuse_split_tower",
     "register",
@@ -151,6 +155,7 @@ __all__ = [
     "select_layers_of",
     "spread_over_visual_tokens",
     "stretch",
+    "token_spans",
     "token_types",
     "unwrap",
     "variant_option",
