@@ -18,9 +18,8 @@ from vlm_guard.grounding.answers import Grounding, grounded_generate
 from vlm_guard.method.attention_calls import SLOT, BoundMethod, LayerSlot
 from vlm_guard.method.base import Method
 from vlm_guard.method.forward_call import InputsCall
-from vlm_guard.method.gate import Gate
 from vlm_guard.method.hooks import acts_before_logits
-from vlm_guard.method.registry import make_method, methods_for_model, resolve_methods
+from vlm_guard.method.registry import acting_methods, methods_for_model, resolve_methods
 from vlm_guard.method.requirements import refuse_trace, refuse_unmet_needs
 from vlm_guard.method.state import GenerationState, PromptTokens
 from vlm_guard.method.target import GuardTarget
@@ -83,12 +82,7 @@ def wrap(
     methods = methods_for_model(resolve_methods(method, options), architecture, profile)
     check_unknown_family(inner, methods, Guard)
     guard = Guard(
-        model,
-        processor,
-        methods,
-        profile=profile,
-        attention_backend=attention_backend,
-        architecture=architecture,
+        model, processor, methods, profile=profile, attention_backend=attention_backend, architecture=architecture
     )
     guard.attach()
     return guard
@@ -133,8 +127,7 @@ class Guard(AbstractContextManager):
             profile=profile or find_profile(inner.config),
         )
         profile = self.target.profile
-        methods = methods_for_model(methods, self.target.architecture, profile)
-        methods, idle = _those_that_ever_act(methods, inner.config)
+        methods, idle = acting_methods(methods, self.target)
         if profile is not None:
             methods = [item.with_settings(profile.settings_of(item.name)) for item in methods]
         refuse_unmet_needs(methods, self.target)
@@ -401,19 +394,3 @@ class Guard(AbstractContextManager):
         if isinstance(input_ids, Tensor):
             prompt = PromptTokens.of(input_ids, mask, self.target.architecture.visual_token_ids)
             call.prompt = self.reading.caches.whole_prompt(kwargs.get("past_key_values"), prompt, mask)
-
-
-def _those_that_ever_act(methods: Sequence[Method], config: Any) -> tuple[tuple[Method, ...], list[str]]:
-    """The methods without those whose gate never opens on this model ("none" if no other is left), and why, each."""
-    vocabulary = config.get_text_config(decoder=True).vocab_size
-    kept: list[Method] = []
-    sentences = []
-    for method in methods:
-        gate = Gate.read(method.gate)
-        if gate is None or gate.ever_opens(vocabulary):
-            kept.append(method)
-        else:
-            sentences.append(
-                f"the gate {method.gate!r} never opens on a model of {vocabulary} tokens, so {method.name} does nothing"
-            )
-    return tuple(kept) or ((make_method("none", {}),) if methods else ()), sentences

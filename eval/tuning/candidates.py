@@ -37,7 +37,7 @@ def candidates(model: Any, processor: Any, methods: Sequence[str] | None) -> lis
             continue
         strength = main_strength(name, None if profile is None else profile.settings_of(name))
         if strength is None:
-            raise ValueError(f"{name} has no option with a neutral value, so there is no strength to try; give a setting")
+            raise ValueError(f"{name} has no option with a neutral value, so there is no strength to try")
         found += _settings(strength)
     return list(dict.fromkeys(found))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vlm_guard.method.base import Method
+from vlm_guard.method.gate import Gate
 from vlm_guard.method.method_text import is_outside, parse_method_text
 from vlm_guard.method.model_choice import AUTO, ModelChoice, choice_of
 from vlm_guard.method.option_types import from_text
@@ -17,6 +18,7 @@ from vlm_guard.method.option_types import from_text
 if TYPE_CHECKING:
     from vlm_guard.families.architecture import Architecture
     from vlm_guard.families.profiles import Profile
+    from vlm_guard.method.target import GuardTarget
 
 ENTRY_POINT_GROUP = "vlm_guard.methods"
 
@@ -206,3 +208,26 @@ def methods_for_model(
     if twice is not None and any(isinstance(method, ModelChoice) for method in methods):
         raise ValueError(f"'auto' stands for {twice} on this model, which is named beside it; name it once")
     return tuple(found)
+
+
+def acting_methods(methods: Sequence[Method], target: "GuardTarget") -> tuple[tuple[Method, ...], list[str]]:
+    """The methods that act on a model: what `auto` stands for in its place, those whose gate never opens left out.
+
+    Returns:
+        The methods, or "none" if no other is left; and a sentence on each that is left out.
+
+    Raises:
+        ValueError: as `methods_for_model`.
+    """
+    vocabulary = target.model.config.get_text_config(decoder=True).vocab_size
+    kept: list[Method] = []
+    sentences = []
+    for method in methods_for_model(methods, target.architecture, target.profile):
+        gate = Gate.read(method.gate)
+        if gate is None or gate.ever_opens(vocabulary):
+            kept.append(method)
+        else:
+            sentences.append(
+                f"the gate {method.gate!r} never opens on a model of {vocabulary} tokens, so {method.name} does nothing"
+            )
+    return tuple(kept) or ((make_method("none", {}),) if methods else ()), sentences

@@ -1,0 +1,61 @@
+"""A tuning in the terminal."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from vlm_guard.eval.tuning.choice import PLAIN, absent_share, present_things
+from vlm_guard.eval.tuning.votes import LENS, SELF_CHECK
+
+
+def print_tuning(console: Console, report: Mapping[str, Any]) -> None:
+    """Every setting with its estimated changes, the choice and, where labels exist, how true it is."""
+    seen = report["pictures"]
+    table = Table(
+        box=None, header_style="dim", title=f"{report['model']} on {seen['count']} pictures of {seen['name']}"
+    )
+    two = LENS in report["votes"]
+    heads = ["setting", "absent, points", "by the lens"] if two else ["setting", "absent, points"]
+    for column in (*heads, "present things", "words", ""):
+        table.add_column(column, justify="left" if column in ("setting", "") else "right", overflow="fold")
+    for item in report["settings"]:
+        changes = item["changes"]
+        cells = [item["setting"]]
+        if changes:
+            cells.append(_interval(changes[absent_share(SELF_CHECK)], 100))
+            if two:
+                cells.append(f"{100 * changes[absent_share(LENS)]['value']:+.1f}")
+            cells.append(_interval(changes[present_things(SELF_CHECK)], 1))
+        else:
+            cells += [""] * (len(heads) - 1) + [""]
+        cells.append(f"{item['estimates']['words']['value']:.1f}")
+        verdict = "use this" if item["setting"] == report["chosen"] != PLAIN else "; ".join(item["objections"])
+        table.add_row(*cells, verdict)
+    console.print(table)
+    for label, reason in report["refused"].items():
+        console.print(f"{label}: not tried, {reason}", style="dim", markup=False, soft_wrap=True)
+    console.print(f"\nchosen: {report['chosen']} ({report['reason']})", markup=False, highlight=False, soft_wrap=True)
+    labels = report["labels"]
+    if labels is not None:
+        rank = labels["true_rank"]
+        place = f"place {rank} of the {labels['keeping_recall']} settings that keep the recall"
+        console.print(
+            f"by the annotations: {'it loses recall' if rank is None else place}, the best is {labels['best']}; rank "
+            f"correlation of the estimate with CHAIR_i {labels['spearman_chair_i']:.2f}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+    console.print(
+        "The estimates rank settings; they are no measurement of CHAIR."
+        + (f" Saved in {report['profile']}" if report["profile"] else " Nothing was saved."),
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _interval(change: Mapping[str, float], factor: float) -> str:
+    return f"{factor * change['value']:+.1f} ({factor * change['low']:+.1f} to {factor * change['high']:+.1f})"
