@@ -12,13 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from vlm_guard.eval.run.statistics import ImageCounts, Interval, differences, intervals
+from vlm_guard.eval.run.statistics import LEAST_PICTURES, ImageCounts, Interval, differences, intervals
 from vlm_guard.eval.tasks.shared.metric import Counts, Metric, ratio
 from vlm_guard.eval.tuning.votes import SELF_CHECK, Votes
 
 PLAIN = "none"
-LEAST_PICTURES = 50
-"""With fewer pictures the intervals are so wide that nothing is recommended."""
 PRESENT_SLACK = 0.01
 """So large a share of the present things may be lost."""
 LENGTHS = (0.67, 1.5)

@@ -46,7 +46,7 @@ def command(
 
     from vlm_guard.eval.report.console import MeasurementBars
     from vlm_guard.eval.run.models import load_model
-    from vlm_guard.eval.tuning.choice import LEAST_PICTURES
+    from vlm_guard.eval.run.statistics import LEAST_PICTURES
     from vlm_guard.eval.tuning.pictures import pictures_of_data, pictures_of_folder
     from vlm_guard.eval.tuning.report import print_tuning
     from vlm_guard.eval.tuning.run import profile_with_choice, tune
