@@ -41,9 +41,11 @@ def print_tuning(console: Console, report: Mapping[str, Any]) -> None:
     if labels is not None:
         rank = labels["true_rank"]
         place = f"place {rank} of the {labels['keeping_recall']} settings that keep the recall"
+        correlation = labels["spearman_chair_i"]
+        correlated = "not defined" if correlation is None else f"{correlation:.2f}"
         console.print(
             f"by the annotations: {'it loses recall' if rank is None else place}, the best is {labels['best']}; rank "
-            f"correlation of the estimate with CHAIR_i {labels['spearman_chair_i']:.2f}",
+            f"correlation of the estimate with CHAIR_i {correlated}",
             markup=False,
             highlight=False,
             soft_wrap=True,

@@ -1,5 +1,6 @@
 """The whole of `vlm-guard tune`: captions of every setting, the plain model's votes on what they name, a choice."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -193,6 +194,7 @@ def _compare(
         true[label] = summarise((scorer.score(number, caption.text) for number, caption in own.items()), scorer.mode)
     labels = [item.label for item in estimates]
     guessed = [item.values[absent_share(SELF_CHECK)].value for item in estimates]
+    correlation = spearman(guessed, [true[label].chair_i for label in labels])
     keeping = [label for label in labels if true[label].recall >= true[PLAIN].recall - RECALL_SLACK]
     order = sorted(keeping, key=lambda label: true[label].chair_i)
     right = chosen in keeping and (true[chosen].chair_i < true[PLAIN].chair_i or (chosen == PLAIN == order[0]))
@@ -201,7 +203,7 @@ def _compare(
         "keeping_recall": len(keeping),
         "best": order[0],
         "right": right,
-        "spearman_chair_i": spearman(guessed, [true[label].chair_i for label in labels]),
+        "spearman_chair_i": None if math.isnan(correlation) else correlation,
         "settings": {
             label: {"chair_i": true[label].chair_i, "recall": true[label].recall, "words": true[label].mean_words}
             for label in labels
