@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from choice_tables import default_markdown, gate_costs_markdown, gates_markdown, tuning_markdown
+
 from api_page import api_markdown
 from code_map import code_map_markdown, rooms_markdown
 from generate_features import features_markdown
@@ -32,6 +34,10 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "timings": timings_markdown,
     "linear": linear_markdown,
     "helps": helps_markdown,
+    "defaults": default_markdown,
+    "gates": gates_markdown,
+    "gatecosts": gate_costs_markdown,
+    "tuning": tuning_markdown,
     "rooms": rooms_markdown,
     "codemap": code_map_markdown,
     "api": api_markdown,
