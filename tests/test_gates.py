@@ -18,7 +18,12 @@ PROMPTS = [*UNEQUAL_PROMPTS, Prompt(text_before=2, images=1, text_after=7, conte
 STEPS = 6
 RECORD = {"return_dict_in_generate": True, "output_logits": True, "do_sample": False}
 TOKENS = [31, 62, 93, 124, 155, 36]
-STEPPING = [name for name in method_names() if any(hook.per_step for hook in hooks_of(method_class(name)).values())]
+SEARCHING = [name for name in method_names() if method_class(name).overrides("search")]
+STEPPING = [
+    name
+    for name in method_names()
+    if name not in SEARCHING and any(hook.per_step for hook in hooks_of(method_class(name)).values())
+]
 ALWAYS = "max_p<=1"
 
 
@@ -92,7 +97,14 @@ def test_other_texts_are_no_gates(zoo_model, text):
         wrap(zoo_model("llava").model, None, "pai", gate=text)
 
 
-@pytest.mark.parametrize("name", sorted(set(method_names()) - set(STEPPING)))
+@pytest.mark.parametrize("name", SEARCHING)
+def test_methods_with_a_search_take_no_gate(zoo_model, name):
+    zoo = zoo_model("llava")
+    with pytest.raises(ValueError, match=f"{name} decides over many steps at once"):
+        wrap(zoo.model, method_cases.processor(name, "llava") or object(), name, gate=ALWAYS)
+
+
+@pytest.mark.parametrize("name", sorted(set(method_names()) - set(STEPPING) - set(SEARCHING)))
 def test_methods_without_steps_take_no_gate(zoo_model, name):
     zoo = zoo_model("llava")
     with pytest.raises(ValueError, match=f"{name} does nothing at single steps"):
@@ -170,7 +182,7 @@ def check_catching_up(zoo, monkeypatch, opens):
     assert_pristine(zoo.model)
 
 
-@pytest.mark.parametrize("name", ["softpag", "vcd", "lqcd", "icd", "dola"])
+@pytest.mark.parametrize("name", ["softpag", "vcd", "lqcd", "icd", "dola", "flb"])
 def test_other_contrasts_are_closed_and_open_alike(zoo_model, monkeypatch, name):
     zoo = zoo_model("llava")
     inputs, processor = zoo.make_inputs(zoo.adapt(PROMPTS)), method_cases.processor(name, "llava")

@@ -122,6 +122,15 @@ class Task(ABC):
         """
         raise NotImplementedError(f"the task {cls.name} says it opens {cls.own_data}:..., but does not")
 
+    @classmethod
+    def asked_images(cls, settings: TaskSettings) -> list[int] | None:
+        """The ids of the images that the task's question files name; None where it asks about every image of the data.
+
+        Raises:
+            ValueError, FileNotFoundError: a question file is missing or is none.
+        """
+        return None
+
     # ---- asking --------------------------------------------------------------------------------------------------
 
     @property
@@ -199,6 +208,11 @@ class Task(ABC):
     def plots(cls) -> dict[str, Callable[[Drawn], Figure]]:
         """Plots by file name, each drawn from finished runs (`vlm_guard.eval.tasks.shared.drawing`)."""
         return {}
+
+    @classmethod
+    def answer_line(cls, record: Record) -> dict[str, Any]:
+        """What a file of answers holds of an answered record (`vlm_guard.eval.run.answers`), besides the method."""
+        return {"image": record["image"], "prompt": record["prompt"], "text": record["text"]}
 
     @classmethod
     def page_entry(cls, record: Record) -> dict[str, Any]:

@@ -46,7 +46,8 @@ def test_shared_equals_every_question_with_its_whole_prompt(family, zoo_model, r
     assert [len(row) for row in together] == [3, 1]
     for mine, expected in zip(together, apart, strict=True):
         assert mine == pytest.approx(expected, abs=2e-3)
-    print(family, reads_shared)
+    # Ovis2's markers are embedded with their picture, and the tests' tokenizer spells unknown words with one of them.
+    assert reads_shared == ([] if family == "ovis2" else [family not in UNSHARED]), "whether the prompt was read once"
     assert_pristine(zoo.model)
 
 
@@ -77,7 +78,7 @@ def test_equals_the_question_asked_alone(scenes):
     with wrap(model, processor, "none") as guard:
         found = self_check(guard, inputs, nouns)
     yes, no = answer_ids(processor.tokenizer)
-    assert processor.tokenizer.convert_ids_to_tokens(yes) == ["Yes", "ĠYes"]
+    assert set(processor.tokenizer.convert_ids_to_tokens(yes)) == {"Yes", "ĠYes", "Ġyes"}, "no single letters"
     for row, listed in enumerate(nouns):
         for noun, value in zip(listed, found[row], strict=True):
             with torch.no_grad():

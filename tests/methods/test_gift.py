@@ -7,7 +7,7 @@ import torch
 from eager_oracle import eager_attention
 
 from vlm_guard import builtin, wrap
-from vlm_guard.method.question_range import answer_opening, question_range
+from vlm_guard.method.question_place import answer_opening, question_range
 from vlm_guard.method.state import GenerationState
 from vlm_guard.methods.gift.gaze_shift import gaze_bias, gaze_saliency, question_flags, top_heads
 from vlm_guard.methods.shared.question_tokens import content_flags, content_words, without_leading_space

@@ -44,7 +44,7 @@ def command(
 
     from rich.console import Console
 
-    from vlm_guard.eval.report.console import MeasurementBars
+    from vlm_guard.eval.report.progress import MeasurementBars
     from vlm_guard.eval.run.models import load_model
     from vlm_guard.eval.run.statistics import LEAST_PICTURES
     from vlm_guard.eval.tuning.pictures import pictures_of_data, pictures_of_folder

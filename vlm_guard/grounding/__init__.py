@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from vlm_guard.grounding.mention import Box, FoundMention, Mention
     from vlm_guard.grounding.nouns import find_mentions, word_finder
     from vlm_guard.grounding.presence import self_check
+    from vlm_guard.grounding.repair import Removed, Repaired, drop_doubtful
 
 _HOMES = {
     "answers": ("GroundedAnswer", "Grounding", "ground"),
@@ -19,6 +20,7 @@ _HOMES = {
     "mention": ("Box", "FoundMention", "Mention"),
     "nouns": ("find_mentions", "word_finder"),
     "presence": ("self_check",),
+    "repair": ("Removed", "Repaired", "drop_doubtful"),
 }
 _PUBLIC = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -29,6 +31,9 @@ __all__ = [
     "Grounding",
     "Mention",
     "PromptLens",
+    "Removed",
+    "Repaired",
+    "drop_doubtful",
     "find_mentions",
     "ground",
     "self_check",

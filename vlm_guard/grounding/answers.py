@@ -1,8 +1,9 @@
 """Answers with a score for every thing they mention."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from torch import Tensor
@@ -13,6 +14,8 @@ from vlm_guard.grounding.lens import PromptLens, VisualStates, spellings
 from vlm_guard.grounding.mention import FoundMention, Mention, MentionFinder, Verdict
 from vlm_guard.grounding.nouns import find_mentions
 from vlm_guard.grounding.presence import QUESTION, self_check
+from vlm_guard.grounding.repair import Repaired, drop_doubtful
+from vlm_guard.grounding.rewrite import Rewriter
 from vlm_guard.grounding.score import THRESHOLD, score_of, weights_of
 from vlm_guard.grounding.shared_prompt import read_alone, require_prompt
 from vlm_guard.method.model_inputs import TOKEN_TYPES, image_inputs
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 
 Part = Literal["lens", "self_check", "position"]
 PARTS: tuple[Part, ...] = get_args(Part)
+Repair = Literal["drop", "rewrite"]
+REPAIRS: tuple[Repair, ...] = get_args(Repair)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +42,8 @@ class Grounding:
         find: from a text to its mentions; by default nouns by an English rule.
         question: of the self-check, with `{noun}`.
         threshold: a mention with at least this score is grounded.
+        repair: "drop" takes doubtful mentions out by rules, a sentence as a whole where no rule can cut it; "rewrite"
+            lets the model write such a sentence once more, without them. None leaves answers as they are.
         lens_layers: the layers that the lens reads, see `lens_layers`; None for the default.
     """
 
@@ -44,6 +51,7 @@ class Grounding:
     find: MentionFinder = find_mentions
     question: str = QUESTION
     threshold: float = THRESHOLD
+    repair: Repair | None = None
     lens_layers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -52,6 +60,8 @@ class Grounding:
             raise ValueError(f"grounding parts are {list(self.parts)}; allowed: {', '.join(PARTS)}")
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"the threshold of grounding is {self.threshold}; allowed: 0 to 1")
+        if self.repair is not None and self.repair not in REPAIRS:
+            raise ValueError(f"repair is {self.repair!r}; allowed: {', '.join(REPAIRS)}, or None")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +71,12 @@ class GroundedAnswer:
     Attributes:
         text: the answer, without special tokens and surrounding blanks.
         mentions: in order.
+        repaired: the answer after its repair, where one was asked for.
     """
 
     text: str
     mentions: list[Mention] = field(default_factory=list)
+    repaired: Repaired | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,6 +97,7 @@ def ground(
     settings: Grounding | None = None,
     *,
     states: VisualStates | None = None,
+    generate: Callable[..., Any] | None = None,
 ) -> list[GroundedAnswer]:
     """Score the mentions of answers that exist; the plain model is asked, whatever methods the answers came from.
 
@@ -94,6 +107,7 @@ def ground(
         sequences: [N, P + T] or [N, T] ids of the answers, N a multiple of B.
         settings: what is measured; the defaults if None.
         states: hidden states of these prompts' visual tokens, where they have been kept already.
+        generate: what writes sentences again (`repair="rewrite"`); by default the guard's.
 
     Raises:
         ValueError: no processor, or a part that this family does not have; the message says which and why.
@@ -112,7 +126,7 @@ def ground(
         states = VisualStates.of(guard.target.architecture, settings.lens_layers)
     measured = _Measured.of(guard, inputs, nouns, settings, states)
     weights = _weights(guard, settings)
-    return [
+    scored = [
         GroundedAnswer(
             text=answer.text,
             mentions=[
@@ -121,6 +135,19 @@ def ground(
         )
         for answer in answers
     ]
+    if settings.repair is None:
+        return scored
+    if settings.repair == "drop":
+        repaired = [drop_doubtful(answer.text, answer.mentions) for answer in scored]
+    else:
+        only_scored = replace(settings, repair=None)
+
+        def score(ids: Tensor) -> list[list[Mention]]:
+            return [answer.mentions for answer in ground(guard, inputs, ids, only_scored, states=states)]
+
+        rewriter = Rewriter(guard, prompt, inputs, generate or guard.generate, score)
+        repaired = rewriter.repair([answer.text for answer in scored], [answer.mentions for answer in scored])
+    return [replace(answer, repaired=mended) for answer, mended in zip(scored, repaired, strict=True)]
 
 
 def grounded_generate(
@@ -142,7 +169,9 @@ def grounded_generate(
             recording = states.recording(guard.target.architecture, named["input_ids"])
         with recording:
             output = guard.generate(*args, method=method, **{**named, "return_dict_in_generate": True})
-        answers = ground(guard, named, output.sequences, settings, states=states)
+        again = partial(guard.generate, method=method)
+        answers = ground(guard, named, output.sequences, settings, states=states, generate=again)
+    output.repaired = [answer.repaired for answer in answers]
     output.mentions = [answer.mentions for answer in answers]
     output.texts = [answer.text for answer in answers]
     return output

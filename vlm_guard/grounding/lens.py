@@ -51,7 +51,7 @@ def lens_layers(architecture: Architecture, wanted: Sequence[int] | None = None)
             'of it (cross-attention); take the self-check alone: Grounding(parts=("self_check",))'
         )
     partial_layers = {entry.index for entry in architecture.layers if entry.last_rows_only}
-    # A layer that computes only the last rows is entered by all tokens if the one before it had them all.
+    # The layer in front of one that computes only the last rows still has them all.
     last = architecture.depth if not partial_layers else min(partial_layers)
     if wanted is None:
         return tuple(sorted({round(last * step / (LAYERS - 1)) for step in range(LAYERS)}))
@@ -119,14 +119,15 @@ class _Recorder:
         self._read = dict.fromkeys(states.layers, 0)
         self._parts: dict[int, list[Tensor]] = {layer: [] for layer in states.layers}
         self._pieces: list[tuple[int, int]] = []
-        modules = architecture.decoder_layers
+        modules, last = architecture.decoder_layers, lens_layers(architecture)[-1]
         self._hooks = [
             modules[layer].register_forward_pre_hook(partial(self._enter, layer), with_kwargs=True)
             for layer in states.layers
-            if layer < len(modules)
+            if layer < last
         ]
-        if len(modules) in self._parts:
-            self._hooks.append(modules[-1].register_forward_hook(partial(self._leave, len(modules))))
+        if last in self._parts:
+            # What leaves the layer in front of it: some models drop rows before the next one is entered.
+            self._hooks.append(modules[last - 1].register_forward_hook(partial(self._leave, last)))
 
     def stop(self) -> None:
         """Look at no more passes."""

@@ -77,9 +77,9 @@ def find_mentions(text: str) -> list[FoundMention]:
     """The nouns of an English text that name a thing, by a small rule: the last word of every noun phrase.
 
     A phrase opens behind an article, a number or a possessive, and ends before the next preposition, verb of the common
-    ones, conjunction or mark. Adjectives in front of the noun do not belong to the mention. Plurals without an opener
-    ("surrounded by trees") are found behind a preposition or a conjunction. The rule knows English only and no
-    dictionary: it finds most things and errs on some.
+    ones, conjunction or mark; "of" closes one and opens another ("a piece of broccoli"). Adjectives in front of a noun
+    do not belong to the mention. Plurals are found without an opener, too ("surrounded by trees"). The rule knows
+    English only and no dictionary: it finds most things and errs on some.
     """
     found: list[FoundMention] = []
     phrase: list[re.Match[str]] = []
@@ -92,7 +92,8 @@ def find_mentions(text: str) -> list[FoundMention]:
             phrase, open_phrase = [], True
         elif ends:
             _close(phrase, open_phrase, found)
-            phrase, open_phrase = [], False
+            # "a piece of broccoli": what follows belongs to the phrase that is open.
+            phrase, open_phrase = [], open_phrase and bool(phrase) and word == "of"
         elif token is not None:
             phrase.append(token)
     return found

@@ -21,7 +21,7 @@ from torch import Tensor
 from vlm_guard.grounding.shared_prompt import SharedPrompt, asked_inputs, read_alone, require_prompt
 from vlm_guard.method.branch_prompt import INSERTED, BranchPrompt, image_markers
 from vlm_guard.method.contrasting import padding_id
-from vlm_guard.method.question_range import answer_opening, question_range
+from vlm_guard.method.question_place import answer_opening, question_range
 
 if TYPE_CHECKING:
     from vlm_guard.grounding.lens import VisualStates
@@ -71,7 +71,9 @@ def self_check(
     questions = _Questions.of(guard, prompt.input_ids, prompt.attention_mask, question)
     asked = [questions.ask(row, noun) for row, noun in pairs]
     values = None
-    if shared:
+    # Markers are embedded together with their picture, so a text with one cannot be read without it.
+    markers = {*guard.target.architecture.marker_ids, *guard.target.architecture.visual_token_ids}
+    if shared and not any(markers & set(tail) for tail, _ in asked):
         read = SharedPrompt.read(guard, inputs, questions.beginning(), states)
         if read is not None:
             logits = read.last_logits([row for row, _ in pairs], [tail for tail, _ in asked])

@@ -32,6 +32,11 @@ def refuse_unmet_needs(methods: "Sequence[Method]", target: "GuardTarget") -> No
                 f"{method.name} does nothing at single steps of an answer, so a gate has none to choose from; leave "
                 f"out gate={method.gate!r}"
             )
+        if method.gate and method.overrides("search"):
+            raise ValueError(
+                f"{method.name} decides over many steps at once, by a search of its own, so a gate has no single step "
+                f"to open; leave out gate={method.gate!r}"
+            )
 
 
 def _refuse_unseen_rows(method: "Method", target: "GuardTarget") -> None:

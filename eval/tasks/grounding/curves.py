@@ -1,8 +1,8 @@
 """Curves of a score that shall tell good mentions from bad ones, from histograms of both.
 
 Histograms add up over pictures, so a subset or a resample of pictures has its curves by adding first; mentions of one
-bin count as ties. Every function takes [..., K] counts, bins from low scores to high, and returns [...]. "Good" mentions
-are in the picture, and should have the higher scores.
+bin count as ties. Every function takes [..., K] counts, bins from low scores to high, and returns [...]. "Good"
+mentions are in the picture, and should have the higher scores.
 """
 
 import numpy as np

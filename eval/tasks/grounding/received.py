@@ -17,12 +17,20 @@ class _Mention(Received):
     parts: dict[Name, Annotated[float, Field(ge=-1e6, le=1e6)]]
 
 
+class _Repaired(Received):
+    text: str
+    nouns: list[str]
+    removed: list[str]
+    faults: list[str]
+
+
 class GroundingScoreReceived(Received):
     """The score of an answered caption."""
 
     mentions: list[_Mention]
     objects: list[str]
     length: Count
+    repaired: _Repaired | None = None
 
 
 class GroundingDescribed(Received):

@@ -7,6 +7,7 @@ inside fifths of the caption, where early mentions are not compared with late on
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +21,11 @@ from vlm_guard.eval.tasks.grounding.counts import POSITION, SCORE, grounding_met
 from vlm_guard.eval.tasks.grounding.curves import risk_coverage
 from vlm_guard.eval.tasks.grounding.plots import plot_risk_coverage
 from vlm_guard.eval.tasks.grounding.received import GroundingDescribed, GroundingScoreReceived
+from vlm_guard.eval.tasks.grounding.repairing import repair_counts, repair_metrics, repair_record
 from vlm_guard.eval.tasks.shared.metric import Column, Metric
 from vlm_guard.eval.tasks.shared.registry import register_task
 from vlm_guard.eval.tasks.shared.settings import TaskSettings, setting
-from vlm_guard.grounding.answers import PARTS, Grounding, ground
+from vlm_guard.grounding.answers import PARTS, REPAIRS, Grounding, ground
 from vlm_guard.grounding.mention import FoundMention
 from vlm_guard.grounding.score import fit_weights
 
@@ -49,6 +51,15 @@ class GroundingSettings(TaskSettings):
     prompt: str = setting(CAPTION_PROMPT, "Instruction for captions.")
     max_new_tokens: int = setting(512, "Token limit of captions.", ge=1)
     parts: list[str] = setting(["lens", "self_check"], f"What scores are made of: {', '.join(PARTS)}.")
+
+    repair: str = setting("drop", f"How doubtful mentions are taken out: {', '.join(REPAIRS)}, or none.")
+
+    @field_validator("repair")
+    @classmethod
+    def _known_repair(cls, value: str) -> str:
+        if value not in (*REPAIRS, "none"):
+            raise ValueError(f"repair is {value!r}; allowed: {', '.join(REPAIRS)}, none")
+        return value
 
     @field_validator("parts")
     @classmethod
@@ -77,6 +88,9 @@ class GroundingTask(Task):
         Column(metric="grounding.aupr.score", label="AUPR ↑"),
         Column(metric="grounding.aurc.score", label="risk area ↓"),
         Column(metric="grounding.ece", label="ECE ↓"),
+        Column(metric="grounding.repair.before.chair_i", label="CHAIR_i ↓"),
+        Column(metric="grounding.repair.after.chair_i", label="repaired ↓"),
+        Column(metric="grounding.repair.change.recall", label="recall, change"),
     )
 
     def samples(self) -> list[Sample]:
@@ -88,11 +102,15 @@ class GroundingTask(Task):
 
     def measure(self, guard: Guard, inputs: Mapping[str, Any], sequences: Tensor) -> list[dict[str, Any]]:
         """The scored mentions of every answer."""
-        settings = Grounding(parts=tuple(self.settings.parts), find=coco_mentions)
-        answers = ground(guard, inputs, sequences, settings)
+        repair = None if self.settings.repair == "none" else self.settings.repair
+        settings = Grounding(parts=tuple(self.settings.parts), find=coco_mentions, repair=repair)
         return [
-            {"mentions": [mention.to_dict() for mention in answer.mentions], "length": len(answer.text)}
-            for answer in answers
+            {
+                "mentions": [mention.to_dict() for mention in answer.mentions],
+                "length": len(answer.text),
+                "repaired": None if answer.repaired is None else repair_record(answer.text, answer.repaired),
+            }
+            for answer in ground(guard, inputs, sequences, settings)
         ]
 
     def score(self, sample: Sample, text: str) -> dict[str, Any]:
@@ -101,13 +119,15 @@ class GroundingTask(Task):
 
     @classmethod
     def counts(cls, record: Record) -> Mapping[str, float]:
-        """The histograms of the scored mentions."""
-        return mention_counts(judged(record["score"]))
+        """The histograms of the scored mentions, and what repair did."""
+        words = len(record["text"].split())
+        return mention_counts(judged(record["score"])) | repair_counts(record["score"], words)
 
     @classmethod
     def metrics(cls, records: Sequence[Record]) -> tuple[Metric, ...]:
-        """The numbers of the score, of every part, and of the place."""
-        return grounding_metrics(measured_values(records))
+        """The numbers of the score, of every part, and of the place; then those of the repair."""
+        repaired = any(record["score"].get("repaired") is not None for record in records)
+        return grounding_metrics(measured_values(records)) + (repair_metrics() if repaired else ())
 
     @classmethod
     def summarise(cls, records: Sequence[Record], described: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,6 +146,8 @@ class GroundingTask(Task):
             "hallucinated_by_fifth": fifths[0],
             "mentions_by_fifth": fifths[1],
             "risk_at_coverage": {f"{at:.1f}": float(np.interp(at, coverage, risk)) for at in _COVERAGES},
+            "removed": _how_often(records, "removed"),
+            "faults": _how_often(records, "faults"),
             "fitted_weights": fitted_weights(mentions, described["parts"]),
         }
 
@@ -133,8 +155,8 @@ class GroundingTask(Task):
     def caption(cls, described: Mapping[str, Any]) -> str:
         """What was measured."""
         return (
-            f"grounding scores from {' and '.join(described['parts'])} of MSCOCO's objects; AUROC: those that are there "
-            "score higher; AUPR: finding those that are not; by place: the earlier, the surer"
+            f"scores of MSCOCO's objects from {' and '.join(described['parts'])}; AUROC: those that are there score "
+            "higher; AUPR: finding those that are not; by place: the earlier, the surer"
         )
 
     @classmethod
@@ -176,6 +198,12 @@ def fitted_weights(mentions: Sequence[Any], parts: Sequence[str]) -> dict[str, d
     except ValueError:
         return None
     return {"+".join(sorted(parts)): fitted}
+
+
+def _how_often(records: Sequence[Record], name: str) -> dict[str, int]:
+    """How often repair took something out in a way, or left a fault."""
+    repaired = [record["score"]["repaired"] for record in records if record["score"].get("repaired") is not None]
+    return dict(Counter(item for part in repaired for item in part[name]))
 
 
 class _WithZeros(dict):
