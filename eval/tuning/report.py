@@ -4,38 +4,38 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
+from vlm_guard.eval.report.fitting import fitting_tables, folded_label
 from vlm_guard.eval.tuning.choice import PLAIN, absent_share, present_things
 from vlm_guard.eval.tuning.votes import LENS, SELF_CHECK
+from vlm_guard.untrusted.printed_text import one_line
 
 
 def print_tuning(console: Console, report: Mapping[str, Any]) -> None:
     """Every setting with its estimated changes, the choice and, where labels exist, how true it is."""
     seen = report["pictures"]
-    table = Table(
-        box=None, header_style="dim", title=f"{report['model']} on {seen['count']} pictures of {seen['name']}"
-    )
     two = LENS in report["votes"]
-    heads = ["setting", "absent, points", "by the lens"] if two else ["setting", "absent, points"]
-    for column in (*heads, "present things", "words", ""):
-        table.add_column(column, justify="left" if column in ("setting", "") else "right", overflow="fold")
+    heads = ["setting", "absent, points", *(["by the lens"] if two else []), "present things", "words", ""]
+    rows = []
     for item in report["settings"]:
         changes = item["changes"]
-        cells = [item["setting"]]
+        cells = [folded_label(item["setting"], console.width)]
         if changes:
             cells.append(_interval(changes[absent_share(SELF_CHECK)], 100))
-            if two:
-                cells.append(f"{100 * changes[absent_share(LENS)]['value']:+.1f}")
+            cells += [f"{100 * changes[absent_share(LENS)]['value']:+.1f}"] if two else []
             cells.append(_interval(changes[present_things(SELF_CHECK)], 1))
         else:
-            cells += [""] * (len(heads) - 1) + [""]
+            cells += [""] * (len(heads) - 3)
         cells.append(f"{item['estimates']['words']['value']:.1f}")
-        verdict = "use this" if item["setting"] == report["chosen"] != PLAIN else "; ".join(item["objections"])
-        table.add_row(*cells, verdict)
-    console.print(table)
+        cells.append("use this" if item["setting"] == report["chosen"] != PLAIN else "; ".join(item["objections"]))
+        rows.append([Text(cell) for cell in cells])
+    title = one_line(f"{report['model']} on {seen['count']} pictures of {seen['name']}")
+    console.print(title, style="bold", markup=False, highlight=False)
+    for table in fitting_tables(heads, rows, console.width):
+        console.print(table)
     for label, reason in report["refused"].items():
-        console.print(f"{label}: not tried, {reason}", style="dim", markup=False, soft_wrap=True)
+        console.print(one_line(f"{label}: not tried, {reason}"), style="dim", markup=False, soft_wrap=True)
     console.print(f"\nchosen: {report['chosen']} ({report['reason']})", markup=False, highlight=False, soft_wrap=True)
     labels = report["labels"]
     if labels is not None:
