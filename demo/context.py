@@ -18,8 +18,8 @@ from vlm_guard.eval.scenes.recognise import note_about
 from vlm_guard.eval.tasks.grounding.task import coco_mentions
 from vlm_guard.families.architecture import describe_architecture
 from vlm_guard.families.profiles import find_profile
-from vlm_guard.grounding.answers import Grounding
 from vlm_guard.grounding.nouns import find_mentions
+from vlm_guard.grounding.settings import Grounding
 from vlm_guard.guard import Guard
 from vlm_guard.method.base import Method
 from vlm_guard.runtime.trace import AttentionTrace

@@ -190,7 +190,7 @@ def _sure_tab(page: Page) -> None:
         parts["repair"] = gr.Checkbox(
             False,
             label="Repair",
-            info="Take out what is doubtful.",
+            info="Take out what is very doubtful.",
             elem_id="vg-repair",
         )
     parts["sure_words"] = words_panel(SURE_HINT, "vg-sure-words")

@@ -12,6 +12,7 @@ from vlm_guard.demo.marked_answer import bare, escape
 from vlm_guard.demo.words import Word
 from vlm_guard.grounding.answers import GroundedAnswer
 from vlm_guard.grounding.mention import Mention, Verdict
+from vlm_guard.grounding.presence import with_article
 from vlm_guard.grounding.repair import Removed, Repaired
 
 Side = Literal["plain", "guarded"]
@@ -104,7 +105,7 @@ def mention_html(image: Image.Image, mention: Mention) -> str:
     sign, meaning = SIGNS[mention.verdict]
     score = "not checked" if mention.score is None else f"score {mention.score:.2f}"
     rows = "".join(
-        f"<tr><th scope='row'>{escape(_PARTS[name][0].replace('{noun}', mention.noun))}</th>"
+        f"<tr><th scope='row'>{escape(_PARTS[name][0].replace('{noun}', with_article(mention.noun)))}</th>"
         f"<td>{value:+.1f}<small>{_PARTS[name][1]}</small></td></tr>"
         for name, value in mention.parts.items()
     )
@@ -126,8 +127,12 @@ def _boxed(image: Image.Image, mention: Mention) -> str:
         width = max(3, shown.width // 120)
         pen.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline="#ffffff", width=width + 2)
         pen.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=_BOX_COLOUR, width=width)
-        edges = ", ".join(f"{100 * value:.0f} %" for value in (mention.box.left, mention.box.top))
-        where = f"Read here most clearly, from {edges} (left, top)."
+        box = mention.box
+        across, down = (
+            f"{100 * box.left:.0f} to {100 * box.right:.0f} %",
+            f"{100 * box.top:.0f} to {100 * box.bottom:.0f} %",
+        )
+        where = f"Read most clearly here: {across} from the left, {down} from the top."
     return (
         f'<figure class="vg-map"><img src="{data_uri(shown)}" alt="The picture with a box around '
         f'{escape(mention.text)}: {escape(where)}"><p>{escape(where)}</p></figure>'

@@ -14,13 +14,15 @@ from vlm_guard.contrast.forward_pass import ContrastForward
 from vlm_guard.families.architecture import Architecture, describe_architecture, unwrap
 from vlm_guard.families.layers import select_layers
 from vlm_guard.families.profiles import Profile, find_profile
-from vlm_guard.grounding.answers import Grounding, grounded_generate
+from vlm_guard.grounding.answers import grounded_generate
+from vlm_guard.grounding.settings import Grounding
 from vlm_guard.method.attention_calls import SLOT, BoundMethod, LayerSlot
 from vlm_guard.method.base import Method
 from vlm_guard.method.forward_call import InputsCall
 from vlm_guard.method.hooks import acts_before_logits
 from vlm_guard.method.registry import acting_methods, methods_for_model, resolve_methods
 from vlm_guard.method.requirements import refuse_trace, refuse_unmet_needs
+from vlm_guard.method.split_heads import HeadSplit
 from vlm_guard.method.state import GenerationState, PromptTokens
 from vlm_guard.method.target import GuardTarget
 from vlm_guard.per_call import PerCall
@@ -116,6 +118,7 @@ class Guard(AbstractContextManager):
         profile: Profile | None = None,
         attention_backend: str | None = None,
         architecture: Architecture | None = None,
+        split: HeadSplit | None = None,
     ) -> None:
         inner = unwrap(model)
         self.model = model
@@ -125,6 +128,7 @@ class Guard(AbstractContextManager):
             processor=processor,
             architecture=architecture or describe_architecture(inner),
             profile=profile or find_profile(inner.config),
+            split=split,
         )
         profile = self.target.profile
         methods, idle = acting_methods(methods, self.target)

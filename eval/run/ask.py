@@ -11,9 +11,10 @@ from vlm_guard.eval.run.generation import Decoding, generate_batch
 from vlm_guard.eval.run.models import LoadedModel
 from vlm_guard.eval.run.prompting import find_template
 from vlm_guard.eval.run.settings import MethodSpec
-from vlm_guard.grounding.answers import Grounding, ground
+from vlm_guard.grounding.answers import ground
 from vlm_guard.grounding.mention import Mention
 from vlm_guard.grounding.repair import Repaired
+from vlm_guard.grounding.settings import Grounding
 
 
 @dataclass(frozen=True, kw_only=True)

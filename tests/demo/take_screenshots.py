@@ -32,13 +32,22 @@ def shoot(visitor: Visitor, path: Path, width: int, highest: int = 2400) -> None
 
 
 def tour(visitor: Visitor, folder: Path, name: str, size: tuple[int, int]) -> None:
-    """The three tabs of an opened page."""
+    """The tabs of an opened page."""
     visitor.open()
     shoot(visitor, folder / f"demo-compare-{name}.png", size[0])
     visitor.resize(*size)
     visitor.press("#vg-plain .vg-hallucinated .vg-word, #vg-plain .vg-mention .vg-word")
     visitor.until(lambda: visitor.all("#vg-look .vg-map img"), "heat-maps")
     shoot(visitor, folder / f"demo-look-{name}.png", size[0])
+    visitor.resize(*size)
+    next(tab for tab in visitor.all("#vg-tabs button[role=tab]") if tab.text == "How sure").click()
+    visitor.until(lambda: visitor.one("#vg-check").is_displayed(), "the tab")
+    visitor.press("#vg-repair input")
+    visitor.press("#vg-check")
+    visitor.until(lambda: visitor.all("#vg-sure-words .vg-repaired, #vg-sure-words .vg-fine"), "the scores")
+    visitor.press("#vg-sure-words .vg-hallucinated .vg-word, #vg-sure-words .vg-mention .vg-word")
+    visitor.until(lambda: visitor.all("#vg-sure .vg-map img"), "the box")
+    shoot(visitor, folder / f"demo-sure-{name}.png", size[0])
     visitor.resize(*size)
     next(tab for tab in visitor.all("#vg-tabs button[role=tab]") if tab.text == "Ask it").click()
     visitor.until(lambda: visitor.one("#vg-ask").is_displayed(), "the tab")

@@ -169,3 +169,29 @@ def test_a_full_queue_turns_visitors_away_politely(visitor, page_app, monkeypatc
     monkeypatch.undo()
     visitor.press("#vg-run")
     visitor.wait_until_idle("#vg-guarded .vg-word")
+
+
+def test_how_sure_marks_mentions_shows_a_box_and_repairs(visitor):
+    visitor.open()
+    next(tab for tab in visitor.all("#vg-tabs button[role=tab]") if tab.text == "How sure").click()
+    visitor.until(lambda: visitor.one("#vg-check").is_displayed(), "the tab")
+    visitor.press("#vg-check")
+    visitor.until(lambda: visitor.all("#vg-sure-words .vg-mention .vg-word[data-word]"), "the marks")
+    assert not visitor.all("#vg-sure-words .vg-repaired")
+    signs = {sign.text for sign in visitor.all("#vg-sure-words .vg-strip .vg-sign")}
+    assert signs <= {"✓", "✗"} and signs
+    visitor.press("#vg-sure-words .vg-mention .vg-word[data-word]")
+    visitor.until(lambda: visitor.all("#vg-sure .vg-map img"), "the box")
+    assert "Is there" in visitor.text("#vg-sure .vg-parts")
+    visitor.press("#vg-repair input")
+    visitor.until(
+        lambda: (
+            "Repair takes nothing out" in visitor.text("#vg-sure-words") or visitor.all("#vg-sure-words .vg-repaired")
+        ),
+        "the repair",
+    )
+    assert visitor.errors() == []
+    # Scores belong to one pair of answers: with the next picture they go.
+    visitor.press("#vg-next")
+    visitor.press("#vg-sure-words .vg-mention .vg-word[data-word]")
+    visitor.until(lambda: "Press “Check both answers”" in visitor.text("#vg-sure-words"), "no old scores")

@@ -43,7 +43,11 @@ def test_every_family_scores_its_answers(family, zoo_model):
     with wrap(zoo.model, tiny_processor(), "none") as guard, torch.no_grad():
         plain = guard.generate(**inputs, max_new_tokens=3, do_sample=False)
         output = guard.generate(**inputs, max_new_tokens=3, do_sample=False, grounding=WORDS)
+        again = ground(guard, inputs, output.sequences, WORDS)
     assert torch.equal(output.sequences, plain), "scores change no answer"
+    for mentions, answer in zip(output.mentions, again, strict=True):
+        for mine, other in zip(mentions, answer.mentions, strict=True):
+            assert mine.parts == pytest.approx(other.parts, abs=5e-3), "the call's own keys serve as well as new ones"
     assert [len(row) for row in output.mentions] == [2, 2]
     for text, mentions in zip(output.texts, output.mentions, strict=True):
         for number, mention in enumerate(mentions):
@@ -152,6 +156,22 @@ def test_parts_thresholds_and_finders_are_chosen(scenes):
     assert none.mentions == [[]]
 
 
+def test_probabilities_are_parts_that_a_score_needs_weights_for(scenes):
+    model, processor, encode = scenes
+    settings = Grounding(parts=("logp", "dependence"))
+    with wrap(model, processor, "none") as guard:
+        output = guard.generate(**encode([0, 1]), max_new_tokens=40, grounding=settings, output_logits=True)
+    length = output.sequences.shape[1] - len(output.logits)
+    for row, mentions in enumerate(output.mentions):
+        assert mentions
+        for mention in mentions:
+            first = mention.token_span[0]
+            said = output.logits[first][row].float().log_softmax(-1)[output.sequences[row, length + first]]
+            assert mention.parts["logp"] == pytest.approx(float(said), abs=1e-3)
+            assert mention.score is None and mention.verdict == "unchecked"
+    assert sum(mention.parts["dependence"] for row in output.mentions for mention in row) > 0
+
+
 def test_weights_come_from_the_profile(scenes):
     model, processor, encode = scenes
     weights = {"bias": 1.0, "lens": 0.5, "self_check": 0.25}
@@ -205,7 +225,7 @@ def test_refusals(zoo_model):
         assert all(mention.score is not None for row in output.mentions for mention in row)
     with wrap(llava.model, None, "none") as guard, pytest.raises(ValueError, match="needs the model's processor"):
         guard.generate(**llava.make_inputs(PROMPTS), max_new_tokens=2, grounding=True)
-    with pytest.raises(ValueError, match="allowed: lens, self_check, position"):
+    with pytest.raises(ValueError, match="allowed: lens, self_check, logp, dependence, position"):
         Grounding(parts=("magic",))
     with pytest.raises(ValueError, match="allowed: 0 to 1"):
         Grounding(threshold=2)

@@ -7,6 +7,7 @@ from PIL import Image
 
 from vlm_guard.cli import main
 from vlm_guard.eval.scenes.render import render
+from vlm_guard.grounding.score import REPAIR_BELOW
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -38,8 +39,8 @@ def test_json_has_scores_parts_and_boxes(picture, capsys):
         left, top, right, bottom = mention["box_pixels"]
         assert 0 <= left < right <= 192 and 0 <= top < bottom <= 192
         assert left == pytest.approx(mention["box"]["left"] * 192, abs=0.5)
-    doubtful = {mention["noun"] for mention in answer["mentions"] if mention["verdict"] == "doubtful"}
-    assert {noun for part in answer["repaired"]["removed"] for noun in part["nouns"]} == doubtful
+    unlikely = {mention["noun"] for mention in answer["mentions"] if mention["score"] < REPAIR_BELOW}
+    assert {noun for part in answer["repaired"]["removed"] for noun in part["nouns"]} == unlikely
 
 
 def test_the_terminal_marks_words_by_signs_and_fits_eighty_columns(picture, capsys, monkeypatch):

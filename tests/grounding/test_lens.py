@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vlm_guard import wrap
-from vlm_guard.contrast.layer_contrast import after_output_embeddings, final_norm
+from vlm_guard.contrast.output_embeddings import after_output_embeddings, final_norm
 from vlm_guard.families.architecture import describe_architecture
 from vlm_guard.grounding.lens import PromptLens, VisualStates, lens_layers, spellings
 from vlm_guard.method.visual_tokens import visual_mask

@@ -48,10 +48,13 @@ def test_a_sentence_that_no_rule_can_cut_is_written_again(asked):
         f"There is a {there[0][-1]}. A zebra near a {there[0][-1]} sits. It is day.",
         f"There is a {there[1][-1]}.",
     ]
-    settings = Grounding(find=word_finder(["zebra", *there[0], *there[1]]), repair="rewrite")
+    settings = Grounding(find=word_finder(["zebra", *there[0], *there[1]]), repair="rewrite", repair_below=0.5)
     with wrap(model, processor, "none") as guard:
         dropped, _ = ground(
-            guard, inputs, sequences_of(processor, inputs, texts), Grounding(find=settings.find, repair="drop")
+            guard,
+            inputs,
+            sequences_of(processor, inputs, texts),
+            Grounding(find=settings.find, repair="drop", repair_below=0.5),
         )
         again, other = ground(guard, inputs, sequences_of(processor, inputs, texts), settings)
     assert [sentence.unclean for sentence in repaired_sentences(dropped.text, dropped.mentions)] == [False, True, False]
@@ -70,7 +73,7 @@ def test_it_is_tried_once_and_dropped_when_it_is_doubtful_too(asked):
         """Every word is a thing; the threshold finds all of them doubtful but the first answer's first sentence."""
         return [FoundMention("zebra", 0, 1)] if text else []
 
-    settings = Grounding(find=everything, threshold=1.0, repair="rewrite")
+    settings = Grounding(find=everything, repair_below=1.0, repair="rewrite")
     texts = ["A zebra sits here", "A zebra sits here"]
     with wrap(model, processor, "none") as guard:
         answers = ground(guard, inputs, sequences_of(processor, inputs, texts), settings)
@@ -81,7 +84,7 @@ def test_it_is_tried_once_and_dropped_when_it_is_doubtful_too(asked):
 @pytest.mark.parametrize("method", ["none", "vcd", "pai:gain=0.4"])
 def test_generate_repairs_beams_samples_and_batches_under_any_method(asked, method):
     model, processor, inputs = asked
-    settings = Grounding(threshold=0.97, repair="rewrite")
+    settings = Grounding(threshold=0.97, repair_below=0.97, repair="rewrite")
     with wrap(model, processor, method) as guard:
         torch.manual_seed(0)
         output = guard.generate(**inputs, max_new_tokens=40, do_sample=True, num_return_sequences=2, grounding=settings)

@@ -6,7 +6,7 @@ from torch import nn
 
 from vlm_guard.families.architecture import describe_architecture, unwrap
 from vlm_guard.families.layers import layer_ranges
-from vlm_guard.families.profiles import find_profile
+from vlm_guard.families.profiles import find_profile, short_value
 from vlm_guard.guard import Guard
 from vlm_guard.method.model_choice import choice_of
 from vlm_guard.method.registry import method_class, method_names
@@ -37,7 +37,7 @@ def inspect_model(model: nn.Module, processor: Any) -> dict[str, Any]:
         "profile": {"name": "none; run 'vlm-guard calibrate' for methods that need one"}
         if profile is None
         else {"name": profile.name}
-        | {name: f"{fact.value} ({fact.source}: {fact.note})" for name, fact in profile.facts.items()},
+        | {name: f"{short_value(fact.value)} ({fact.source}: {fact.note})" for name, fact in profile.facts.items()},
         "methods": [_verdict(model, processor, name) for name in method_names()],
     }
 

@@ -1,4 +1,4 @@
-"""`vlm-guard bench kernels|generate`: what a guard costs on this machine."""
+"""`vlm-guard bench kernels|generate|grounding`: what a guard costs on this machine."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,7 +8,8 @@ import typer
 
 def command(
     what: Annotated[
-        Literal["kernels", "generate"], typer.Argument(help="kernels: attention alone; generate: whole calls.")
+        Literal["kernels", "generate", "grounding"],
+        typer.Argument(help="kernels: attention alone; generate: whole calls; grounding: scores of mentions."),
     ],
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
@@ -44,7 +45,7 @@ def command(
     rounds: Annotated[int | None, typer.Option(help="Timed calls of each. [kernels 50, generate 5]", min=3)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole result as JSON.")] = False,
 ) -> None:
-    """Time the edited attention, or guarded against unguarded generation, in interleaved calls."""
+    """Time the edited attention, guarded against unguarded generation, or grounding scores, in interleaved calls."""
     import json
     import sys
 
@@ -74,6 +75,21 @@ def command(
         )
         for note in result["notes"]:
             report(note)
+    elif what == "grounding":
+        from vlm_guard.bench.grounding_cost import benchmark_grounding
+
+        if len(model or []) > 1 or len(batch or []) > 1:
+            raise ValueError("bench grounding takes one --model and one --batch")
+        result = benchmark_grounding(
+            model=(model or ["builtin"])[0],
+            batch=(batch or [1])[0],
+            prompt_tokens=prompt_tokens,
+            new_tokens=new_tokens,
+            rounds=rounds or 5,
+            device=device,
+            dtype=kind,
+            report=report,
+        )
     else:
         from vlm_guard.bench.generate import benchmark_generate
         from vlm_guard.method.method_text import parse_options

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from vlm_guard.grounding.answers import Grounding
+    from vlm_guard.grounding.settings import Grounding
 
 
 def command(
@@ -106,8 +106,8 @@ def _grounding(words: str, repair: str | None) -> "Grounding":
         ValueError: a repair that does not exist, or a file without words.
         FileNotFoundError: there is no such file of words.
     """
-    from vlm_guard.grounding.answers import REPAIRS, Grounding
     from vlm_guard.grounding.nouns import find_mentions, word_finder
+    from vlm_guard.grounding.settings import REPAIRS, Grounding
 
     chosen = next((name for name in REPAIRS if name == repair), None)
     if repair is not None and chosen is None:

@@ -40,6 +40,13 @@ class BranchInputs:
         return self.input_ids.shape[1]
 
 
+def read_prompt(
+    model: GenerativeModel, input_ids: Tensor, generation_config: GenerationConfig, model_kwargs: dict[str, Any]
+) -> Any:
+    """The output of the pass that reads a whole prompt, as `generate` runs it, into the cache in `model_kwargs`."""
+    return model._prefill(input_ids, generation_config, model_kwargs)
+
+
 def given_inputs(input_ids: Tensor, model_kwargs: dict[str, Any]) -> BranchInputs:
     """The branch that `generate` itself prepared."""
     mask = model_kwargs.get("attention_mask")

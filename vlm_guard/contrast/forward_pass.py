@@ -23,6 +23,7 @@ from vlm_guard.contrast.branch_cache import prompt_cache
 from vlm_guard.contrast.branch_inputs import BranchInputs, given_inputs, kept_rope_deltas, prepare_branch
 from vlm_guard.contrast.branched_generate import ContrastGenerate
 from vlm_guard.contrast.early_states import EarlyStates
+from vlm_guard.contrast.read_out import reads_out
 from vlm_guard.method.branch_prompt import BranchPrompt
 from vlm_guard.method.contrasting import Branch
 from vlm_guard.method.gate import Gate
@@ -74,6 +75,7 @@ class ContrastForward:
         self._bound = bound
         self._gate = Gate.read(self.method.gate)
         self._layers = self.method.early_layers(guard.target)
+        self._reads_out = reads_out(self.method, guard.target)
         self._followed: weakref.WeakKeyDictionary[Any, _Followed] = weakref.WeakKeyDictionary()
         self._early: EarlyStates | None = None
         # Logits [B, V] of the first token of an answer whose cache a pass of this guard has begun.
@@ -103,12 +105,12 @@ class ContrastForward:
         if kwargs.get("return_dict") is False:
             raise ValueError(f"{name} changes the logits of model(...), which needs return_dict=True")
         cache, offset = kwargs.get("past_key_values"), running.state.offset
-        if offset and not self._layers and cache not in self._followed and cache not in self._first:
+        if offset and not self._reads_out and cache not in self._followed and cache not in self._first:
             raise ValueError(
                 f"{name} goes on with a cache only where model(...) has read the whole prompt into it under this "
                 "guard; start from the whole prompt, or call model.generate(...)"
             )
-        if self._layers:
+        if self._reads_out:
             self._early = EarlyStates(target.model, target.architecture, self.method, self._layers)
 
     def finish(self, running: "RunningPass", kwargs: Mapping[str, Any], output: Any) -> Any:
@@ -130,7 +132,7 @@ class ContrastForward:
         if not bool(places.wanted[:, -kept:].any()):
             return output
         if early is not None:
-            return self._with(output, self._combine_early(output.logits, early, places), kwargs)
+            return self._with(output, self._combine_early(output.logits, early, places, state), kwargs)
         if self.method.overrides("edit_logits"):
             first = self._first_logits(output, places, state.offset, kwargs.get("past_key_values"))
             return self._with(output, self._edit_each(output.logits, first, places), kwargs)
@@ -283,14 +285,13 @@ class ContrastForward:
             )
         return logits
 
-    def _combine_early(self, given: Tensor, early: EarlyStates, places: _Places) -> Tensor:
-        """[B, K, V] the given logits contrasted with those of early layers."""
+    def _combine_early(self, given: Tensor, early: EarlyStates, places: _Places, state: GenerationState) -> Tensor:
+        """[B, K, V] the given logits contrasted with those of early layers, or of other states."""
         logits, kept = given.clone(), given.shape[1]
         for column in range(kept):
             wanted = places.wanted[:, column - kept]
             if bool(wanted.any()):
-                layers = early.logits(column - kept).to(given.device)
-                combined = self.method.combine_layers(given[:, column].float(), layers, self._layers)
+                combined = early.combine(given[:, column].float(), column - kept, state)
                 chosen = self._open(wanted, given[:, column])[:, None].to(given.device)
                 logits[:, column] = torch.where(chosen, combined.to(given.dtype), given[:, column])
         return logits

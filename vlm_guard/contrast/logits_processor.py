@@ -17,6 +17,7 @@ from transformers.cache_utils import LinearAttentionCacheLayerMixin
 from vlm_guard.contrast.branch_cache import prompt_cache
 from vlm_guard.contrast.branch_inputs import BranchInputs, given_inputs, prepare_branch
 from vlm_guard.contrast.branched_generate import ContrastGenerate
+from vlm_guard.contrast.read_out import reads_out
 from vlm_guard.method.contrasting import Branch
 from vlm_guard.method.gate import Gate
 from vlm_guard.runtime.installation import GUARD_ATTRIBUTE
@@ -41,7 +42,7 @@ class ContrastLogitsProcessor(LogitsProcessor):
     """
 
     def __init__(self, target: "GuardTarget", method: "Method", inputs: Mapping[str, Any]) -> None:
-        if method.early_layers(target):
+        if reads_out(method, target):
             raise ValueError(f"{method.name} reads early layers, not a second branch; use wrap or contrast_generate")
         if method.overrides("edit_logits"):
             raise ValueError(f"{method.name} has no second branch to follow; use wrap or contrast_generate")

@@ -7,19 +7,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vlm_guard.grounding.answers import GroundedAnswer, Grounding, ground
+    from vlm_guard.grounding.answers import GroundedAnswer, ground
     from vlm_guard.grounding.lens import PromptLens
     from vlm_guard.grounding.mention import Box, FoundMention, Mention
     from vlm_guard.grounding.nouns import find_mentions, word_finder
     from vlm_guard.grounding.presence import self_check
     from vlm_guard.grounding.repair import Removed, Repaired, drop_doubtful
+    from vlm_guard.grounding.settings import Grounding
 
 _HOMES = {
-    "answers": ("GroundedAnswer", "Grounding", "ground"),
+    "answers": ("GroundedAnswer", "ground"),
     "lens": ("PromptLens",),
     "mention": ("Box", "FoundMention", "Mention"),
     "nouns": ("find_mentions", "word_finder"),
     "presence": ("self_check",),
+    "settings": ("Grounding",),
     "repair": ("Removed", "Repaired", "drop_doubtful"),
 }
 _PUBLIC = {name: home for home, names in _HOMES.items() for name in names}

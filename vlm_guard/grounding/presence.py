@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vlm_guard.grounding.shared_prompt import SharedPrompt, asked_inputs, read_alone, require_prompt
+from vlm_guard.grounding.shared_prompt import AnsweredPrompt, SharedPrompt, asked_inputs, read_alone, require_prompt
 from vlm_guard.method.branch_prompt import INSERTED, BranchPrompt, image_markers
 from vlm_guard.method.contrasting import padding_id
 from vlm_guard.method.question_place import answer_opening, question_range
@@ -39,6 +39,7 @@ def self_check(
     question: str = QUESTION,
     shared: bool = True,
     states: "VisualStates | None" = None,
+    answered: "AnsweredPrompt | None" = None,
 ) -> list[list[float]]:
     """logit(Yes) - logit(No) of the question whether a thing is in the picture, answered by the plain model.
 
@@ -49,6 +50,7 @@ def self_check(
         question: with `{noun}`, for which the thing with its article is put.
         shared: read what all questions have in common once; False reads every question with its whole prompt.
         states: keeps the hidden states of visual tokens of the first pass, if given.
+        answered: the plain model's own `generate` call with these inputs, whose keys then need not be made again.
 
     Returns:
         For each row, one value for each of its things; above 0 means yes.
@@ -74,7 +76,10 @@ def self_check(
     # Markers are embedded together with their picture, so a text with one cannot be read without it.
     markers = {*guard.target.architecture.marker_ids, *guard.target.architecture.visual_token_ids}
     if shared and not any(markers & set(tail) for tail, _ in asked):
-        read = SharedPrompt.read(guard, inputs, questions.beginning(), states)
+        beginning = questions.beginning()
+        read = None if answered is None or states is not None else answered.beginning(guard, inputs, beginning)
+        if read is None:
+            read = SharedPrompt.read(guard, inputs, beginning, states)
         if read is not None:
             logits = read.last_logits([row for row, _ in pairs], [tail for tail, _ in asked])
             values = questions.difference(logits).tolist()

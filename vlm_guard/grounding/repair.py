@@ -1,7 +1,7 @@
 """Answers without what the picture does not support, by rules that leave English sentences whole.
 
 Sentence by sentence:
-  every mention is doubtful           the sentence goes;
+  every mention fails                 the sentence goes;
   some are, as items of a list        the items are cut out with their comma or conjunction ("a dog, a cat and a car");
   all items behind "with" are         the phrase with "with" is cut off;
   anything else                       the sentence goes (or, with `rewrite`, is decoded again first).
@@ -13,7 +13,7 @@ only.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vlm_guard.grounding.mention import Mention
 from vlm_guard.grounding.nouns import find_mentions, singular_of
@@ -105,6 +105,14 @@ class Sentence:
     text: str
     removed: tuple[Removed, ...] = ()
     unclean: bool = False
+
+
+def to_take_out(mentions: Sequence[Mention], below: float) -> list[Mention]:
+    """Mentions with the verdict "doubtful" where their score is below a limit, and "grounded" elsewhere."""
+    return [
+        replace(mention, verdict="doubtful" if mention.score is not None and mention.score < below else "grounded")
+        for mention in mentions
+    ]
 
 
 def drop_doubtful(text: str, mentions: Sequence[Mention]) -> Repaired:

@@ -6,13 +6,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
-from transformers import DynamicCache, GenerationConfig
+from torch import Tensor, nn
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList
 from transformers.cache_utils import DynamicLayer
 
 from vlm_guard.contrast.branch_cache import prompt_cache
-from vlm_guard.contrast.branch_inputs import kept_rope_deltas
-from vlm_guard.families.architecture import GenerativeModel, inference_device
+from vlm_guard.contrast.branch_inputs import kept_rope_deltas, read_prompt
+from vlm_guard.families.architecture import Architecture, GenerativeModel, inference_device
 from vlm_guard.method.branch_prompt import BranchPrompt, GivenPrompt
 from vlm_guard.method.contrasting import padding_id
 from vlm_guard.method.model_inputs import TOKEN_TYPES, image_inputs, token_types
@@ -60,10 +60,15 @@ def require_prompt(guard: "Guard", inputs: Mapping[str, Any], who: str) -> Given
     )
 
 
-def asked_inputs(guard: "Guard", inputs: Mapping[str, Any], prompt: BranchPrompt) -> dict[str, Any]:
-    """The inputs of `generate` for a prompt made from that of `inputs`, with the same pictures."""
-    given = image_inputs(inputs) | {"input_ids": prompt.input_ids, "attention_mask": prompt.attention_mask}
+def asked_inputs(
+    guard: "Guard", inputs: Mapping[str, Any], prompt: BranchPrompt, *, pictures: bool = True
+) -> dict[str, Any]:
+    """The inputs of `generate` for a prompt made from that of `inputs`, with the same pictures or without any."""
+    given: dict[str, Any] = {"input_ids": prompt.input_ids, "attention_mask": prompt.attention_mask}
     given |= token_types(prompt, inputs)
+    if not pictures:
+        return given
+    given |= image_inputs(inputs)
     if isinstance(given.get("cross_attention_mask"), Tensor):
         given["cross_attention_mask"] = prompt.follow_sight(given["cross_attention_mask"])
     for name, nothing in _BY_COLUMN.items():
@@ -80,16 +85,129 @@ def read_alone(guard: "Guard", inputs: Mapping[str, Any], states: "VisualStates 
     return output.logits[0]
 
 
+def read_along(
+    guard: "Guard",
+    inputs: Mapping[str, Any],
+    prompt: BranchPrompt,
+    steps: int,
+    processors: LogitsProcessorList,
+    *,
+    pictures: bool = True,
+) -> Tensor:
+    """[steps, B, V] logits of the plain model in front of every token that `processors` make it say."""
+    given = asked_inputs(guard, inputs, prompt, pictures=pictures)
+    settings = {**_ONE_TOKEN, "max_new_tokens": steps, "min_new_tokens": steps, "logits_processor": processors}
+    with _plain(guard, given, None, pictures=pictures) as model:
+        output = model.generate(**given, **settings, return_dict_in_generate=True, output_logits=True)
+    return torch.stack(output.logits)
+
+
 @contextmanager
-def _plain(guard: "Guard", inputs: Mapping[str, Any], states: "VisualStates | None") -> Iterator[GenerativeModel]:
-    """The model as it is, without gradients; hidden states of visual tokens are kept where wanted."""
+def _plain(
+    guard: "Guard", inputs: Mapping[str, Any], states: "VisualStates | None", *, pictures: bool = True
+) -> Iterator[GenerativeModel]:
+    """The model as it is, without gradients; hidden states of visual tokens are kept where wanted.
+
+    Without pictures it is the inner model of families that turn prompt and picture into embeddings.
+    """
     architecture = guard.target.architecture
     with guard.suspended(), torch.no_grad(), kept_rope_deltas(guard.target.model):
         if states is None:
-            yield guard.target.model
+            yield guard.target.model if pictures else architecture.generator
             return
         with states.recording(architecture, inputs["input_ids"]):
             yield guard.target.model
+
+
+class AnsweredPrompt:
+    """What is left of a `generate` call of the plain model: its cache, which holds the keys of the whole prompts.
+
+    Attributes:
+        cache: what `generate` returned as `past_key_values`; None before it has.
+        positions: [..., B or 1, P] position ids of the prompts, where the model was given any.
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        self._generator = architecture.generator
+        self.cache: Any = None
+        self.positions: Tensor | None = None
+
+    @contextmanager
+    def watching(self, length: int) -> Iterator[None]:
+        """Inside, the positions of the first pass over prompts of `length` tokens are kept."""
+
+        def look(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            handle.remove()
+            positions = kwargs.get("position_ids")
+            if isinstance(positions, Tensor) and positions.shape[-1] == length:
+                self.positions = positions
+
+        handle = self._generator.register_forward_pre_hook(look, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def beginning(self, guard: "Guard", inputs: Mapping[str, Any], prompt: BranchPrompt) -> "SharedPrompt | None":
+        """The keys of the first tokens of these prompts; None where they are not to be had, or would not do.
+
+        Args:
+            guard: of the model.
+            inputs: what `generate` was given.
+            prompt: the first tokens of the prompts in `inputs`.
+        """
+        entry, given = guard.target.architecture.entry, inputs["input_ids"]
+        if entry.cross_attention or "token_type_ids" in inputs or not _only_keys(self.cache):
+            return None
+        if self.cache.get_seq_length() < given.shape[1] or inputs.get("past_key_values") is not None:
+            return None
+        place = prompt.source.clamp_min(0)
+        # Beams and returned sequences have the same prompt; the first of them stands for all.
+        repeats = self.cache.layers[0].keys.shape[0] // given.shape[0]
+        positions = self.positions
+        if positions is None:
+            positions = prompt.attention_mask.cumsum(-1) - 1
+        else:
+            index = place.to(positions.device)
+            if positions.shape[-2] > 1:
+                positions = positions[..., ::repeats, :]
+            shape = (*positions.shape[:-2], *index.shape)
+            positions = positions.expand(*shape[:-1], positions.shape[-1]).gather(-1, index.expand(shape))
+        if _unsure_place(guard, prompt, positions):
+            return None
+        cache = DynamicCache()
+        for number, layer in enumerate(self.cache.layers):
+            parts = (layer.keys[::repeats], layer.values[::repeats])
+            cache.update(*(_columns(part, place) for part in parts), number)
+        kept: dict[str, Any] = {"attention_mask": prompt.attention_mask, "position_ids": positions}
+        kept |= token_types(prompt, inputs)
+        return SharedPrompt(guard, guard.target.architecture.generator, cache, kept, None)
+
+
+def _only_keys(cache: Any) -> bool:
+    """Whether every layer of a cache holds all keys of its prompts and nothing else."""
+    layers = getattr(cache, "layers", ())
+    return bool(layers) and all(
+        type(layer) is DynamicLayer and layer.is_initialized and layer.keys.numel() for layer in layers
+    )
+
+
+def _unsure_place(guard: "Guard", prompt: BranchPrompt, positions: Tensor | None) -> bool:
+    """Whether the place of a text behind a prompt is not the next one after its last token.
+
+    Where positions have several parts, that of a text behind a picture depends on the picture's size, not on the place
+    of its last patch.
+    """
+    if positions is None or positions.dim() == 2:
+        return False
+    visual = torch.tensor(guard.target.architecture.visual_token_ids)
+    return bool(torch.isin(prompt.input_ids[:, -1].cpu(), visual).any())
+
+
+def _columns(states: Tensor, place: Tensor) -> Tensor:
+    """[B, G, L, D] of keys or values [B, G, P, D]: the columns that `place` [B, L] names."""
+    index = place.to(states.device)[:, None, :, None]
+    return states.gather(2, index.expand(-1, states.shape[1], -1, states.shape[3]))
 
 
 class SharedPrompt:
@@ -100,11 +218,16 @@ class SharedPrompt:
         model: the model that reads: for families with an inner one, that.
         cache: holds P columns of each of the B rows.
         kwargs: what the next pass of the model is given, for one more token.
-        logits: [B, V] for the token behind each prompt.
+        logits: [B, V] for the token behind each prompt; None where they are not known.
     """
 
     def __init__(
-        self, guard: "Guard", model: GenerativeModel, cache: DynamicCache, kwargs: dict[str, Any], logits: Tensor
+        self,
+        guard: "Guard",
+        model: GenerativeModel,
+        cache: DynamicCache,
+        kwargs: dict[str, Any],
+        logits: Tensor | None,
     ) -> None:
         self.guard = guard
         self.model = model
@@ -121,6 +244,7 @@ class SharedPrompt:
         states: "VisualStates | None" = None,
         *,
         looks_ahead: bool = True,
+        pictures: bool = True,
     ) -> "SharedPrompt | None":
         """Let the plain model read a prompt; None where texts behind it would not be read as in a whole prompt.
 
@@ -131,27 +255,29 @@ class SharedPrompt:
             states: keeps the hidden states of visual tokens, if given.
             looks_ahead: whether the text behind it would be part of the prompt, which in some families looks ahead;
                 False for answers, which never do.
+            pictures: False where the prompt has no visual tokens.
         """
         entry = guard.target.architecture.entry
         if entry.cross_attention or (looks_ahead and "token_type_ids" in inputs):
             return None
-        given = asked_inputs(guard, inputs, prompt)
+        given = asked_inputs(guard, inputs, prompt, pictures=pictures)
         reader = _Reader(guard)
-        with _plain(guard, given, states) as model:
+        with _plain(guard, given, states, pictures=pictures) as model:
             model.generate(**given, **_ONE_TOKEN, custom_generate=reader)
         read = reader.read
         if read is None or any(type(layer) is not DynamicLayer for layer in read.cache.layers):
             return None
-        positions = read.kwargs.get("position_ids")
-        visual = guard.target.architecture.visual_token_ids
-        if (
-            positions is not None
-            and positions.dim() > 2
-            and bool(torch.isin(prompt.input_ids[:, -1].cpu(), torch.tensor(visual)).any())
-        ):
-            # The place of a token behind a picture depends on the picture's size, not on the place of its last patch.
-            return None
-        return read
+        return None if _unsure_place(guard, prompt, read.kwargs.get("position_ids")) else read
+
+    def first_logits(self, row: int) -> Tensor:
+        """[V] logits for the token behind a prompt.
+
+        Raises:
+            RuntimeError: only the keys of the prompt are known.
+        """
+        if self.logits is None:
+            raise RuntimeError("a beginning taken from a cache has keys and no logits")
+        return self.logits[row]
 
     def last_logits(self, rows: Sequence[int], tails: Sequence[Sequence[int]]) -> Tensor:
         """[N, V] logits behind each of N texts.
@@ -167,6 +293,10 @@ class SharedPrompt:
             ends = torch.tensor([len(tail) - 1 - skipped for tail in tails[part]], device=logits.device)
             found.append(logits[torch.arange(len(ends), device=logits.device), ends])
         return torch.cat(found)
+
+    def all_logits(self, rows: Sequence[int], tails: Sequence[Sequence[int]]) -> Tensor:
+        """[N, S, V] logits behind every token of N texts of at most S tokens; see `last_logits`."""
+        return self._pass(rows, tails, every=True)[0]
 
     def _pass(self, rows: Sequence[int], tails: Sequence[Sequence[int]], every: bool = False) -> tuple[Tensor, int]:
         """Logits [N, S', V] of one pass over texts padded on their right to S, and how many first columns are left out.
@@ -236,7 +366,7 @@ class _Reader:
         """Read; the arguments are those that `generate` passes."""
         cache = prompt_cache(model)
         kwargs = {**model_kwargs, "past_key_values": cache, "use_cache": True}
-        output = model._prefill(input_ids, generation_config, kwargs)
+        output = read_prompt(model, input_ids, generation_config, kwargs)
         kept = {name: kwargs.get(name) for name in ("attention_mask", "position_ids", *TOKEN_TYPES)}
         self.read = SharedPrompt(self._guard, model, cache, kept, output.logits[:, -1])
         return input_ids

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vlm_guard.method.forward_call import ForwardCall, InputsCall
     from vlm_guard.method.hidden_edit_call import HiddenEditCall
     from vlm_guard.method.measure_call import MeasureCall
+    from vlm_guard.method.read_out_call import ReadOutCall
     from vlm_guard.method.search_call import SearchCall
     from vlm_guard.method.target import GuardTarget
     from vlm_guard.method.vision_calls import VisionEditCall, VisionPassCall, VisionPlan, VisionRowCall
@@ -225,7 +226,8 @@ class Method:
     def hidden_parts(self, target: "GuardTarget", prepared: Any) -> "Mapping[Part, Sequence[int]]":
         """The decoder layers whose parts `edit_hidden` gets; by default the residual stream behind its `layers`.
 
-        Parts are "attention" and "mlp", what these add to the residual stream, and "residual", the stream itself.
+        Parts are "attention" and "mlp", what these add to the residual stream, "residual", the stream behind a layer,
+        and "entering", the stream in front of it.
         """
         from vlm_guard.families.layers import select_layers_of
 
@@ -271,6 +273,18 @@ class Method:
     def early_layers(self, target: "GuardTarget") -> tuple[int, ...]:
         """The layers whose entering hidden states are read out as logits (index 0: the embeddings)."""
         return ()
+
+    def read_out(self, call: "ReadOutCall") -> "Tensor":
+        """The states [B, E, D] to read out beside the model's own; by default those that enter `early_layers`."""
+        import torch
+
+        states = [state.to(call.final.device) for state in call.entering.values()]
+        early = torch.stack(states, 1) if states else call.final[:, None][:, :0]
+        return call.norm(early) if states and getattr(self, "final_norm", False) else early
+
+    def combine_read_out(self, call: "ReadOutCall", final: "Tensor", extra: "Tensor") -> "Tensor":
+        """The final logits [B, V] and those of `read_out` [E, B, V] as one; by default `combine_layers`."""
+        return self.combine_layers(final, extra, tuple(call.entering))
 
     def combine_layers(self, final: "Tensor", early: "Tensor", layers: tuple[int, ...]) -> "Tensor":
         """The final logits [B, V] and those of the early `layers` [E, B, V] as one [B, V]."""

@@ -124,6 +124,15 @@ class GenerationState:
         self.steady_edits: dict[tuple[int, tuple[BoundMethod, ...]], AttentionEdit | None] = {}
         self._rows: dict[tuple[RowScope, int], RowSelection | None] = {}
         self._row_masks: dict[tuple[int, int], tuple[RowSelection, Tensor, Tensor]] = {}
+        # The visual mask that was looked at, and whether each of its rows has a visual token.
+        self._looked_at: tuple[Tensor, bool] | None = None
+
+    @property
+    def every_row_has_image(self) -> bool:
+        """Whether each row has a visual token; the device is asked once a prompt."""
+        if self._looked_at is None or self._looked_at[0] is not self.visual:
+            self._looked_at = self.visual, bool(self.visual.any(-1).all())
+        return self._looked_at[1]
 
     @property
     def prompt_length(self) -> int | None:

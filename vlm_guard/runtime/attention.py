@@ -104,10 +104,10 @@ def guarded_attention(
         return given.plain()
     groups = running.groups
     if groups is None:
-        return _attend(slot, running.state, given)
+        return attend(slot, running.state, given)
     if not any(_acts(slot, group.state) for group in groups):
         return given.plain()
-    return torch.cat([_attend(slot, group.state, group.take(given))[0] for group in groups]), None
+    return torch.cat([attend(slot, group.state, group.take(given))[0] for group in groups]), None
 
 
 _guarded_attention_outside = kept_out(guarded_attention)
@@ -129,7 +129,7 @@ def _attend_in_step(slot: LayerSlot, step: "DecodeStep", given: AttentionInput) 
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs), None
 
 
-def _attend(slot: LayerSlot, state: GenerationState | None, given: AttentionInput) -> tuple[Tensor, Tensor | None]:
+def attend(slot: LayerSlot, state: GenerationState | None, given: AttentionInput) -> tuple[Tensor, Tensor | None]:
     """Attention of the rows of one generation."""
     if state is None or not _acts(slot, state):
         return given.plain()

@@ -25,9 +25,10 @@ from vlm_guard.eval.tasks.grounding.repairing import repair_counts, repair_metri
 from vlm_guard.eval.tasks.shared.metric import Column, Metric
 from vlm_guard.eval.tasks.shared.registry import register_task
 from vlm_guard.eval.tasks.shared.settings import TaskSettings, setting
-from vlm_guard.grounding.answers import PARTS, REPAIRS, Grounding, ground
+from vlm_guard.grounding.answers import ground
 from vlm_guard.grounding.mention import FoundMention
 from vlm_guard.grounding.score import fit_weights
+from vlm_guard.grounding.settings import PARTS, REPAIRS, Grounding
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

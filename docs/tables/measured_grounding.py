@@ -1,0 +1,125 @@
+"""The measured numbers of grounding scores and of repair, read from committed result files and from nothing else."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from measured_table import EVALUATIONS, ROOT, TIMINGS
+
+_SCORES = (
+    ("auroc", "AUROC"),
+    ("auroc_in_fifths", "AUROC in fifths"),
+    ("aupr", "AUPR"),
+    ("aurc", "risk area"),
+)
+_NAMES = {"score": "score", "lens": "lens", "self_check": "self-check", "position": "by place alone"}
+
+
+def grounding_markdown() -> str:
+    """How well scores tell true mentions from false ones, what repair does, and what both parts cost."""
+    files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(EVALUATIONS.glob("grounding_*.json"))]
+    paths = [path.relative_to(ROOT) for path in sorted(EVALUATIONS.glob("grounding_*.json"))]
+    return "\n".join([*_score_lines(files), *_repair_lines(files), *_sources(files, paths), *_cost_lines()]) + "\n"
+
+
+def _score_lines(files: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One row for every scene split and part: the plain model's mentions."""
+    lines = [
+        "Mentions of the plain model's captions, in percent with 95 % bootstrap intervals over pictures.",
+        "",
+        f"| scenes | mentions, wrong | part | {' | '.join(label for _, label in _SCORES)} | ECE |",
+        "|---" * (4 + len(_SCORES)) + "|",
+    ]
+    for results in files:
+        plain = results["methods"][0]
+        summary, estimates = plain["grounding"], plain["estimates"]
+        name = f"`{results['data']['name']}`, {results['data']['images']}"
+        for part, label in _NAMES.items():
+            cells = [_interval(estimates.get(f"grounding.{measure}.{part}")) for measure, _ in _SCORES]
+            error = _interval(estimates["grounding.ece"]) if part == "score" else ""
+            counts = f"{summary['mentions']}, {summary['hallucinated_mentions']}"
+            lines.append(f"| {name} | {counts} | {label} | {' | '.join(cells)} | {error} |")
+    return [*lines, ""]
+
+
+def _repair_lines(files: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One row for every scene split and method: CHAIR, recall and length before and after the repair."""
+    lines = [
+        "Repair by `drop`: before, after, and the paired change with its interval. Faults are double spaces, dangling",
+        "words, sentences without an end and the like that were not there before.",
+        "",
+        "| scenes | method | CHAIR_i | after | times | recall | change | words | change | faults |",
+        "|---" * 10 + "|",
+    ]
+    for results in files:
+        for method in results["methods"]:
+            found = {name.removeprefix("grounding.repair."): value for name, value in method["estimates"].items()}
+            before, after = found["before.chair_i"]["value"], found["after.chair_i"]["value"]
+            change = found["change.recall"]
+            words = found["change.words"]
+            cells = [
+                f"`{results['data']['name']}`",
+                f"`{method['label']}`",
+                f"{100 * before:.1f}",
+                f"{_interval(found['after.chair_i'])}",
+                f"{after / before:.2f}" if before else "",
+                f"{100 * found['before.recall']['value']:.1f}",
+                f"{100 * change['value']:+.1f} [{100 * change['low']:+.1f}, {100 * change['high']:+.1f}]",
+                f"{found['before.words']['value']:.1f}",
+                f"{words['value']:+.1f}",
+                f"{sum(method['grounding']['faults'].values())}",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _sources(files: Sequence[Mapping[str, Any]], paths: Sequence[Any]) -> list[str]:
+    lines = []
+    for results, path in zip(files, paths, strict=True):
+        methods = " ".join(f"--method {method['label']}" for method in results["methods"])
+        data = results["data"]
+        lines.append(
+            f"`vlm-guard eval --model builtin --data {data['name']} --count {data['images']} --task grounding "
+            f"{methods} --out DIR` ({path})"
+        )
+        lines.append("")
+    hardware, versions = files[0]["environment"]["hardware"], files[0]["environment"]["versions"]
+    note = files[0]["profile"]["facts"]["grounding_score"]["note"]
+    lines.append(
+        f"{hardware['processor']}, torch {versions['torch']}, transformers {versions['transformers']}. The weights of "
+        f"the score are the profile's: {note}."
+    )
+    return [*lines, ""]
+
+
+def _cost_lines() -> list[str]:
+    """What the parts cost, from `kernels/results/grounding_cost_*.json`."""
+    lines = [
+        "What the parts cost, in times of the plain model's: the median of calls beside plain ones, and where 60 % of",
+        "them lie. The self-check is of five things a picture, in times of the whole answer.",
+        "",
+        "| model | batch | dtype | prompt with lens | token with lens | self-check |",
+        "|---" * 6 + "|",
+    ]
+    sources = []
+    for path in sorted(TIMINGS.glob("grounding_cost_*.json")):
+        measured = json.loads(path.read_text(encoding="utf-8"))
+        cells = [_spread(measured["ratios"][name]) for name in ("lens_prefill", "lens_token", "self_check")]
+        lines.append(f"| `{measured['model']}` | {measured['batch']} | {measured['dtype']} | {' | '.join(cells)} |")
+        sources.append(
+            f"`{measured['command']}` ({path.relative_to(ROOT)}): {measured['machine']['processor']}, "
+            f"{measured['machine']['torch_threads']} threads, {measured['visual_tokens']} visual tokens, "
+            f"{measured['new_tokens']} new tokens, {measured['rounds']} rounds."
+        )
+    return [*lines, "", *sources]
+
+
+def _interval(estimate: Mapping[str, float] | None) -> str:
+    if estimate is None:
+        return ""
+    value, low, high = (100 * estimate[key] for key in ("value", "low", "high"))
+    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _spread(values: Mapping[str, float]) -> str:
+    return f"{values['median']:.2f}x ({values['p20']:.2f} to {values['p80']:.2f})"
