@@ -34,8 +34,9 @@ def question_data(
     """
     if count is not None and count < 1:
         raise ValueError(f"count is {count}; it must be at least 1")
+    files = list(files)
     if not images:
-        raise ValueError(f"{place} has no questions")
+        raise ValueError(f"{files[0] if files else place} has no questions")
     chosen = dict(list(images.items())[:count])
     missing = sum(not path.is_file() for path in chosen.values())
     if missing == len(chosen):
