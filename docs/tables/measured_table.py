@@ -27,7 +27,6 @@ def measured_markdown() -> str:
     evaluations = [_evaluation(path) for path in sorted(EVALUATIONS.glob("builtin_*.json"))]
     evaluations += [_evaluation(path) for path in sorted(EVALUATIONS.glob("fewer_*.json"))]
     evaluations += [_evaluation(path) for path in sorted(EVALUATIONS.glob("tuned_*.json"))]
-    evaluations += [_evaluation(path) for path in sorted(EVALUATIONS.glob("first_look_*.json"))]
     return "\n".join(evaluations)
 
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from choice_tables import default_markdown, gate_costs_markdown, gates_markdown, tuning_markdown
 from which_method import which_markdown
 
 from api_page import api_markdown
@@ -37,6 +38,10 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "timings": timings_markdown,
     "linear": linear_markdown,
     "helps": helps_markdown,
+    "defaults": default_markdown,
+    "gates": gates_markdown,
+    "gatecosts": gate_costs_markdown,
+    "tuning": tuning_markdown,
     "rooms": rooms_markdown,
     "codemap": code_map_markdown,
     "api": api_markdown,

@@ -308,7 +308,7 @@ class LayerCall:
         if self.sinks is not None:
             kwargs["s_aux"] = self.sinks
         query = self.query[rows].transpose(0, 1)[None]
-        layer.module.num_key_value_groups = query.shape[1] // key.shape[1]
+        vars(layer.module)["num_key_value_groups"] = query.shape[1] // key.shape[1]
         given = FinishedInput(
             "sdpa", layer.module, query, key, value, found.mask, kwargs, self.output[None, rows].clone()
         )
