@@ -10,12 +10,14 @@ from vlm_guard.demo.answering import Answer, AnsweringModel, GenerationSettings
 from vlm_guard.demo.attention_record import AttentionRecord, RecordStore, read_record, with_view
 from vlm_guard.demo.comparing import USER_ERRORS, Comparison, search_example
 from vlm_guard.demo.method_options import chosen_methods
+from vlm_guard.demo.opening import OpeningSetting, opening_setting
 from vlm_guard.demo.patches import view_of
 from vlm_guard.demo.pictures import Picture, PictureBrowser
 from vlm_guard.demo.sure_panel import SIDES, Checked, Side
 from vlm_guard.eval.scenes.recognise import note_about
 from vlm_guard.eval.tasks.grounding.task import coco_mentions
 from vlm_guard.families.architecture import describe_architecture
+from vlm_guard.families.profiles import find_profile
 from vlm_guard.grounding.nouns import find_mentions
 from vlm_guard.grounding.settings import Grounding
 from vlm_guard.guard import Guard
@@ -34,6 +36,7 @@ class DemoContext:
         model: answers, one generation at a time.
         browser: the pictures to choose from.
         records: attention of the answers that were looked at last.
+        setting: the method and options that a visitor finds, made from the model.
         opening: an answered example that the page opens with, and a line on how it was found.
     """
 
@@ -41,9 +44,11 @@ class DemoContext:
     browser: PictureBrowser
     records: RecordStore = field(default_factory=RecordStore)
     opening: tuple[Comparison, str] | None = None
+    setting: OpeningSetting = field(init=False)
 
     def __post_init__(self) -> None:
         self.architecture = describe_architecture(self.model.model)
+        self.setting = opening_setting(self.architecture, find_profile(self.model.model.config))
 
     @property
     def model_name(self) -> str:

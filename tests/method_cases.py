@@ -5,9 +5,11 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+import torch
 from transformers import PreTrainedConfig
 
 from vlm_guard.families.family import ArchitectureEntry, entry_of
+from vlm_guard.families.packed_vectors import pack_vectors
 from vlm_guard.method.registry import method_names
 from zoo import FAMILIES as FAMILIES_OF_ZOO
 from zoo import families
@@ -91,6 +93,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "icd": {"text": "151 152 153 154 155 156", "place": "start"},
     "m3id": {"forgetting": 0.5},
     "lqcd": {"neutraliser": without_the_last_but_one},
+    "avisc": {"plausibility": 0.0, "threshold": 0.0},
+    "only": {"plausibility": 0.0, "threshold": 0.0},
+    "revisit": {"strength": 0.5, "plausibility": 1e-30, "most": 1000000},
+    "vista": {"strength": 0.5, "late_layers": "last:1"},
+    "sid": {"plausibility": 0.0, "keep": 0.3, "layers": "1-"},
     # Keep half of the few heads of a tiny model.
     "spin": {"keep": 0.5},
     "hgai": {"layers": "all"},
@@ -102,6 +109,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 WHOLE_PROMPT = {"act", "vhr"}
 ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
+# Methods that act inside the model and whose whole effect is seen in what is generated: two cases in place of six.
+SEEN_IN_ANSWERS = {"only", "revisit", "vista"}
+
 # Vision towers whose first token is a class token.
 CLASS_TOKEN_TOWERS = {"clip_vision_model", "blip_2_vision_model", "instructblip_vision_model"}
 
@@ -110,7 +120,11 @@ PATCH_TOWERS = {"gemma4_vision", "siglip2_vision_model", "molmo2_vision"}
 
 # Families in which a method's options above cannot be met, for a reason that no fact of the family tells.
 REFUSED_FAMILIES: dict[str, set[str]] = {
-    "iri": {"blip_2"},  # the feed-forward networks of OPT are no modules
+    # The feed-forward networks of OPT are no modules.
+    "iri": {"blip_2"},
+    "only": {"blip_2"},
+    "vista": {"blip_2"},
+    "vti": {"blip_2"},
     # Pictures that come in as patches in an order that it does not know.
     "ritual": {"fuyu", "gemma4", "gemma4_shared", "lfm2_vl", "minicpm_v", "molmo2"},
 }
@@ -140,6 +154,16 @@ def attention_layers(family: str) -> list[int]:
     return [index for index, kind in enumerate(kinds) if kind in ATTENTION_LAYERS]
 
 
+def vti_directions(family: str) -> dict[str, Any]:
+    """Directions along one axis for decoder and, where VTI can work in it, tower of the zoo's `family`."""
+    text, tower = config_of(family).get_text_config(decoder=True), getattr(config_of(family), "vision_config", None)
+    entry = entry_of_zoo(family)
+    found = {"text_direction": pack_vectors(torch.eye(text.num_hidden_layers, text.hidden_size)), "text_strength": 3.0}
+    if entry.no_tower or tower_type(family) in entry.packed_towers:
+        return found | {"vision_strength": 0.0}
+    return found | {"vision_direction": pack_vectors(torch.eye(tower.num_hidden_layers, tower.hidden_size))}
+
+
 def names() -> list[str]:
     """The methods under test."""
     return method_names()
@@ -154,9 +178,15 @@ def options(name: str, family: str = "llava") -> dict[str, Any]:
         depth = config_of(family).get_text_config(decoder=True).num_hidden_layers
         rates = ",".join(["0.9", "0.2", "0.5", "0.7"][:depth])
         return {"attention_rates": rates, "mlp_rates": rates, "attention_strength": 1.0}
+    if name == "vti":
+        return vti_directions(family)
+    if name == "revisit" and getattr(config_of(family).get_text_config(decoder=True), "num_kv_shared_layers", 0):
+        return OPTIONS[name] | {"layers": "0-1"}
     shared = getattr(config_of(family).get_text_config(decoder=True), "num_kv_shared_layers", 0)
     if name in WHOLE_PROMPT and shared:
         return OPTIONS[name] | {"layers": f"0-{attention_layers(family)[-1] - shared}"}
+    if name == "sid":
+        return OPTIONS[name] | {"layers": f"{attention_layers(family)[1]}-"}
     if name == "gift":
         first = attention_layers(family)[0]
         return OPTIONS[name] | {"saliency_layer": str(first), "layers": f"{first + 1}-"}

@@ -7,6 +7,7 @@ from vlm_guard.eval.data.datasets import EvaluationData, open_dataset
 from vlm_guard.eval.run.records import write_records
 from vlm_guard.eval.run.results import MethodResult, RunResults
 from vlm_guard.eval.run.summary import MethodRecords
+from vlm_guard.eval.tasks.base import Task
 from vlm_guard.eval.tasks.chair.settings import ChairSettings
 from vlm_guard.eval.tasks.chair.task import ChairTask
 from vlm_guard.eval.tasks.pope.settings import PopeSettings
@@ -24,14 +25,19 @@ def write_run(
     prompt: str = "Please describe this image in detail.",
     count: int | None = None,
     skipped: dict[str, tuple[int, ...]] | None = None,
+    tasks: list[Task] | None = None,
     **changes,
 ) -> RunResults:
-    """Write a run of made-up answers and return its results; `changes` go on top of the results' fields."""
-    data = open_dataset(f"coco:{coco}", count)
-    tasks = [
-        ChairTask(data, ChairSettings(prompt=prompt, max_new_tokens=64)),
-        PopeTask(data, PopeSettings(strategies=["random", "adversarial"])),
-    ]
+    """Write a run of made-up answers and return its results; `changes` go on top of the results' fields.
+
+    The tasks are CHAIR and POPE on the COCO folder, or the given ones with their own data.
+    """
+    data = open_dataset(f"coco:{coco}", count) if tasks is None else tasks[0].data
+    if tasks is None:
+        tasks = [
+            ChairTask(data, ChairSettings(prompt=prompt, max_new_tokens=64)),
+            PopeTask(data, PopeSettings(strategies=["random", "adversarial"])),
+        ]
     described = {task.name: task.describe() for task in tasks}
     results, read = [], []
     for label, answer in methods.items():

@@ -88,7 +88,7 @@ def test_one_method_shows_its_options(capsys):
         (["calibrate", "no/such/model"], "no/such/model"),
         (["calibrate", "builtin", "--data", "scenes:nowhere", "--count", "2"], "nowhere"),
         (["calibrate", "builtin", "--data", "photos", "--count", "2"], "photos"),
-        (["calibrate", "builtin", "--count", "2", "--only", "heads"], "known are iri, sinks, zerotuning, layers"),
+        (["calibrate", "builtin", "--count", "2", "--only", "heads"], "known are iri, sinks, vti, zerotuning, layers"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(capsys, picture, arguments, message):
@@ -136,12 +136,19 @@ def test_calibrate_goes_on_after_a_measurement_that_the_model_does_not_allow(cap
     report = json.loads(out)
     facts = report["facts"]
     assert code == 0 and "sinks: not measured" in err and list(report["refusals"]) == ["sinks"]
-    assert set(facts) == {"image_layers", "zerotuning_factor", "iri_attention_recovery", "iri_mlp_recovery"}
+    assert set(facts) == {
+        "image_layers",
+        "zerotuning_factor",
+        "iri_attention_recovery",
+        "iri_mlp_recovery",
+        "vti_text_direction",
+        "vti_vision_direction",
+    }
     model, processor = builtin()
     merged = find_profile(model.config)
     assert merged.value("iri_mlp_recovery") == facts["iri_mlp_recovery"]["value"]
     assert merged.value("sink_dimensions") == [], "what the shipped profile knows is still known"
-    for method in ("iri", "zerotuning"):
+    for method in ("iri", "vti", "zerotuning"):
         wrap(model, processor, method).remove()
     with wrap(model, processor, "pai", layers="image") as guard:
         expected = select_layers(facts["image_layers"]["value"], model.config.text_config.num_hidden_layers)

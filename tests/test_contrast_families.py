@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vlm_guard import wrap
-from vlm_guard.contrast.layer_contrast import after_output_embeddings
+from vlm_guard.contrast.output_embeddings import after_output_embeddings
 from vlm_guard.families.architecture import describe_architecture
 from vlm_guard.method.branch_prompt import image_markers
 from vlm_guard.methods.dola import DoLa

@@ -15,7 +15,9 @@ from vlm_guard.eval.scenes import load_scenes
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
 LONGEST = 75
-TESTED = {"generate", "batch_and_stream", "own_pictures", "own_method", "read_results", "score_mentions", "service"}
+TESTED = {
+    "generate", "batch_and_stream", "own_pictures", "own_method", "read_results", "score_mentions", "serve", "service",
+}  # fmt: skip
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -135,3 +137,39 @@ def test_the_service_answers_two_users_at_once_each_with_a_method_of_his_own():
         assert ask("none").text == alone["none"], "it lives on"
     finally:
         service["guard"].remove()
+
+
+def test_a_server_is_asked_with_every_method_at_once(monkeypatch, capsys):
+    pytest.importorskip("openai", reason="the openai client is not installed")
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+    from threading import Thread
+
+    class Server(BaseHTTPRequestHandler):
+        """Answers as vLLM's server does, with the method that was asked for."""
+
+        def do_GET(self):
+            self.answer({"object": "list", "data": [{"id": "builtin", "object": "model"}]})
+
+        def do_POST(self):
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            (picture, _) = asked["messages"][0]["content"]
+            assert picture["image_url"]["url"].startswith("data:image/png;base64,") and asked["temperature"] == 0
+            message = {"role": "assistant", "content": f" {asked['vllm_xargs']['vlm_guard']} for {asked['model']}"}
+            self.answer({"id": "1", "object": "chat.completion", "choices": [{"index": 0, "message": message}]})
+
+        def answer(self, body):
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(json.dumps(body).encode())
+
+        def log_message(self, *arguments):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("VLM_GUARD_SERVER", f"http://127.0.0.1:{server.server_port}/v1")
+        monkeypatch.setattr(sys, "argv", ["serve.py", str(picture(1)), "pai", "m3id"])
+        runpy.run_path(str(EXAMPLES / "serve.py"), run_name="__main__")
+        server.shutdown()
+    assert capsys.readouterr().out.splitlines() == [f"[{name}] {name} for builtin" for name in ("none", "pai", "m3id")]

@@ -20,7 +20,9 @@ torch.set_num_threads(1)
 METHODS = [
     name
     for name in method_cases.names()
-    if acts_in_model(method_class(name)) and method_class(name).edited_branch == "positive"
+    if acts_in_model(method_class(name))
+    and method_class(name).edited_branch == "positive"
+    and name not in method_cases.SEEN_IN_ANSWERS
 ]
 GENERATING = [
     name

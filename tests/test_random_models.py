@@ -49,7 +49,7 @@ def test_every_method_runs_on_a_random_model(method):
     model = random_llava(replace(TINY, layers=16, visual_tokens=64))
     processor = random_processor(model)
     inputs = random_inputs(model, processor, batch=2)
-    facts = random_model_options(16)
+    facts = random_model_options(16, TINY.hidden)
     options = {name: value for name, value in facts.items() if name.startswith(f"{method}.")}
     if method == "uncertainty":
         options["uncertainty.iterations"] = 3

@@ -31,7 +31,7 @@ def test_the_readme_is_short():
 
 
 def pages():
-    return sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "kernels" / "README.md"])
+    return sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "kernels" / "README.md"])
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
@@ -44,6 +44,24 @@ def test_links_between_pages_lead_somewhere(page):
 def test_every_page_is_linked_from_the_readme():
     linked = {(ROOT / link).resolve() for link in LINK.findall((ROOT / "README.md").read_text(encoding="utf-8"))}
     assert not set((ROOT / "docs").glob("*.md")) - linked
+
+
+def test_every_page_of_a_group_of_methods_is_linked_from_their_page():
+    folder = ROOT / "docs" / "methods"
+    page = folder.parent / "methods.md"
+    linked = {(page.parent / link).resolve() for link in LINK.findall(page.read_text(encoding="utf-8"))}
+    assert not set(folder.glob("*.md")) - linked
+
+
+def test_every_method_has_a_group_and_stands_on_its_page():
+    from which_method import PAGES as GROUPS
+    from which_method import group_of
+
+    from vlm_guard.method.registry import method_names
+
+    for name in set(method_names()) - {"none"}:
+        text = (ROOT / "docs" / GROUPS[group_of(name)]).read_text(encoding="utf-8")
+        assert f"| `{name}` |" in text, f"{name} is missing on {GROUPS[group_of(name)]}"
 
 
 def test_a_text_without_sections_is_refused():

@@ -22,6 +22,7 @@ from typing import Any
 
 from run_records import careful, careless, write_run
 from small_coco import make_coco_folder
+from task_sources import make_sources
 
 from vlm_guard.cli import main
 
@@ -75,7 +76,7 @@ class Kind:
     @property
     def lines(self) -> bool:
         """Whether every line is a record."""
-        return self.file.endswith((".jsonl", "pope_random.json"))
+        return self.file.endswith((".jsonl", "pope_random.json", "coco_repope_popular.json"))
 
 
 def _chair(*options: str) -> tuple[str, ...]:
@@ -86,6 +87,41 @@ _PAIR = ("--instances", "coco/annotations/instances_test.json", "--captions", "c
 _EVAL = ("eval", "--data", "coco:coco", "--model", "no-model", "--out", "out", "--config", "settings.yaml")
 _OWN = ("--model", "no-model", "--out", "out")
 _POPE = ("pope", "answers.jsonl", "--questions", "pope/pope_random.json")
+
+
+def _asked(task: str, data: str, *options: str) -> tuple[str, ...]:
+    return ("eval", "--task", task, "--data", data, "--model", "no-model", "--out", "out", *options)
+
+
+_AMBER = _asked("amber,amber_generative", "amber:amber", "--set", "amber_generative.vectors=vectors.json")
+_BENCHMARKS = (
+    Kind("relabelled", "pope/relabelled.jsonl", (*_POPE, "--relabelled", "pope/relabelled.jsonl", "--parsers")),
+    Kind("yes/no questions", "choices/asked.jsonl", _asked("yesno", "yesno:choices/asked.jsonl")),
+    Kind("choices", "choices/some.jsonl", _asked("mc,modality_interference", "mc:choices/some.jsonl")),
+    Kind("DASH-B", "dash/images/dash_benchmark_pos.json", _asked("dash_b", "dash_b:dash")),
+    Kind("HallusionBench", "hallusion/HallusionBench.json", _asked("hallusionbench", "hallusionbench:hallusion")),
+    Kind("RePOPE", "corrected/annotations/coco_repope_popular.json", _asked("repope", "repope:corrected")),
+    Kind("AMBER's annotations", "amber/data/annotations.json", _AMBER),
+    Kind("AMBER's descriptions", "amber/data/query/query_generative.json", _AMBER),
+    Kind("AMBER's words", "amber/data/relation.json", _AMBER),
+    Kind("vectors", "vectors.json", _AMBER),
+    Kind("MMHal", "choices/response_template.json", _asked("mmhal", "mmhal:choices")),
+    Kind(
+        "OpenCHAIR",
+        "choices/captions.jsonl",
+        _asked("openchair", "openchair:choices/captions.jsonl", "--set", "openchair.concreteness=words.tsv"),
+    ),
+    Kind(
+        "names of objects",
+        "names.json",
+        _asked("object_halbench", "coco:coco", "--set", "object_halbench.mapping=names.json"),
+    ),
+    Kind(
+        "questions of images",
+        "images_asked.jsonl",
+        _asked("object_halbench", "coco:coco", "--set", "object_halbench.questions=images_asked.jsonl"),
+    ),
+)
 KINDS = (
     Kind("captions", "captions.jsonl", _chair("--objects", "objects.json"), "out.jsonl"),
     Kind("objects", "objects.json", _chair("--objects", "objects.json"), "out.jsonl"),
@@ -130,6 +166,7 @@ KINDS = (
         "out.html",
     ),
     Kind("run for a page", "run/none/run.json", ("report", "run", "--out", "out.html"), "out.html"),
+    *_BENCHMARKS,
 )
 
 
@@ -149,12 +186,19 @@ def make_folder(folder: Path) -> Path:
         _exit_code(["pope-questions", str(folder / "pope"), "--coco", str(folder / "coco"), "--images", "2"])
     asked = len((folder / "pope" / "pope_random.json").read_text().splitlines())
     _write_lines(folder / "answers.jsonl", [{"question_id": n, "answer": "Yes"} for n in range(1, asked + 1)])
+    relabelled = (folder / "pope" / "pope_random.json").read_text().splitlines(keepends=True)[1:]
+    (folder / "pope" / "relabelled.jsonl").write_text("".join(relabelled))
+    make_sources(folder)
+    (folder / "vectors.json").write_text('{"dog": [1, 0], "puppy": [0.9, 0.1], "sky": [0, 1], "cat": [0.5, 0.5]}')
+    (folder / "names.json").write_text('{"dog": ["hound", "sheep dog"], "cat": []}')
+    _write_lines(folder / "images_asked.jsonl", [{"image_id": n, "question": "What is there?"} for n in (1, 2)])
     pictures = [f"images/{n:012d}.png" for n in (1, 2)]
     _write_lines(folder / "coco" / "list.jsonl", [{"image": name, "image_id": n} for n, name in enumerate(pictures)])
     own = {"question": "Which?", "options": ["a dog", "a cat"], "answer": "B", "question_id": 4, "extra": {"a": [1]}}
     _write_lines(folder / "coco" / "own.jsonl", [{"image": name, **own} for name in pictures])
-    doc = {"question_id": "1", "question": "Is it?", "answer": "yes", "category": "random"}
-    _write_lines(folder / "samples.jsonl", [{"doc_id": 0, "doc": doc, "filtered_resps": ["Yes"], "resps": [["Yes"]]}])
+    metric = {"question_id": "1", "ground_truth": "yes", "category": "random"}
+    sample = {"doc_id": 0, "target": "yes", "filtered_resps": "Yes", "input": "Is it?", "pope_accuracy": metric}
+    _write_lines(folder / "samples.jsonl", [sample, sample | {"doc": {"answer": "no"}, "resps": [["Yes"]]}])
     answered = {"question_id": 1, "image": "1.png", "question": "Is it?", "text": "Yes", "label": "yes"}
     _write_lines(folder / "own_answers.jsonl", [{**answered, "method": name} for name in ("none", "var")])
     (folder / "no-model").mkdir()
@@ -255,9 +299,10 @@ def _exit_code(arguments: list[str]) -> int:
 
 def _located(folder: Path, argument: str) -> str:
     """A command's argument with the folder in front where it names a file of it."""
-    kind, colon, rest = argument.partition(":")
-    if colon and kind in ("coco", "folder", "questions"):
-        return f"{kind}:{folder / rest}"
+    for between in (":", "="):
+        kind, found, rest = argument.partition(between)
+        if found and rest and (folder / rest).exists():
+            return f"{kind}{between}{folder / rest}"
     known = argument.startswith("out") or (folder / argument).exists()
     return str(folder / argument) if known and not argument.startswith("-") else argument
 

@@ -17,12 +17,12 @@ def digest_markdown() -> str:
 
     Settings other than the defaults were chosen on other scenes.
     """
-    costs = {batch: _costs(batch) for batch in TIMED_BATCHES}
+    costs = {batch: measured_costs(batch) for batch in TIMED_BATCHES}
     sides = " | ".join(f"`{split}` CHAIR_i | recall | POPE F1 | in words" for split in SPLITS)
     times = " | ".join(f"prefill, token (batch {batch})" for batch in TIMED_BATCHES)
     rows = [f"| method | {sides} | {times} |", "|---" * (1 + 4 * len(SPLITS) + len(TIMED_BATCHES)) + "|"]
     for kind in ("builtin", "tuned"):
-        entries = {split: _differences(kind, split) for split in SPLITS}
+        entries = {split: differences(kind, split) for split in SPLITS}
         for label in entries[SPLITS[0]]:
             if kind == "tuned" and ":" not in label:
                 continue
@@ -43,10 +43,10 @@ _VERDICTS = ("helps", "finds more", "costs recall", "no clear change", "names mo
 
 def helps_markdown() -> str:
     """The README's table: every setting that was measured, what it changes on the first split, and what it costs."""
-    costs = _costs(TIMED_BATCHES[0])
+    costs = measured_costs()
     found = []
     for kind in ("builtin", "tuned"):
-        first, second = (_differences(kind, split) for split in SPLITS)
+        first, second = (differences(kind, split) for split in SPLITS)
         for label, difference in first.items():
             if kind == "tuned" and ":" not in label:
                 continue
@@ -76,7 +76,7 @@ def verdict(chair_i: Mapping[str, float], recall: Mapping[str, float]) -> str:
     return "finds more" if recall["low"] > 0 else "no clear change"
 
 
-def _differences(kind: str, split: str) -> dict[str, dict[str, Any]]:
+def differences(kind: str, split: str) -> dict[str, dict[str, Any]]:
     """By label, the differences to the plain model of every estimate; nothing for the plain model itself."""
     path = EVALUATIONS / f"{kind}_{split}.json"
     results = json.loads(path.read_text(encoding="utf-8"))
@@ -86,13 +86,19 @@ def _differences(kind: str, split: str) -> dict[str, dict[str, Any]]:
     }
 
 
+def scenes(kind: str, split: str) -> int:
+    """How many pictures an evaluation has."""
+    results = json.loads((EVALUATIONS / f"{kind}_{split}.json").read_text(encoding="utf-8"))
+    return int(results["data"]["images"])
+
+
 def _change(difference: Mapping[str, float] | None) -> str:
     if difference is None:
         return ""
     return emphasised(f"{100 * difference['value']:+.1f}", difference["low"], difference["high"])
 
 
-def _costs(batch: int) -> dict[str, str]:
+def measured_costs(batch: int = TIMED_BATCHES[0], dtype: str = TIMED_DTYPE) -> dict[str, str]:
     """By method, the median ratios of prefill and of a later token to the unguarded model, of its longest run."""
     longest: dict[str, dict[str, Any]] = {}
     for path in sorted(TIMINGS.glob(f"generate_{TIMED_MODEL}_*_batch{batch}_cpu.json")):
@@ -100,7 +106,7 @@ def _costs(batch: int) -> dict[str, str]:
         for entry in result["entries"]:
             if "ratio_to_unguarded" not in entry["decode"] or entry.get("control"):
                 continue
-            if entry.get("dtype", result["dtype"]) != TIMED_DTYPE:
+            if entry.get("dtype", result["dtype"]) != dtype:
                 continue
             known = longest.setdefault(entry["method"], entry)
             if entry["decode"]["calls"] > known["decode"]["calls"]:

@@ -23,8 +23,9 @@ _COLUMNS = (
 
 
 def measured_markdown() -> str:
-    """Every evaluation of the built-in model: default options, then those chosen by a sweep."""
+    """Every evaluation of the built-in model: default options, newer methods on fewer scenes, then chosen options."""
     evaluations = [_evaluation(path) for path in sorted(EVALUATIONS.glob("builtin_*.json"))]
+    evaluations += [_evaluation(path) for path in sorted(EVALUATIONS.glob("fewer_*.json"))]
     evaluations += [_evaluation(path) for path in sorted(EVALUATIONS.glob("tuned_*.json"))]
     return "\n".join(evaluations)
 

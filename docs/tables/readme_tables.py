@@ -9,6 +9,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from choice_tables import default_markdown, gate_costs_markdown, gates_markdown, tuning_markdown
+from which_method import which_markdown
+
 from api_page import api_markdown
 from code_map import code_map_markdown, rooms_markdown
 from generate_features import features_markdown
@@ -22,6 +25,7 @@ from vlm_guard.families.table import models_markdown, models_summary
 from vlm_guard.method.table import hooks_markdown, methods_markdown, settings_markdown
 
 SECTIONS: dict[str, Callable[[], str]] = {
+    "which": which_markdown,
     "methods": methods_markdown,
     "settings": settings_markdown,
     "hooks": hooks_markdown,
@@ -35,6 +39,10 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "timings": timings_markdown,
     "linear": linear_markdown,
     "helps": helps_markdown,
+    "defaults": default_markdown,
+    "gates": gates_markdown,
+    "gatecosts": gate_costs_markdown,
+    "tuning": tuning_markdown,
     "grounding": grounding_markdown,
     "rooms": rooms_markdown,
     "codemap": code_map_markdown,

@@ -1,6 +1,6 @@
 """Comparing methods of one or several runs, on the same images or not at all."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,13 +36,19 @@ class Comparison:
     notes: tuple[str, ...]
 
 
-def compare_runs(folders: Sequence[Path], baseline: str | None = None, resamples: int | None = None) -> Comparison:
+def compare_runs(
+    folders: Sequence[Path],
+    baseline: str | None = None,
+    resamples: int | None = None,
+    change: Callable[[str, list[Record]], list[Record]] | None = None,
+) -> Comparison:
     """Bring runs together; all numbers are computed anew from their records.
 
     Args:
         folders: folders that `vlm-guard eval` wrote, or files of answers that `caption` or `ask` wrote.
         baseline: label of the method the others are compared with; the first run's first method by default.
         resamples: number of bootstrap resamples; the first run's by default.
+        change: makes other records of a method's (by its label), such as ones with a judge's verdicts.
 
     Raises:
         FileNotFoundError: a folder holds no finished run.
@@ -58,6 +64,8 @@ def compare_runs(folders: Sequence[Path], baseline: str | None = None, resamples
         notes += check_comparable(runs[0], run, folders[0], folder)
     entries = _label(folders, runs)
     records = {label: _records(folder, run, method) for label, folder, run, method in entries}
+    if change is not None:
+        records = {label: change(label, items) for label, items in records.items()}
     read = {label: MethodRecords(items) for label, items in records.items()}
     chosen = baseline if baseline is not None else entries[0][0]
     if chosen not in read:
@@ -66,13 +74,15 @@ def compare_runs(folders: Sequence[Path], baseline: str | None = None, resamples
     methods = []
     for label, _, run, method in sorted(entries, key=lambda entry: entry[0] != chosen):
         own = read[label]
+        fair, said = own.fair_differences(read[chosen], draws) if label != chosen else ({}, {})
         computed = {
             "label": label,
             **own.summaries(run.tasks),
             "samples": own.sample_counts(),
             # Files of versions that wrote no plan were complete when they were written.
             "planned": method.planned or {task: counts.asked for task, counts in method.samples.items()},
-            "estimates": own.estimates(draws),
+            "estimates": own.estimates(draws) | fair,
+            "fair": said,
             "difference_to_baseline": own.differences_to(read[chosen], draws) if label != chosen else {},
             "cost": own.cost(),
             "task_costs": {task: own.cost(task) for task in own.answered},

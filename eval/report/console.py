@@ -18,6 +18,8 @@ ARROWS = {"better": "green", "worse": "red", "changed": "yellow", "unclear": "di
 
 def shown(kind: Kind, value: float) -> str:
     """A metric's value as tables show it: shares in percent, lengths with one decimal."""
+    if kind == "difference":
+        return shown_difference(kind, value)
     return f"{value:.1f}" if kind == "length" else f"{100 * value:.1f}"
 
 
@@ -58,6 +60,17 @@ def columns_of(results: RunResults) -> dict[str, list[Column]]:
         for task in tasks
     }
     return {task: columns for task, columns in found.items() if columns}
+
+
+def difference_notes(results: RunResults) -> list[str]:
+    """A sentence for every shown column that is a difference to something else than the baseline as it is."""
+    said = {task: fair["what"] for method in results.methods for task, fair in method.fair.items()}
+    return [
+        f'"{column.label.rstrip(" ↑↓")}" is {said[task]}.'
+        for task, columns in columns_of(results).items()
+        for column in columns
+        if column.kind == "difference" and task in said
+    ]
 
 
 def results_tables(results: RunResults, width: int) -> list[Table]:
@@ -136,6 +149,8 @@ def print_results(console: Console, results: RunResults) -> None:
         "differences are paired. ▲ ▼ the interval leaves out 0, ≈ it does not.",
         style="dim",
     )
+    for sentence in difference_notes(results):
+        console.print(sentence, style="dim", markup=False, highlight=False)
     if results.protocol is not None:
         style = "yellow" if results.protocol["changes"] else "dim"
         console.print(one_line(protocol_text(results.protocol)), style=style, markup=False, highlight=False)

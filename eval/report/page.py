@@ -17,6 +17,7 @@ from vlm_guard.eval.report.tables import caption_of, legend_of
 from vlm_guard.eval.run.records import Record
 from vlm_guard.eval.run.results import MethodResult, RunResults
 from vlm_guard.eval.run.summary import MethodRecords
+from vlm_guard.eval.tasks.shared.metric import Better, Kind, Metric
 from vlm_guard.eval.tasks.shared.registry import task_class
 
 _DATA_MARK = "/*REPORT_DATA*/"
@@ -79,25 +80,36 @@ def _spread(ids: Sequence[int], limit: int) -> list[int]:
 
 
 def _metric_rows(comparison: Comparison) -> list[dict[str, Any]]:
-    """The main metrics in the order of the tables, with what the page needs to draw them."""
-    known = {
-        metric.name: metric
-        for records in comparison.records.values()
-        for metrics in MethodRecords(records).metrics().values()
-        for metric in metrics
+    """The metrics with what the page needs to draw them: those of the tables in their order, then all others."""
+    known: dict[str, dict[str, Metric]] = {}
+    for records in comparison.records.values():
+        for task, metrics in MethodRecords(records).metrics().items():
+            known.setdefault(task, {}).update({metric.name: metric for metric in metrics})
+    rows = []
+    for task, columns in columns_of(comparison.results).items():
+        main = {column.metric for column in columns}
+        for column in columns:
+            metric = known.get(task, {}).get(column.metric)
+            better = column.better if metric is None else metric.better
+            rows.append(_metric_row(task, column.metric, column.label.rstrip(" ↑↓"), column.kind, better, main=True))
+        rows += [
+            _metric_row(task, metric.name, metric.label, metric.kind, metric.better, main=False)
+            for name, metric in known.get(task, {}).items()
+            if name not in main
+        ]
+    return rows
+
+
+def _metric_row(task: str, name: str, label: str, kind: Kind, better: Better, *, main: bool) -> dict[str, Any]:
+    return {
+        "name": name,
+        "label": label,
+        "better": better,
+        "scale": 1 if kind == "length" else 100,
+        "signed": kind == "difference",
+        "main": main,
+        "group": task_class(task).table_title,
     }
-    return [
-        {
-            "name": column.metric,
-            "label": column.label.rstrip(" ↑↓"),
-            "better": known[column.metric].better,
-            "scale": 1 if column.kind == "length" else 100,
-            "group": task_class(task).table_title,
-        }
-        for task, columns in columns_of(comparison.results).items()
-        for column in columns
-        if column.metric in known
-    ]
 
 
 def _method(method: MethodResult) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """How far a run is: bars with the time left on a terminal, elsewhere a line a minute, and what Ctrl-C leaves."""
 
+import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,47 +54,59 @@ class ProgressBar:
 
     Args:
         console: where it is shown.
-        clock: the time in seconds.
+        between: seconds from line to line, however long a batch takes.
 
     Attributes:
         total: answers of all methods; 0 before the start.
         done: how many of them there are, those of earlier starts among them.
     """
 
-    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, console: Console, between: float = SECONDS_BETWEEN_LINES) -> None:
         self.total = self.done = 0
         self._console = console
-        self._clock = clock
+        self._between = between
         self._bar = _bars(console)
         self._task: TaskID | None = None
-        self._began = self._said = 0.0
+        self._began = 0.0
         self._earlier = 0
+        self._ended = threading.Event()
+        self._teller: threading.Thread | None = None
 
     def start(self, total: int, done: int) -> None:
-        """Show the bar; `done` answers are there already."""
+        """Show the bar, or begin with the lines; `done` answers are there already."""
         self.total, self.done, self._earlier = total, done, done
-        self._began = self._said = self._clock()
+        self._began = time.monotonic()
         self._bar.start()
         self._task = self._bar.add_task("answers", total=total, completed=done)
+        if not self._console.is_terminal:
+            self._ended.clear()
+            self._teller = threading.Thread(target=self._tell, name="progress", daemon=True)
+            self._teller.start()
 
     def advance(self, count: int, method: str) -> None:
-        """Move the bar on by so many answers of a method, or say a line if the last one is a minute old."""
+        """Move the bar on by so many answers of a method."""
         self.done = min(self.total, self.done + count)
         if self._task is not None:
             self._bar.update(self._task, advance=count, description=method)
-        now = self._clock()
-        if not self._console.is_terminal and now - self._said >= SECONDS_BETWEEN_LINES:
-            self._said = now
-            self._console.print(self._line(now - self._began), soft_wrap=True, markup=False, highlight=False)
 
     def stop(self) -> None:
-        """Take the bar away."""
+        """Take the bar away, or end the lines."""
         self._bar.stop()
+        self._ended.set()
+        if self._teller is not None:
+            self._teller.join()
+            self._teller = None
 
-    def _line(self, gone: float) -> str:
-        share = f"{self.done} of {self.total} answers ({100 * self.done // max(1, self.total)} %)"
-        left = gone * (self.total - self.done) / max(1, self.done - self._earlier)
-        return f"{share} after {span(gone)}, about {span(left)} left"
+    def _tell(self) -> None:
+        while not self._ended.wait(self._between):
+            line = self.line(time.monotonic() - self._began)
+            self._console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+    def line(self, gone: float) -> str:
+        """How far the run is after so many seconds, and how long it will take where that can be told."""
+        share = f"{self.done} of {self.total} answers ({100 * self.done // max(1, self.total)} %) after {span(gone)}"
+        new = self.done - self._earlier
+        return f"{share}, about {span(gone * (self.total - self.done) / new)} left" if new > 0 else share
 
     def interrupted_text(self, place: Path) -> str:
         """What is kept after Ctrl-C, and how to go on; `place` is what `--out` named."""

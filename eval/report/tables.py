@@ -6,7 +6,7 @@ import io
 import json
 from typing import Any
 
-from vlm_guard.eval.report.console import columns_of, difference_text, protocol_text, shown
+from vlm_guard.eval.report.console import columns_of, difference_notes, difference_text, protocol_text, shown
 from vlm_guard.eval.run.results import MethodResult, RunResults
 from vlm_guard.eval.tasks.shared.metric import Column
 from vlm_guard.eval.tasks.shared.registry import task_class
@@ -78,6 +78,8 @@ def _cells(results: RunResults, method: MethodResult) -> list[str]:
             cells.append("-")
             continue
         cell = shown(column.kind, estimate.value)
+        if column.kind == "difference":
+            cell += f" ({shown(column.kind, estimate.low)}..{shown(column.kind, estimate.high)})"
         difference = method.difference_to_baseline.get(column.metric)
         if difference is not None:
             value, interval = difference_text(column.kind, difference)
@@ -105,10 +107,11 @@ def caption_of(results: RunResults) -> str:
 def legend_of(results: RunResults) -> str:
     """One sentence on how to read the table."""
     level = round(100 * results.statistics["level"])
+    explained = " ".join(difference_notes(results))
     return (
         f"In percent, words as a mean. Differences to {results.baseline} are paired, with {level} % bootstrap "
-        "intervals over images; ▲ ▼ where the interval leaves out 0, ≈ where it does not."
-    )
+        f"intervals over images; ▲ ▼ where the interval leaves out 0, ≈ where it does not. {explained}"
+    ).rstrip()
 
 
 def _sentences(results: RunResults) -> list[str]:

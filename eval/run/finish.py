@@ -61,6 +61,7 @@ def summarise_run(run: Evaluation, methods: Sequence[AnsweredMethod]) -> RunResu
     read = [MethodRecords(method.records) for method in methods]
     resamples = run.settings.resamples
     profile = run.guards[0].target.profile
+    fair = [({}, {}) if not place else item.fair_differences(read[0], resamples) for place, item in enumerate(read)]
     results = [
         MethodResult(
             label=method.label,
@@ -69,7 +70,8 @@ def summarise_run(run: Evaluation, methods: Sequence[AnsweredMethod]) -> RunResu
             samples=records.sample_counts(),
             planned=plan,
             **records.summaries(tasks),
-            estimates=records.estimates(resamples),
+            estimates=records.estimates(resamples) | fair[index][0],
+            fair=fair[index][1],
             difference_to_baseline=records.differences_to(read[0], resamples) if index else {},
             cost=records.cost(),
             task_costs={task: records.cost(task) for task in records.answered},

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers import LogitsProcessorList
 
 from vlm_guard.eval.run.decoding import Decoding
+from vlm_guard.eval.run.first_token import YesNoMargin
 from vlm_guard.eval.run.prompting import PromptTemplate
 from vlm_guard.eval.tasks.base import Sample, Task
 from vlm_guard.families.architecture import inference_device
@@ -97,7 +99,13 @@ def prepare_batch(samples: Sequence[Sample], task: Task, template: PromptTemplat
 
 
 def generate_batch(
-    model: Any, processor: Any, inputs: Any, decoding: Decoding, max_new_tokens: int, seed: int
+    model: Any,
+    processor: Any,
+    inputs: Any,
+    decoding: Decoding,
+    max_new_tokens: int,
+    seed: int,
+    watch: YesNoMargin | None = None,
 ) -> AnsweredBatch:
     """Answer a prepared batch.
 
@@ -108,7 +116,9 @@ def generate_batch(
         decoding: how tokens are chosen.
         max_new_tokens: token limit of every answer.
         seed: set before generation, so that sampling does not depend on what ran before.
+        watch: reads the logits of the first token, where somebody wants them.
     """
+    extra = {} if watch is None else {"logits_processor": LogitsProcessorList([watch])}
     device = inference_device(model)
     cuda = device.type == "cuda"
     torch.manual_seed(seed)
@@ -119,7 +129,7 @@ def generate_batch(
     moved = inputs.to(device, dtype=model.dtype)  # changes the type of pixels only, ids stay whole numbers
     try:
         with torch.inference_mode():
-            output = model.generate(**moved, max_new_tokens=max_new_tokens, **decoding.arguments())
+            output = model.generate(**moved, max_new_tokens=max_new_tokens, **decoding.arguments(), **extra)
     except torch.OutOfMemoryError as error:
         error.add_note("Give a smaller --batch-size and another --out: the batch size is part of a run's settings.")
         raise

@@ -33,6 +33,7 @@ class _Answered(_Record):
     tokens: Count
     finished: bool
     score: dict[str, Any]
+    yes_margin: Annotated[float, Field(ge=-1e15, le=1e15)] | None = None
     seconds: Amount
     memory_bytes: Count
     memory_kind: str

@@ -78,6 +78,7 @@ class MethodResult(_Part):
     pope: dict[str, Any] | None = None
     estimates: dict[str, Estimate]
     difference_to_baseline: dict[str, Difference]
+    fair: dict[str, dict[str, Any]] = {}
     cost: Cost
     task_costs: dict[str, Cost]
     sessions: list[dict[str, Any]]

@@ -18,6 +18,7 @@ from vlm_guard.eval.run.distributed import ProcessGroup
 from vlm_guard.eval.run.earlier import EarlierMethod, earlier_methods
 from vlm_guard.eval.run.environment import all_versions, git_state, hardware
 from vlm_guard.eval.run.finish import AnsweredMethod, summarise_run, with_earlier
+from vlm_guard.eval.run.first_token import yes_no_margin
 from vlm_guard.eval.run.generation import PreparedBatch, generate_batch, prepare_batch
 from vlm_guard.eval.run.lock import locked
 from vlm_guard.eval.run.records import Record, SampleLog
@@ -26,6 +27,7 @@ from vlm_guard.eval.run.resume import MethodFolder
 from vlm_guard.eval.run.settings import MethodSpec, RunSettings
 from vlm_guard.eval.run.setup import Batch, Evaluation, set_up
 from vlm_guard.eval.tasks.base import Sample
+from vlm_guard.eval.tasks.shared.fair import MARGIN
 from vlm_guard.guard import Guard
 
 # Timing starts after one untimed answer of this many tokens, which pays for first-call set-up.
@@ -244,17 +246,21 @@ def _answer(
             if (method.spec.label, batch.task.name) not in warm:
                 generate_batch(model, processor, prepared.inputs, settings.decoding, _WARM_UP_TOKENS, seed)
                 warm.add((method.spec.label, batch.task.name))
+            watch = yes_no_margin(processor, len(prepared.samples)) if batch.task.watches_yes_no else None
             answered = generate_batch(
-                model, processor, prepared.inputs, settings.decoding, batch.task.max_new_tokens, seed
+                model, processor, prepared.inputs, settings.decoding, batch.task.max_new_tokens, seed, watch
             )
             measured = batch.task.measure(method.guard, answered.inputs, answered.output)
-        extras = measured or [{} for _ in prepared.samples]
-        for sample, answer, extra in zip(prepared.samples, answered.answers, extras, strict=True):
+        rows = len(prepared.samples)
+        extras = measured or [{}] * rows
+        margins = [None] * rows if watch is None else watch.margins()
+        for sample, answer, extra, margin in zip(prepared.samples, answered.answers, extras, margins, strict=True):
             records.append(
                 {
                     **common[sample.key],
                     "prompt": sample.prompt,
                     "text": answer.text,
+                    **({} if margin is None else {MARGIN: margin}),
                     "tokens": answer.tokens,
                     "finished": answer.finished,
                     "score": {**batch.task.score(sample, answer.text), **extra},

@@ -45,8 +45,8 @@ class RunSettings(BaseModel):
         None, "Settings of published numbers, such as opera-chair-500; others go on top (vlm-guard protocols)."
     )
     methods: list[str] = _field(
-        ["none", "var"],
-        "none, var, var+vcd, pai:gain=0.4+var, my_file.py, ...; repeat it, the first is the baseline.",
+        ["none", "auto"],
+        "none, auto, var+vcd, pai:gain=0.4+var, my_file.py, ...; repeat it, the first is the baseline.",
         "--method",
     )
     options: dict[str, Any] = _field(

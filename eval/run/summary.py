@@ -89,6 +89,27 @@ class MethodRecords:
             found |= {name: Estimate(**asdict(interval)) for name, interval in values.items()}
         return found
 
+    def fair_differences(self, baseline: "MethodRecords", resamples: int) -> tuple[dict[str, Estimate], dict[str, Any]]:
+        """What is left of differences to a baseline when an easy explanation is taken away (`Task.fair_pair`).
+
+        Returns:
+            The differences as estimates by their own names, and by task what was compared.
+        """
+        found: dict[str, Estimate] = {}
+        said: dict[str, Any] = {}
+        for task in self.tasks:
+            cls = task_class(task)
+            pair = cls.fair_pair(baseline.answered.get(task, []), self.answered[task])
+            if pair is None:
+                continue
+            known = {metric.name for metric in cls.metrics(pair.baseline)}
+            metrics = [item for item in cls.metrics(pair.other) if item.name in pair.metrics and item.name in known]
+            first, second = (MethodRecords(records).image_counts(task) for records in (pair.baseline, pair.other))
+            values = differences(first, second, metrics, resamples, BOOTSTRAP_SEED)
+            found |= {pair.metrics[name]: Estimate(**asdict(interval)) for name, interval in values.items()}
+            said[task] = {"what": pair.what, **pair.facts}
+        return found, said
+
     def differences_to(self, baseline: "MethodRecords", resamples: int) -> dict[str, Difference]:
         """Every metric's paired difference to a baseline, on the images both answered."""
         found = {}

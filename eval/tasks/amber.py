@@ -4,7 +4,7 @@
 `AMBER_1.jpg`, ... in FOLDER, FOLDER/image or FOLDER/images. It is not part of this project.
 
 "No" is the positive class: precision is over answers No, recall over questions whose answer is no. The generative part
-needs word vectors of a large spaCy model and is not scored here.
+is the task amber_generative.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +17,7 @@ from vlm_guard.eval.data.coco import image_id
 from vlm_guard.eval.data.datasets import EvaluationData
 from vlm_guard.eval.tasks.base import Record, Sample, Task
 from vlm_guard.eval.tasks.pope.parsers import parse_answer
+from vlm_guard.eval.tasks.shared.fair import FairPair, yes_matched
 from vlm_guard.eval.tasks.shared.metric import Better, Column, Counts, Metric, harmonic, ratio, share
 from vlm_guard.eval.tasks.shared.own_data import folder_of, question_data
 from vlm_guard.eval.tasks.shared.received import Name, Received
@@ -271,14 +272,18 @@ class AmberTask(Task):
         Column(metric="amber.attribute.f1", label="attr. F1 ↑"),
         Column(metric="amber.relation.f1", label="rel. F1 ↑"),
         Column(metric="amber.all.unparsed", label="unparsed ↓"),
+        Column(metric="amber.over_control", label="F1 − control ↑", kind="difference", better="higher"),
     )
+    watches_yes_no = True
 
     @classmethod
     def open_data(cls, place: str, count: int | None, settings: TaskSettings) -> EvaluationData:
         """AMBER's release; see the head of this file."""
         folder = folder_of("amber", place, "AMBER's release: annotations.json, query/ and the pictures")
-        annotations = _find(folder, "annotations.json", "data/annotations.json")
-        queries = _find(folder, *(f"{top}query/query_{name}.json" for top in ("data/", "") for name in _QUERIES))
+        annotations = find_in_release(folder, "annotations.json", "data/annotations.json")
+        queries = find_in_release(
+            folder, *(f"{top}query/query_{name}.json" for top in ("data/", "") for name in _QUERIES)
+        )
         questions = read_amber(queries, annotations)
         numbers = {question.image: image_id(question.image) for question in questions}
         images = {number: _picture(folder, name) for name, number in numbers.items()}
@@ -331,6 +336,11 @@ class AmberTask(Task):
         return tuple(metric for group in groups for metric in _metrics(group))
 
     @classmethod
+    def fair_pair(cls, baseline: Sequence[Record], other: Sequence[Record]) -> FairPair | None:
+        """The baseline with a constant leaning to yes that makes it say yes as often as the method."""
+        return yes_matched(baseline, other, {"amber.all.f1": "amber.over_control"})
+
+    @classmethod
     def summarise(cls, records: Sequence[Record], described: Mapping[str, Any]) -> dict[str, Any]:
         """AMBER's scores as its script prints them."""
         scores = (record["score"] for record in records)
@@ -351,7 +361,8 @@ class AmberTask(Task):
 _QUERIES = ("discriminative", "all")
 
 
-def _find(folder: Path, *names: str) -> Path:
+def find_in_release(folder: Path, *names: str) -> Path:
+    """The first of these files that the release has; FileNotFoundError where it has none of them."""
     found = next((folder / name for name in names if (folder / name).is_file()), None)
     if found is None:
         raise FileNotFoundError(f"{folder} is no AMBER release: it has none of {', '.join(names)}")

@@ -12,10 +12,9 @@ import numpy as np
 from vlm_guard.eval.data.datasets import EvaluationData
 from vlm_guard.eval.data.own_pictures import check_fields, picture_name
 from vlm_guard.eval.tasks.base import Record, Sample, Task
-from vlm_guard.eval.tasks.modality_interference import chosen_option
 from vlm_guard.eval.tasks.pope.parsers import parse_answer
 from vlm_guard.eval.tasks.shared.metric import Column, Counts, Kind, Metric, share
-from vlm_guard.eval.tasks.shared.multiple_choice import options_of
+from vlm_guard.eval.tasks.shared.multiple_choice import chosen_option, options_of
 from vlm_guard.eval.tasks.shared.own_data import question_data
 from vlm_guard.eval.tasks.shared.received import Received
 from vlm_guard.eval.tasks.shared.registry import register_task

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from vlm_guard.eval.data.datasets import EvaluationData
     from vlm_guard.eval.tasks.shared.drawing import Drawn
+    from vlm_guard.eval.tasks.shared.fair import FairPair
     from vlm_guard.eval.tasks.shared.metric import Column, Metric
     from vlm_guard.guard import Guard
 
@@ -87,6 +88,7 @@ class Task(ABC):
         Score: what the `score` of a record must hold before it is used; files of runs may come from anybody.
         Described: what `describe` gave, as a results.json must hold it.
         columns: the metrics that tables show, in order.
+        watches_yes_no: whether records shall hold how much the model prefers yes to no where its answer begins.
         sweep: how `vlm-guard sweep` chooses a strength by this task; None where it cannot.
     """
 
@@ -101,6 +103,7 @@ class Task(ABC):
     Score: ClassVar[type[Received]] = Received
     Described: ClassVar[type[Received]] = Received
     columns: ClassVar[tuple[Column, ...]] = ()
+    watches_yes_no: ClassVar[bool] = False
     sweep: ClassVar[SweepRule | None] = None
 
     def __init__(self, data: EvaluationData, settings: TaskSettings | None = None, seed: int = 0) -> None:
@@ -184,6 +187,11 @@ class Task(ABC):
         """The metrics that both sets of records give, for differences."""
         names = {metric.name for metric in cls.metrics(first)}
         return tuple(metric for metric in cls.metrics(second) if metric.name in names)
+
+    @classmethod
+    def fair_pair(cls, baseline: Sequence[Record], other: Sequence[Record]) -> FairPair | None:
+        """A comparison of a method with the baseline that takes an easy explanation of its gain away; None for none."""
+        return None
 
     @classmethod
     def image_counts(cls, records: Sequence[Record]) -> dict[str, float]:

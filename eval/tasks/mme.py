@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from vlm_guard.eval.data.datasets import EvaluationData, hash_file, hash_lines
 from vlm_guard.eval.tasks.base import Record, Sample, Task
+from vlm_guard.eval.tasks.shared.fair import FairPair, yes_matched
 from vlm_guard.eval.tasks.shared.metric import Better, Column, Counts, Metric, share
 from vlm_guard.eval.tasks.shared.own_data import folder_of, question_data
 from vlm_guard.eval.tasks.shared.received import Name, Received
@@ -214,7 +215,9 @@ class MmeTask(Task):
         Column(metric="mme.total", label="MME total ↑"),
         *(Column(metric=f"mme.{name}.score", label=f"{name} ↑") for name in HALLUCINATION_SUBTASKS),
         Column(metric="mme.other", label="unparsed ↓"),
+        Column(metric="mme.over_control", label="total − control ↑", kind="difference", better="higher"),
     )
+    watches_yes_no = True
 
     @classmethod
     def open_data(cls, place: str, count: int | None, settings: TaskSettings) -> EvaluationData:
@@ -264,6 +267,11 @@ class MmeTask(Task):
             "questions": 1,
             "other": other,
         }
+
+    @classmethod
+    def fair_pair(cls, baseline: Sequence[Record], other: Sequence[Record]) -> FairPair | None:
+        """The baseline with a constant leaning to yes that makes it say yes as often as the method."""
+        return yes_matched(baseline, other, {"mme.total": "mme.over_control"})
 
     @classmethod
     def image_counts(cls, records: Sequence[Record]) -> dict[str, float]:

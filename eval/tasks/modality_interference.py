@@ -10,7 +10,6 @@ loss of accuracy is the interference.
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,16 +21,13 @@ from PIL import Image
 from vlm_guard.eval.data.word_lists import read_word_list
 from vlm_guard.eval.tasks.base import Record, Sample, Task
 from vlm_guard.eval.tasks.shared.metric import Better, Column, Counts, Metric, share
-from vlm_guard.eval.tasks.shared.multiple_choice import read_choices
-from vlm_guard.eval.tasks.shared.own_data import question_data
+from vlm_guard.eval.tasks.shared.multiple_choice import ChoiceRecord, choice_prompt, chosen_option
 from vlm_guard.eval.tasks.shared.received import Name, Received
 from vlm_guard.eval.tasks.shared.registry import register_task
 from vlm_guard.eval.tasks.shared.settings import TaskSettings, setting
 
 if TYPE_CHECKING:
     from vlm_guard.eval.data.datasets import EvaluationData
-
-_STANDALONE_CAPITAL = re.compile(r"(?<![A-Za-z])([A-Z])(?![A-Za-z'’])")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +55,8 @@ class MultipleChoice:
     @property
     def prompt(self) -> str:
         """The question as it is put to the model: context, question, one line per option."""
-        lines = [self.context] if self.context else []
-        return "\n".join([*lines, self.question, *(f"{letter}: {text}" for letter, text in self.options.items())])
+        asked = choice_prompt(self.question, self.options)
+        return f"{self.context}\n{asked}" if self.context else asked
 
 
 def _wrong_options(question: MultipleChoice) -> list[str]:
@@ -149,17 +145,6 @@ def perturb(questions: Sequence[MultipleChoice], perturbation: str, seed: int = 
     return [known[perturbation](question, generator) for question in questions]
 
 
-def chosen_option(text: str, options: Mapping[str, str]) -> str | None:
-    """The letter an answer chooses: the first capital that stands alone and names an option, else the one option
-    whose text the answer contains; None where neither is there.
-    """
-    for letter in _STANDALONE_CAPITAL.findall(text):
-        if letter in options:
-            return letter
-    contained = [letter for letter, content in options.items() if content.lower() in text.lower()]
-    return contained[0] if len(contained) == 1 else None
-
-
 def choice_accuracy(questions: Sequence[MultipleChoice], answers: Sequence[str]) -> float:
     """Share of answers that choose the right option; an answer that chooses none is wrong.
 
@@ -227,7 +212,6 @@ class InterferenceTask(Task):
     help = "Accuracy that multiple-choice questions lose to an irrelevant text or picture."
     source = "Modality interference, arXiv 2505.19616"
     table_title = "multiple choice"
-    own_data = "mc"
     data_kinds = ("mc",)
     data_help = "mc:FILE, a JSONL of question, options, answer and image"
     Settings = InterferenceSettings
@@ -244,6 +228,7 @@ class InterferenceTask(Task):
 
     def __init__(self, data: EvaluationData, settings: TaskSettings | None = None, seed: int = 0) -> None:
         super().__init__(data, settings, seed)
+        _ = self._questions  # a record that cannot be asked is refused before the model is loaded
         known = [name for names in _PERTURBATIONS.values() for name in names]
         unknown = [name for name in self.settings.perturbations if name not in known]
         if unknown:
@@ -253,26 +238,15 @@ class InterferenceTask(Task):
         # Every question gets the picture of the next one on a circle through all, so that none keeps its own.
         self._other = dict(zip(numbers, numbers[1:] + numbers[:1]))
 
-    @classmethod
-    def open_data(cls, place: str, count: int | None, settings: TaskSettings) -> EvaluationData:
-        """The questions of the file; with a count, the first ones."""
-        path = Path(place)
-        records = {record.number: record for record in read_choices(path)}
-        content = {}
-        for number, record in records.items():
-            decided_by = record.rest.get("decided_by", "image")
-            if decided_by not in _PERTURBATIONS:
-                raise ValueError(f"{path}: record {number}: decided_by is {decided_by!r}; it must be image or text")
-            question = MultipleChoice(question=record.question, options=record.options, answer=record.answer)
-            content[number] = (decided_by, question)
-        images = {number: record.image for number, record in records.items()}
-        name = f"mc:{path.name}"
-        return question_data("mc", path.parent, images, content, count=count, files=(path,), name=name)
+    @cached_property
+    def _questions(self) -> dict[int, tuple[str, MultipleChoice]]:
+        """What decides a question, and the question without its picture, by its number."""
+        return {number: _as_asked(self.data.content[number], self.data.name) for number in self.data.images}
 
     def _perturbations(self, number: int) -> list[str]:
         """What is done to a question: what fits, out of what is wanted; a lone picture cannot be switched."""
         wanted = self.settings.perturbations
-        fitting = _PERTURBATIONS[self.data.content[number][0]]
+        fitting = _PERTURBATIONS[self._questions[number][0]]
         return [
             name
             for name in fitting
@@ -293,7 +267,7 @@ class InterferenceTask(Task):
         return [self._sample(key, number, name) for key, (number, name) in self._asked.items()]
 
     def _sample(self, key: str, number: int, name: str) -> Sample:
-        _, question = self.data.content[number]
+        _, question = self._questions[number]
         if name in IMAGE_HEAVY:
             question = IMAGE_HEAVY[name](question, self._generator(number, name))
         prompt = question.prompt + self.settings.suffix
@@ -311,14 +285,14 @@ class InterferenceTask(Task):
         own = read(self.data.images[sample.image_id])
         if not sample.variant:
             return own
-        question = replace(self.data.content[sample.image_id][1], image=own)
+        question = replace(self._questions[sample.image_id][1], image=own)
         shown = TEXT_HEAVY[sample.variant](question, self._generator(sample.image_id, sample.variant)).image
         assert shown is not None  # perturbations of the picture give one
         return shown
 
     def score(self, sample: Sample, text: str) -> dict[str, Any]:
         """The option chosen, the right one, and how the question was asked."""
-        decided_by, question = self.data.content[sample.image_id]
+        decided_by, question = self._questions[sample.image_id]
         return {
             "answer": chosen_option(text, question.options) or "none",
             "label": question.answer,
@@ -366,6 +340,13 @@ class InterferenceTask(Task):
     def page_entry(cls, record: Record) -> dict[str, Any]:
         """The question with its perturbation."""
         return {**super().page_entry(record), "groups": [record["score"]["perturbation"]]}
+
+
+def _as_asked(record: ChoiceRecord, name: str) -> tuple[str, MultipleChoice]:
+    decided_by = record.rest.get("decided_by", "image")
+    if decided_by not in _PERTURBATIONS:
+        raise ValueError(f"{name}: record {record.number}: decided_by is {decided_by!r}; it must be image or text")
+    return decided_by, MultipleChoice(question=record.question, options=record.options, answer=record.answer)
 
 
 def _accuracy(kind: str, name: str) -> Callable[[Counts], Any]:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from vlm_guard.kernels.attention_edit import AttentionEdit
 from vlm_guard.method import (
-    TOKEN_TYPES,
     AttentionCall,
     ForwardCall,
     GenerationState,
@@ -19,8 +18,8 @@ from vlm_guard.method import (
     acts_in_model,
     run_until_stopped,
 )
+from vlm_guard.methods.shared.text_stream import TextStream
 from vlm_guard.methods.vhr.layer_by_layer import LayerByLayer
-from vlm_guard.methods.vhr.text_stream import TextStream
 
 Outputs = dict[int, Tensor]
 
@@ -211,25 +210,6 @@ class HeadScoring:
         """What runs inside is not the generation's own pass, but one of this class."""
         with self.guard.reading.running(state):
             yield
-
-
-def prompt_inputs(inputs: dict[str, Any], end: int, length: int) -> dict[str, Any]:
-    """Inputs of a pass over prompt and answer, cut to the prompt.
-
-    Args:
-        inputs: of a forward pass over the first `end` tokens of a sequence.
-        end: how many there are.
-        length: how many of them are the prompt.
-    """
-    if end == length:
-        return inputs
-    of_tokens = {name: value for name, value in inputs.items() if isinstance(value, Tensor) and _is_of_tokens(name)}
-    return inputs | {name: value[..., :length] for name, value in of_tokens.items()}
-
-
-def _is_of_tokens(name: str) -> bool:
-    """Whether the last dimension of a model input is that of the tokens."""
-    return name in ("input_ids", "attention_mask", "position_ids", "labels", *TOKEN_TYPES)
 
 
 def _at(call: AttentionCall, output: Tensor, rows: Tensor, places: Tensor) -> Tensor:

@@ -48,7 +48,8 @@ from vlm_guard.method import (
     own_heads,
     register,
 )
-from vlm_guard.methods.vhr.head_scoring import HeadScoring, prompt_inputs
+from vlm_guard.methods.shared.prompt_pass import prompt_inputs
+from vlm_guard.methods.vhr.head_scoring import HeadScoring
 
 
 @register("vhr")

@@ -51,6 +51,19 @@ def test_the_page_holds_pictures_captions_and_numbers_and_loads_nothing(comparis
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "").replace("http-equiv", "")
 
 
+def test_the_page_has_the_main_numbers_in_tables_and_all_others_to_open(comparison, coco):
+    rows = {row["name"]: row for row in page_data(build_report(comparison, images=coco))["metrics"]}
+    own = rows["chair.equal_length.chair_i"]
+    assert own["main"] and own["signed"] and own["better"] == "lower" and own["label"] == "equal length"
+    assert rows["chair_i"]["main"] and not rows["chair_i"]["signed"]
+    for name in ("chair.fifth_5.chair_i", "chair.per_100_words", "chair.complete.chair_s", "pope.read_vcd.f1"):
+        assert not rows[name]["main"]
+    assert rows["pope.read_vcd.f1"]["label"] == "F1 by the vcd parser"
+    assert '"equal length" is the difference of CHAIR_i' in page_data(build_report(comparison, images=coco))["legend"]
+    guarded = comparison.results.method("var")
+    assert guarded.fair["chair"]["mean_words"] > 0 and "chair.equal_length.chair_i" in guarded.estimates
+
+
 def test_a_caption_cannot_close_the_script_element(comparison, coco):
     page = build_report(comparison, images=coco)
     assert "</script><b>" not in page

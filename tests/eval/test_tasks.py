@@ -1,12 +1,10 @@
 """Tasks as one finds and uses them: the listing, settings, data that fits or is refused, runs of the built-in ones."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
-from small_coco import make_coco_folder
+from task_sources import make_sources
 
 from vlm_guard.cli import main
 from vlm_guard.eval.report.compare import compare_runs
@@ -17,15 +15,13 @@ from vlm_guard.eval.run.results import read_results
 from vlm_guard.eval.run.settings import RunSettings, read_settings
 from vlm_guard.eval.run.setup import open_data
 from vlm_guard.eval.tasks import Task, register_task
+from vlm_guard.eval.tasks.shared.judging import JudgedTask
 from vlm_guard.eval.tasks.shared.multiple_choice import read_choices
 from vlm_guard.eval.tasks.shared.registry import task_class, task_files, task_names
 from vlm_guard.eval.tasks.shared.settings import settings_with_flags
 from vlm_guard.eval.tasks.shared.table import described_tasks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-TYPES = ("hallucination", "attribute-state", "attribute-number", "attribute-action", "relation")
-MME_LINES = "Is there a dog in the image? Please answer yes or no.\tYes\nIs there a cat? Please answer yes or no.\tNo\n"
 
 
 def call(capsys, *arguments: object) -> tuple[int, str, str]:
@@ -35,49 +31,11 @@ def call(capsys, *arguments: object) -> tuple[int, str, str]:
     return stopped.value.code, printed.out, printed.err
 
 
-def draw(path: Path, seed: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (64, 96, 3), dtype=np.uint8)).save(path)
-
-
 @pytest.fixture
 def sources(tmp_path, monkeypatch) -> dict[str, str]:
-    """Small data for every task, made here, by the task's name."""
+    """Small data for every task, by the task's name."""
     monkeypatch.setenv("VLM_GUARD_CACHE", str(tmp_path / "cache"))
-    amber = tmp_path / "amber"
-    questions, truths = [], []
-    for number in (1, 2, 3):
-        draw(amber / "image" / f"AMBER_{number}.jpg", number)
-        for kind in TYPES:
-            place = len(questions) + 1
-            questions.append({"id": place, "image": f"AMBER_{number}.jpg", "query": f"Is there a dog ({place})?"})
-            truths.append({"id": place, "type": f"discriminative-{kind}", "truth": "yes" if place % 3 else "no"})
-    (amber / "data" / "query").mkdir(parents=True)
-    (amber / "data" / "query" / "query_discriminative.json").write_text(json.dumps(questions), encoding="utf-8")
-    (amber / "data" / "annotations.json").write_text(json.dumps(truths), encoding="utf-8")
-    for seed, name in enumerate(("existence", "count", "position", "color")):
-        for number in range(2):
-            draw(tmp_path / "mme" / name / f"{number}.jpg", 10 * seed + number)
-            (tmp_path / "mme" / name / f"{number}.txt").write_text(MME_LINES, encoding="utf-8")
-    records = []
-    for number in range(4):
-        draw(tmp_path / "choices" / f"{number}.png", number)
-        record = {"question": "What is it?", "options": ["a dog", "a cat"], "answer": "a cat", "image": f"{number}.png"}
-        records.append(record | ({"decided_by": "text"} if number % 2 else {}))
-    (tmp_path / "choices" / "some.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
-    coco = make_coco_folder(tmp_path / "coco", images=3)
-    own = [{"image": f"{number}.png", "question": "Is it a cat?", "answer": "no"} for number in range(3)]
-    (tmp_path / "choices" / "own.jsonl").write_text("".join(json.dumps(one) + "\n" for one in own))
-    return {
-        "caption": f"folder:{tmp_path / 'choices'}",
-        "ask": f"questions:{tmp_path / 'choices' / 'own.jsonl'}",
-        "chair": f"coco:{coco}",
-        "pope": f"coco:{coco}",
-        "amber": f"amber:{amber}",
-        "mme": f"mme:{tmp_path / 'mme'}",
-        "grid2matrix": "grids:2x3",
-        "modality_interference": f"mc:{tmp_path / 'choices' / 'some.jsonl'}",
-    }
+    return make_sources(tmp_path)
 
 
 OPTIONS = ("--device", "cpu", "--method", "none", "--method", "pai", "--resamples", "100", "--count", "3")
@@ -87,6 +45,8 @@ OPTIONS = ("--device", "cpu", "--method", "none", "--method", "pai", "--resample
 def test_every_task_runs_from_the_command_line_to_tables_plots_and_page(task, sources, tmp_path, capsys):
     out = tmp_path / "run"
     limit = ("--set", f"{task}.max_new_tokens=8")
+    if task == "openchair":
+        limit += ("--set", f"openchair.concreteness={tmp_path / 'words.tsv'}")
     command = ("eval", "--task", task, "--data", sources[task], *OPTIONS, *limit, "--out", out)
     code, printed, err = call(capsys, *command)
     assert code == 0, err
@@ -96,7 +56,8 @@ def test_every_task_runs_from_the_command_line_to_tables_plots_and_page(task, so
     assert results.notes == [] and results.data["images"] == 3
     for method in results.methods:
         assert method.samples[task].answered == method.planned[task] > 0
-        assert set(method.estimates) >= {column.metric for column in task_class(task).columns[:2]}
+        shown = 1 if issubclass(task_class(task), JudgedTask) else 2  # the others come with a judge's verdicts
+        assert set(method.estimates) >= {column.metric for column in task_class(task).columns[:shown]}
         assert method.model_dump()[task], "the task's own summary"
     assert results.methods[1].difference_to_baseline
     assert compare_runs([out]).results.methods[1].estimates == results.methods[1].estimates
@@ -145,12 +106,23 @@ def test_data_that_does_not_fit_is_refused_with_what_is_needed(task, sources, tm
             "unrelated_text, related_text",
         ),
         ("chair", ("--data", "amber"), "it needs scenes:SPLIT"),
+        ("dash_b", ("--data", "dash_b:MME"), "is no DASH-B release: it has no dash_benchmark_neg.json"),
+        ("dash_b", ("--set", "dash_b.prompt=Is it there?"), "it must contain {object}"),
+        ("hallusionbench", ("--data", "hallusionbench:MME"), "there is no file"),
+        ("repope", ("--data", "repope:MME"), "there is no file"),
+        ("repope", ("--set", "repope.images=/nowhere"), "repope.images: there is no folder /nowhere"),
+        ("yesno", ("--data", "yesno:/nowhere.jsonl"), "there is no file /nowhere.jsonl"),
         (
             "chair",
             ("--data", "flickr:x"),
             "unknown data 'flickr:x'; give scenes:SPLIT[:SEED], coco:FOLDER, folder:FOLDER, amber:F",
         ),
-        ("mmhal", (), "allowed: chair, pope, amber"),
+        ("shr", (), "allowed: chair, pope, amber"),
+        ("mmhal", ("--data", "mmhal:MME"), "there is no file"),
+        ("openchair", (), "openchair needs the list of words and their concreteness"),
+        ("openchair", ("--set", "openchair.concreteness=/nowhere"), "there is no file /nowhere"),
+        ("object_halbench", ("--set", "object_halbench.mapping=/nowhere"), "there is no file /nowhere"),
+        ("amber_generative", ("--set", "amber_generative.vectors=/nowhere"), "there is no file /nowhere"),
     ],
 )
 def test_mistakes_are_one_line(task, options, message, sources, tmp_path, capsys):
@@ -351,7 +323,20 @@ def test_records_of_different_tasks_do_not_disturb_each_other(sources, tmp_path,
     out = tmp_path / "run"
     both = ("eval", "--task", "pope,chair", "--data", sources["chair"], *OPTIONS, "--max-new-tokens", "6", "--out", out)
     assert call(capsys, *both)[0] == 0
-    keys = list(read_records(out / "none" / "samples.jsonl")[0])
-    assert {key.split("/")[0] for key in keys} == {"chair", "pope"}
+    records = read_records(out / "none" / "samples.jsonl")[0]
+    assert {key.split("/")[0] for key in records} == {"chair", "pope"}
+    answers = {"yes": True, "no": False}
+    asked = [record for record in records.values() if record["task"] == "pope"]
+    read = [record for record in asked if record["score"]["answer"] in answers]
+    assert len(read) > 5 and all((item["yes_margin"] > 0) == answers[item["score"]["answer"]] for item in read)
+    assert not any("yes_margin" in record for record in records.values() if record["task"] == "chair")
+    method = read_results(out).methods[1]
+    assert set(method.fair) == {"chair", "pope"} and not read_results(out).methods[0].fair
+    wanted = sum(len(record["score"]["strategies"]) for record in asked)
+    said = read_records(out / method.directory / "samples.jsonl")[0].values()
+    yes = [len(item["score"]["strategies"]) for item in said if item["score"].get("answer") == "yes"]
+    assert method.fair["pope"]["yes_ratio"] == pytest.approx(sum(yes) / wanted)
+    assert {"pope.over_control.f1", "chair.equal_length.chair_i"} <= set(method.estimates)
+    assert "F1 − control" in render_table(compare_runs([out]).results, "markdown")
     names = list(read_results(out).methods[0].estimates)
     assert names[0] == "chair_i" and names[-1] == "pope.mean.unparsed", "in the listing's order, as ever"

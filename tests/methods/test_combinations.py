@@ -14,6 +14,9 @@ OPTIONS = {
     "paint": {"layers": "all", "local_gain": 2.0},
     "gift": {"content_words": "all", "saliency_layer": "0", "layers": "1-"},
     "vhr": {"layers": "all"},
+    "spin": {"keep": 0.5},
+    "hgai": {"layers": "all"},
+    "vaf": {"layers": "all"},
     "iri": {"attention_rates": "0.9,0.2,0.5", "mlp_rates": "0.1,0.8,0.3", "attention_strength": 1.5},
     "uncertainty": {
         "pixel_std": "0.5,0.25,0.125",
@@ -82,7 +85,8 @@ def test_the_negative_branch_is_the_bare_model(zoo_model, method):
 
 
 @pytest.mark.parametrize(
-    "methods", ["zerotuning+iri", "paint+gift", "act+paint", "gift+vhr", "vhr+iri", "paint+uncertainty"]
+    "methods",
+    ["zerotuning+iri", "paint+gift", "act+paint", "gift+vhr", "vhr+iri", "paint+uncertainty", "spin+vhr", "hgai+vaf"],
 )
 def test_two_methods_decode_as_without_a_cache(zoo_model, methods):
     zoo = zoo_model("llava")

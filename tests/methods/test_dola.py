@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from vlm_guard import wrap
-from vlm_guard.contrast.layer_contrast import _read_out, after_output_embeddings
+from vlm_guard.contrast.layer_contrast import _read_out
+from vlm_guard.contrast.output_embeddings import after_output_embeddings
 from vlm_guard.methods.dola import DoLa, layer_divergence
 from zoo import Prompt
 

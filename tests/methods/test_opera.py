@@ -1,7 +1,6 @@
 """OPERA against a literal search that recomputes everything for every candidate, and what it refuses."""
 
 import math
-from copy import deepcopy
 from dataclasses import dataclass, replace
 
 import pytest
@@ -131,10 +130,10 @@ def literal(zoo, inputs, method, steps):
     return max(finished)[1], sum(returns.values())
 
 
-@pytest.mark.parametrize(("family", "scale", "steps"), [("llava", 50.0, 5), ("llava", 12.0, 17), ("qwen2_vl", 50.0, 4)])
+@pytest.mark.parametrize(("family", "scale", "steps"), [("llava", 50.0, 5), ("llava", 20.0, 17), ("qwen2_vl", 50.0, 4)])
 def test_it_equals_a_literal_search(zoo_model, monkeypatch, family, scale, steps):
     zoo = zoo_model(family)
-    inputs = zoo.make_inputs([PROMPT])
+    inputs = zoo.make_inputs([replace(PROMPT, content=1)])
     method = OPERA(beams=3, candidates=4, threshold=1, scale=scale)
     expected, returns = literal(zoo, inputs, method, steps)
     made, back = [], OverTrustSearch._return
@@ -187,19 +186,16 @@ def whole_pass(zoo, prompt, tokens):
         return zoo.model(**inputs).logits[0, -1]
 
 
-def test_without_penalty_it_is_beam_search(zoo_model):
+def test_without_penalty_it_is_beam_search(zoo_model, monkeypatch):
     """All tokens are candidates, so that probabilities are those of the whole vocabulary."""
     zoo = zoo_model("llava")
     inputs = zoo.make_inputs([PROMPT])
     vocabulary = zoo.model.config.text_config.vocab_size
     # Suppressed tokens would take their probability with them in one search and not in the other.
-    config = deepcopy(zoo.model.generation_config)
-    config.suppress_tokens, config.max_new_tokens = None, 6
-    beams = deepcopy(config)
-    beams.num_beams = 3
-    expected = zoo.model.generate(**inputs, generation_config=beams)
+    monkeypatch.setattr(zoo.model.generation_config, "suppress_tokens", None)
+    expected = zoo.model.generate(**inputs, max_new_tokens=6, num_beams=3, do_sample=False)
     with wrap(zoo.model, None, OPERA(beams=3, candidates=vocabulary, strength=1e-9)) as guard:
-        assert torch.equal(guard.generate(**inputs, generation_config=config), expected)
+        assert torch.equal(guard.generate(**inputs, max_new_tokens=6), expected)
 
 
 def test_finished_beams_end_and_rows_of_a_batch_are_padded(zoo_model):
@@ -236,6 +232,17 @@ def test_methods_of_attention_act_in_its_passes(zoo_model, methods):
                 guard.generate(**zoo.make_inputs(PROMPTS), max_new_tokens=2)
     assert not torch.equal(alone, both)
     assert_pristine(zoo.model)
+
+
+@pytest.mark.parametrize("candidates", [1, 4])
+def test_rows_of_a_batch_keep_their_edits_apart(zoo_model, candidates):
+    zoo = zoo_model("llava")
+    options = {"opera.beams": 3, "opera.candidates": candidates, "vaf.layers": "all", "vaf.enhance": 2.0}
+    with wrap(zoo.model, None, "vaf+opera", **options) as guard:
+        together = guard.generate(**zoo.make_inputs(PROMPTS), max_new_tokens=4)
+        for row, prompt in enumerate(PROMPTS):
+            alone = guard.generate(**zoo.make_inputs([prompt]), max_new_tokens=4)
+            assert torch.equal(together[row, -4:], alone[0, -4:]), row
 
 
 def test_the_fast_variant_is_what_the_readme_names():

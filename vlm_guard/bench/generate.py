@@ -15,6 +15,8 @@ from vlm_guard.bench.paired_timing import PHASES, Seconds, summarise_pairs, summ
 from vlm_guard.bench.random_models import SHAPES, named_shape, random_llava
 from vlm_guard.bench.random_prompts import noise_pictures, random_inputs, random_processor
 from vlm_guard.builtin_model import builtin
+from vlm_guard.families.packed_vectors import pack_vectors
+from vlm_guard.families.profiles import short_value
 from vlm_guard.guard import wrap
 from vlm_guard.kernels.benchmark.measure import describe_machine, note_on_load
 from vlm_guard.method.registry import method_names
@@ -25,10 +27,15 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 ALL = "all"
 
 
-def random_model_options(layers: int) -> dict[str, Any]:
+def random_model_options(layers: int, hidden: int) -> dict[str, Any]:
     """Options of methods that need facts about a model, for random ones, which have no profile.
 
-    They make a method do its whole work: VAR finds sinks to move from, IRI injects its first layers into later ones.
+    They make a method do its whole work: VAR finds sinks to move from, IRI injects its first layers into later ones,
+    VTI turns every layer along one axis.
+
+    Args:
+        layers: of the decoder.
+        hidden: its hidden size.
     """
     rates = ",".join(f"{1 - layer / layers:.3f}" for layer in range(layers))
     return {
@@ -37,6 +44,9 @@ def random_model_options(layers: int) -> dict[str, Any]:
         "zerotuning.factor": 2.0,
         "iri.attention_rates": rates,
         "iri.mlp_rates": rates,
+        "vti.text_direction": pack_vectors(torch.eye(layers, hidden)),
+        # The tower of a random model is far smaller than a real one, so that turning it would say nothing.
+        "vti.vision_strength": 0.0,
     }
 
 
@@ -94,7 +104,7 @@ def benchmark_generate(
     if ALL in methods:
         methods = [name for name in method_names() if name != UNGUARDED]
     given = options_by_entry(methods, options or {})
-    facts = {} if model == "builtin" else random_model_options(named_shape(model).layers)
+    facts = {} if model == "builtin" else random_model_options(named_shape(model).layers, named_shape(model).hidden)
     settings: dict[str, Any] = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False}
     settings["cache_implementation"] = cache
     settings |= {"compile_config": _compile_settings()} if compiled else {"disable_compile": True}
@@ -124,7 +134,11 @@ def benchmark_generate(
         "cache": cache,
         "compiled": compiled,
         "attention_backend": attention_backend or "default",
-        "random_model_options": {key: value for name in methods for key, value in _of_entry(name, facts).items()},
+        "random_model_options": {
+            key: short_value(value) if isinstance(value, str) else value
+            for name in methods
+            for key, value in _of_entry(name, facts).items()
+        },
         "entries": entries,
     }
 

@@ -6,8 +6,9 @@ from torch import nn
 
 from vlm_guard.families.architecture import describe_architecture, unwrap
 from vlm_guard.families.layers import layer_ranges
-from vlm_guard.families.profiles import find_profile
+from vlm_guard.families.profiles import find_profile, short_value
 from vlm_guard.guard import Guard
+from vlm_guard.method.model_choice import choice_of
 from vlm_guard.method.registry import method_class, method_names
 
 
@@ -20,6 +21,7 @@ def inspect_model(model: nn.Module, processor: Any) -> dict[str, Any]:
     inner = unwrap(model)
     architecture = describe_architecture(inner)
     profile = find_profile(inner.config)
+    choice = choice_of(architecture, profile)
     return {
         "model": {
             "class": type(inner).__name__,
@@ -30,11 +32,12 @@ def inspect_model(model: nn.Module, processor: Any) -> dict[str, Any]:
             "hidden size": architecture.hidden_size,
             "query heads": architecture.heads,
             "visual token ids": list(architecture.visual_token_ids),
+            "auto stands for": f"{choice.text} ({choice.reason})",
         },
         "profile": {"name": "none; run 'vlm-guard calibrate' for methods that need one"}
         if profile is None
         else {"name": profile.name}
-        | {name: f"{fact.value} ({fact.source}: {fact.note})" for name, fact in profile.facts.items()},
+        | {name: f"{short_value(fact.value)} ({fact.source}: {fact.note})" for name, fact in profile.facts.items()},
         "methods": [_verdict(model, processor, name) for name in method_names()],
     }
 

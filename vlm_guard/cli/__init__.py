@@ -49,7 +49,8 @@ def build_app(called: str | None = None):  # noqa: ANN201 - the type would need 
         module = import_module(f"vlm_guard.cli.{path.stem}")
         name = path.stem.replace("_", "-")
         make = getattr(module, "command_with_settings", None) if name == called else None
-        app.command(name)(module.command if make is None else make())
+        settings = getattr(module, "context_settings", None)
+        app.command(name, context_settings=settings)(module.command if make is None else make())
     return app
 
 

@@ -13,7 +13,7 @@ def command(
     ),
     count: Annotated[int, typer.Option(help="Number of pictures.", min=1)] = 8,
     only: Annotated[
-        str | None, typer.Option(help="Measure just these: sinks, layers, zerotuning, iri, with commas. [all]")
+        str | None, typer.Option(help="Measure just these: sinks, layers, zerotuning, iri, vti, with commas. [all]")
     ] = None,
     prompt: Annotated[str, typer.Option(help="How a description is asked for.")] = (
         "Please describe this image in detail."
@@ -36,9 +36,9 @@ def command(
 ) -> None:
     """Measure what methods need to know about a model, and save it as a profile.
 
-    Attention sinks (VAR), the layers that look at the image (layers=image), ZeroTuning's strength and IRI's recovery
-    rates; with --grounding, what turns grounding scores into probabilities. wrap and eval find the profile by
-    themselves afterwards. What the profile already has and is not measured again stays.
+    Attention sinks (VAR), the layers that look at the image (layers=image), ZeroTuning's strength, IRI's recovery
+    rates and VTI's directions; with --grounding, what turns grounding scores into probabilities. wrap and eval find the
+    profile by themselves afterwards. What the profile already has and is not measured again stays.
     """
     import json
     from dataclasses import asdict
@@ -50,7 +50,7 @@ def command(
     from vlm_guard.eval.data.calibration_prompts import calibration_prompts
     from vlm_guard.eval.report.progress import MeasurementBars
     from vlm_guard.eval.run.models import load_model
-    from vlm_guard.families.profiles import Fact, read_profile, user_profiles
+    from vlm_guard.families.profiles import Fact, read_profile, short_value, user_profiles
 
     wanted = tuple(measurements()) if only is None else tuple(part.strip() for part in only.split(","))
     check_measurements(wanted)
@@ -80,5 +80,5 @@ def command(
         print(json.dumps(asdict(profile) | {"path": str(path), "refusals": refusals}, indent=2))
         return
     for key, fact in facts.items():
-        print(f"{key}: {fact.value}  ({fact.note})")
+        print(f"{key}: {short_value(fact.value)}  ({fact.note})")
     print(f"saved as {path}")

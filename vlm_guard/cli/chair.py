@@ -19,7 +19,9 @@ def command(
         typer.Option(help="Object sets instead of annotations: JSON of image id to a list of names; .gz allowed."),
     ] = None,
     coco: Annotated[Path | None, typer.Option(help="Or a folder in MSCOCO's format.")] = None,
-    mode: Annotated[str, typer.Option(help="Text pipeline: pattern (offline) or wordnet (NLTK data).")] = "pattern",
+    mode: Annotated[
+        str, typer.Option(help="Text pipeline: pattern (offline), wordnet (NLTK data) or both.")
+    ] = "pattern",
     image_list: Annotated[
         Path | None, typer.Option(help="JSONL with question_id and image, for captions that have question_id only.")
     ] = None,
@@ -37,19 +39,35 @@ def command(
     """
     import json
 
-    from vlm_guard.eval.tasks.chair.report import ground_truth, score_methods, summary_lines, write_method_records
+    from vlm_guard.eval.tasks.chair.report import (
+        ground_truth,
+        score_methods,
+        side_by_side_lines,
+        summary_lines,
+        write_method_records,
+    )
     from vlm_guard.untrusted.printed_text import one_line, printable_json
 
-    known = ground_truth(instances or [], reference_captions or [], objects, coco, mode)
-    reports = score_methods(captions, known, mode, image_list=image_list, skip_unknown=skip_unknown)
+    if mode == "both" and (objects is not None or per_caption is not None):
+        raise ValueError(
+            "--mode both reads the ground truth in both modes, so it needs --coco, or --instances with --captions, not "
+            "--objects; --per-caption is for one mode"
+        )
+    by_mode = {}
+    for name in ("pattern", "wordnet") if mode == "both" else (mode,):
+        known = ground_truth(instances or [], reference_captions or [], objects, coco, name)
+        by_mode[name] = score_methods(captions, known, name, image_list=image_list, skip_unknown=skip_unknown)
+    reports = next(iter(by_mode.values()))
     if per_caption is not None:
         write_method_records(reports, per_caption)
     if as_json:
-        found = {method: report.to_dict() for method, report in reports.items()}
+        kinds = {method: {name: of_mode[method].to_dict() for name, of_mode in by_mode.items()} for method in reports}
+        found = {method: kind if mode == "both" else kind[mode] for method, kind in kinds.items()}
         shown = {"methods": found} if len(found) > 1 else next(iter(found.values()))
         typer.echo(printable_json(json.dumps(shown, indent=2)))
         return
     for place, (method, report) in enumerate(reports.items()):
         if len(reports) > 1:
             typer.echo(f"{chr(10) if place else ''}{one_line(method)}")
-        typer.echo("\n".join(summary_lines(report)))
+        of_modes = [of_mode[method] for of_mode in by_mode.values()]
+        typer.echo("\n".join(side_by_side_lines(*of_modes) if mode == "both" else summary_lines(report)))

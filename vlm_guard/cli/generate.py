@@ -15,7 +15,7 @@ def command(
     model: Annotated[str, typer.Option(help="builtin, a folder or a Hugging Face id.")] = "builtin",
     method: Annotated[
         list[str] | None,
-        typer.Option(help="none, var, pai:gain=0.4+var, my_file.py, ...; repeat it to see several answers. [var]"),
+        typer.Option(help="none, auto, pai:gain=0.4+var, my_file.py, ...; repeat it to see several answers. [auto]"),
     ] = None,
     options: Annotated[
         list[str] | None, typer.Option("--set", help="Option of a method: var.move_fraction=0.5; may be repeated.")
@@ -61,7 +61,7 @@ def command(
     wanted = _grounding(words or ("coco" if model == "builtin" else "nouns"), repair) if grounding else None
     if repair is not None and wanted is None:
         raise ValueError("--repair takes out what grounding finds doubtful; give --grounding with it")
-    specs = parse_methods(method or ["var"], parse_options(options or []))
+    specs = parse_methods(method or ["auto"], parse_options(options or []))
     from vlm_guard.eval.run.ask import ask
     from vlm_guard.eval.run.generation import Decoding
     from vlm_guard.eval.run.models import load_model

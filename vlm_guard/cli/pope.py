@@ -20,6 +20,11 @@ def command(
         list[Path] | None,
         typer.Option(help="Answers to the same questions asked with a leading sentence; repeat like ANSWERS."),
     ] = None,
+    relabelled: Annotated[
+        list[Path] | None,
+        typer.Option(help="Question file with other labels for the same numbers, such as RePOPE's; repeat for more."),
+    ] = None,
+    parsers: Annotated[bool, typer.Option("--parsers", help="Also read the answers by every parser.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Score answers to POPE's questions ("Is there a dog in the image?"). No model is needed.
@@ -30,8 +35,8 @@ def command(
 
     from vlm_guard.eval.tasks.pope.answer_files import read_method_answered
     from vlm_guard.eval.tasks.pope.leading_queries import score_leading
-    from vlm_guard.eval.tasks.pope.report import leading_lines, summary_lines
-    from vlm_guard.eval.tasks.pope.scoring import score_answers
+    from vlm_guard.eval.tasks.pope.report import leading_lines, parser_lines, summary_lines
+    from vlm_guard.eval.tasks.pope.scoring import PARSERS, read_questions, relabel, score_answers
     from vlm_guard.untrusted.printed_text import one_line, printable_json
 
     if leading and not questions:
@@ -40,6 +45,7 @@ def command(
     led = read_method_answered(questions or [], leading) if leading else {}
     if leading and led.keys() != answered.keys():
         raise ValueError("the answers and the leading ones are of other methods; give files of the same methods")
+    labels = [question for path in relabelled or [] for question in read_questions(path)]
     records: dict[str, Any] = {}
     lines: list[str] = []
     for method, (asked, texts) in answered.items():
@@ -47,6 +53,14 @@ def command(
         records[method] = summary.to_dict()
         lines += ["", one_line(method)] if len(answered) > 1 else []
         lines += summary_lines(summary)
+        if parsers:
+            records[method]["parsers"] = {name: score_answers(asked, texts, name).mean for name in PARSERS}
+            lines += parser_lines(asked, texts)
+        if relabelled:
+            corrected = score_answers(*relabel(asked, texts, labels), parser)
+            records[method]["relabelled"] = corrected.to_dict()
+            title = "With the labels of " + ", ".join(one_line(path.name) for path in relabelled)
+            lines += ["", *summary_lines(corrected, title)]
         if leading:
             changes = score_leading(asked, texts, led[method][1], parser)
             records[method]["leading"] = changes.to_dict()

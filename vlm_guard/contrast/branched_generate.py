@@ -17,8 +17,10 @@ from transformers.generation import GenerationMode
 
 from vlm_guard.contrast.branched_model import BranchedModel, StandIn
 from vlm_guard.contrast.first_token import FirstTokenModel
+from vlm_guard.contrast.gated_branch import GatedBranchedModel
 from vlm_guard.contrast.layer_contrast import LayerContrastModel
 from vlm_guard.contrast.own_search import answer_by_search
+from vlm_guard.contrast.read_out import reads_out
 from vlm_guard.families.architecture import GenerativeModel
 from vlm_guard.method.branch_prompt import GivenPrompt
 from vlm_guard.method.contrasting import Branch, ContrastCall, padding_id
@@ -103,16 +105,17 @@ class ContrastGenerate:
         return result
 
     def _stand_in(self, model: GenerativeModel, input_ids: Tensor, model_kwargs: dict[str, Any]) -> StandIn | None:
-        layers = self.method.early_layers(self.target)
-        if layers:
-            return LayerContrastModel(model, self.target.architecture, self.method, layers)
+        if reads_out(self.method, self.target):
+            layers = self.method.early_layers(self.target)
+            return LayerContrastModel(model, self.target.architecture, self.method, layers, guard=self.guard)
         if self.method.overrides("edit_logits"):
             active = self.call(input_ids, model_kwargs.get("attention_mask")).prompt.has_image
             return FirstTokenModel(model, self.method, active) if bool(active.any()) else None
         branch = self.branch(input_ids, model_kwargs)
         if branch is None:
             return None
-        return BranchedModel(
+        kind = GatedBranchedModel if self.method.gate else BranchedModel
+        return kind(
             model,
             self.method,
             branch,

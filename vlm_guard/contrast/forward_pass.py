@@ -23,8 +23,10 @@ from vlm_guard.contrast.branch_cache import prompt_cache
 from vlm_guard.contrast.branch_inputs import BranchInputs, given_inputs, kept_rope_deltas, prepare_branch
 from vlm_guard.contrast.branched_generate import ContrastGenerate
 from vlm_guard.contrast.early_states import EarlyStates
+from vlm_guard.contrast.read_out import reads_out
 from vlm_guard.method.branch_prompt import BranchPrompt
 from vlm_guard.method.contrasting import Branch
+from vlm_guard.method.gate import Gate
 from vlm_guard.method.state import GenerationState, PromptTokens
 from vlm_guard.method.visual_tokens import visual_mask
 
@@ -71,7 +73,9 @@ class ContrastForward:
         self.guard = guard
         self.method = bound.method
         self._bound = bound
+        self._gate = Gate.read(self.method.gate)
         self._layers = self.method.early_layers(guard.target)
+        self._reads_out = reads_out(self.method, guard.target)
         self._followed: weakref.WeakKeyDictionary[Any, _Followed] = weakref.WeakKeyDictionary()
         self._early: EarlyStates | None = None
         # Logits [B, V] of the first token of an answer whose cache a pass of this guard has begun.
@@ -101,12 +105,12 @@ class ContrastForward:
         if kwargs.get("return_dict") is False:
             raise ValueError(f"{name} changes the logits of model(...), which needs return_dict=True")
         cache, offset = kwargs.get("past_key_values"), running.state.offset
-        if offset and not self._layers and cache not in self._followed and cache not in self._first:
+        if offset and not self._reads_out and cache not in self._followed and cache not in self._first:
             raise ValueError(
                 f"{name} goes on with a cache only where model(...) has read the whole prompt into it under this "
                 "guard; start from the whole prompt, or call model.generate(...)"
             )
-        if self._layers:
+        if self._reads_out:
             self._early = EarlyStates(target.model, target.architecture, self.method, self._layers)
 
     def finish(self, running: "RunningPass", kwargs: Mapping[str, Any], output: Any) -> Any:
@@ -128,7 +132,7 @@ class ContrastForward:
         if not bool(places.wanted[:, -kept:].any()):
             return output
         if early is not None:
-            return self._with(output, self._combine_early(output.logits, early, places), kwargs)
+            return self._with(output, self._combine_early(output.logits, early, places, state), kwargs)
         if self.method.overrides("edit_logits"):
             first = self._first_logits(output, places, state.offset, kwargs.get("past_key_values"))
             return self._with(output, self._edit_each(output.logits, first, places), kwargs)
@@ -273,6 +277,7 @@ class ContrastForward:
             if not bool(wanted.any()):
                 continue
             pair = given[:, column].float(), second[:, column].to(given.device).float()
+            wanted = self._open(wanted, pair[0])
             positive, negative = pair if branch.sign == "negative" else pair[::-1]
             combined = self.method.combine_logits(positive, negative, int(places.step[column - kept]))
             logits[:, column] = torch.where(
@@ -280,17 +285,20 @@ class ContrastForward:
             )
         return logits
 
-    def _combine_early(self, given: Tensor, early: EarlyStates, places: _Places) -> Tensor:
-        """[B, K, V] the given logits contrasted with those of early layers."""
+    def _combine_early(self, given: Tensor, early: EarlyStates, places: _Places, state: GenerationState) -> Tensor:
+        """[B, K, V] the given logits contrasted with those of early layers, or of other states."""
         logits, kept = given.clone(), given.shape[1]
         for column in range(kept):
             wanted = places.wanted[:, column - kept]
             if bool(wanted.any()):
-                layers = early.logits(column - kept).to(given.device)
-                combined = self.method.combine_layers(given[:, column].float(), layers, self._layers)
-                chosen = wanted[:, None].to(given.device)
+                combined = early.combine(given[:, column].float(), column - kept, state)
+                chosen = self._open(wanted, given[:, column])[:, None].to(given.device)
                 logits[:, column] = torch.where(chosen, combined.to(given.dtype), given[:, column])
         return logits
+
+    def _open(self, wanted: Tensor, logits: Tensor) -> Tensor:
+        """[B] bool, the wanted rows whose gate is open at the given logits [B, V]."""
+        return wanted if self._gate is None else wanted & self._gate.is_open(logits).to(wanted.device)
 
     def _first_logits(self, output: Any, places: _Places, offset: int, cache: Any) -> Tensor:
         """[B, V] float32 logits of the first token of each row's answer, which a cache's later passes go on with."""
@@ -318,7 +326,7 @@ class ContrastForward:
             if bool(wanted.any()):
                 step = int(places.step[column - kept])
                 edited = self.method.edit_logits(given[:, column].float(), first, step)
-                chosen = wanted[:, None].to(given.device)
+                chosen = self._open(wanted, given[:, column])[:, None].to(given.device)
                 logits[:, column] = torch.where(chosen, edited.to(given.dtype), given[:, column])
         return logits
 

@@ -1,6 +1,5 @@
-"""Logits read out of early layers, for methods that contrast layers instead of branches (DoLa)."""
+"""Logits read out of other states of the same pass, for methods that contrast these instead of branches (DoLa)."""
 
-import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -10,58 +9,73 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from vlm_guard.contrast.branched_model import StandIn
+from vlm_guard.contrast.read_out import ReadOut
 from vlm_guard.families.architecture import Architecture, GenerativeModel
+from vlm_guard.method.gate import Gate
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
 
+    from vlm_guard.guard import Guard
     from vlm_guard.method.base import Method
+    from vlm_guard.method.read_out_call import ReadOutCall
 
 # On a CPU a product of so many rows is about a third faster with the weights on its left (MKL, float32 and bfloat16,
 # vocabularies of 32 to 150 thousand); with fewer or more rows it is not.
 _WEIGHTS_LEFT = range(5, 21)
-_FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "embedding_norm")
 
 
 class LayerContrastModel(StandIn):
-    """The model, with the logits of every step combined with those of early layers.
+    """The model, with the logits of every step combined with those of early layers, or of other states.
 
-    The last position of each early hidden state goes through the output embeddings beside the model's own: one product
-    instead of two, so that their weights, a good part of what decoding reads from memory, are read once.
+    The last position of each early hidden state (or what else the method reads out) goes through the output embeddings
+    beside the model's own: one product instead of two, so that their weights, a good part of what decoding reads from
+    memory, are read once.
 
     Args:
         model: the model.
         architecture: its shape.
         method: combines the logits.
         layers: layers whose entering hidden state is read out; ascending.
+        guard: the guard of the model, whose running pass the method is told; None for a bare model.
 
     Raises:
         ValueError: the model has no output embeddings, or no final norm by a known name where the method wants it.
     """
 
     def __init__(
-        self, model: GenerativeModel, architecture: Architecture, method: "Method", layers: tuple[int, ...]
+        self,
+        model: GenerativeModel,
+        architecture: Architecture,
+        method: "Method",
+        layers: tuple[int, ...],
+        *,
+        guard: "Guard | None" = None,
     ) -> None:
         super().__init__(model)
-        self.method = method
         self.layers = layers
-        head = model.get_output_embeddings()
-        if head is None:
-            raise ValueError(f"{type(model).__name__} has no output embeddings, so early layers have no logits")
-        self._norm = final_norm(model) if getattr(method, "final_norm", False) else None
-        self._finish = after_output_embeddings(model)
+        self.guard = guard
+        self._read_out = ReadOut(model, architecture, method)
+        head = self._read_out.head
         self._last: dict[int, Tensor] = {}
-        self._early: Tensor | None = None
+        self._read: tuple[ReadOutCall, Tensor] | None = None
+        self._call: ReadOutCall | None = None
+        self._own = 0
         # All layers: in some families only some of them are attention.
         modules = architecture.decoder_layers
         self._hooks = [
             modules[layer].register_forward_pre_hook(partial(self._keep, layer), with_kwargs=True) for layer in layers
         ]
-        self._hooks += [head.register_forward_pre_hook(self._append), head.register_forward_hook(self._take_off)]
+        self._head = head
+        # Behind a gate most steps need no early logits, and their own must be exactly those of the plain model.
+        self._gate = Gate.read(method.gate)
+        if self._gate is None:
+            self._hooks += [head.register_forward_pre_hook(self._append), head.register_forward_hook(self._take_off)]
+        else:
+            self._hooks.append(head.register_forward_pre_hook(self._look))
         # Quantised, offloaded or otherwise changed output embeddings compute as they do.
-        self._plain_head = (
-            head if type(head) is nn.Linear and head.bias is None and "forward" not in vars(head) else None
-        )
+        plain = type(head) is nn.Linear and head.bias is None and "forward" not in vars(head)
+        self._plain_head = head if plain and self._gate is None else None
         if self._plain_head is not None:
             head.forward = partial(_read_out, head)
 
@@ -72,24 +86,37 @@ class LayerContrastModel(StandIn):
         if self._plain_head is not None:
             del self._plain_head.forward
         self._last.clear()
-        self._early = None
+        self._read = self._call = None
 
     def _keep(self, layer: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]
         self._last[layer] = hidden[:, -1]
 
-    def _append(self, head: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-        """The output embeddings are given [B, Q, hidden size]: the early states become E more positions."""
+    def _append(self, head: nn.Module, args: tuple[Tensor]) -> tuple[Tensor] | None:
+        """The output embeddings are given [B, Q, hidden size]: what is read out becomes E more positions."""
         (final,) = args
-        early = torch.stack([self._last[layer].to(final.device) for layer in self.layers], 1)
-        early = early if self._norm is None else self._norm(early)
-        return (torch.cat((final, early.to(final.dtype)), 1),)
+        self._call = self._describe(final)
+        rows = self._read_out.rows(self._call)
+        self._own = final.shape[1]
+        return (torch.cat((final, rows), 1),) if rows.shape[1] else None
 
-    def _take_off(self, head: nn.Module, args: tuple, logits: Tensor) -> Tensor:
+    def _look(self, head: nn.Module, args: tuple[Tensor]) -> None:
+        """The output embeddings are asked, and get what they are given."""
+        self._call = self._describe(args[0])
+
+    def _describe(self, final: Tensor) -> "ReadOutCall":
+        """What the method is handed of a pass whose last states are `final` [B, Q, hidden size]."""
+        running = None if self.guard is None else self.guard.reading.current
+        state = None if running is None else running.state
+        return self._read_out.call(final[:, -1], self._last, -1, state)
+
+    def _take_off(self, head: nn.Module, args: tuple[Tensor], logits: Tensor) -> Tensor:
         """Of [B, Q + E, V], the model sees its own Q positions."""
-        count = len(self.layers)
-        self._early = logits[:, -count:]
-        return logits[:, :-count]
+        if self._call is None:
+            raise RuntimeError("the output embeddings were asked without their hook in front")
+        count = args[0].shape[1] - self._own
+        self._read = self._call, logits[:, self._own :]
+        return logits[:, : self._own] if count else logits
 
     def _prefill(
         self,
@@ -113,11 +140,28 @@ class LayerContrastModel(StandIn):
 
     def _combine(self, output: Any) -> Any:
         """The output of the model, of whatever class that is, with its last logits contrasted."""
-        if self._early is None:
+        if self._gate is not None:
+            return self._combine_open(output, self._gate)
+        if self._read is None:
             raise RuntimeError("a forward pass went by whose output embeddings were not asked")
+        call, read = self._read
         final = output.logits[:, -1].float()
-        early = self._finish(self._early.transpose(0, 1).to(final.device).float())
-        output.logits = self.method.combine_layers(final, early, self.layers)[:, None]
+        extra = self._read_out.finish(read.transpose(0, 1).to(final.device).float())
+        output.logits = self._read_out.combine(call, final, extra)[:, None]
+        return output
+
+    def _combine_open(self, output: Any, gate: Gate) -> Any:
+        """The same in the rows whose gate is open; the others keep their logits, bit for bit."""
+        final, call = output.logits[:, -1].float(), self._call
+        if call is None:
+            raise RuntimeError("a forward pass went by whose output embeddings were not asked")
+        open_ = gate.is_open(final)
+        if bool(open_.any()):
+            rows = self._read_out.rows(call)
+            read = self._head(rows) if rows.shape[1] else final.new_zeros(final.shape[0], 0, final.shape[1])
+            extra = self._read_out.finish(read.transpose(0, 1).to(final.device).float())
+            final = torch.where(open_[:, None], self._read_out.combine(call, final, extra), final)
+        output.logits = final[:, None]
         return output
 
 
@@ -126,44 +170,3 @@ def _read_out(head: nn.Linear, hidden: Tensor) -> Tensor:
     if hidden.device.type == "cpu" and hidden.shape[:-1].numel() in _WEIGHTS_LEFT:
         return (head.weight @ hidden.flatten(0, -2).T).T.contiguous().unflatten(0, hidden.shape[:-1])
     return nn.functional.linear(hidden, head.weight)
-
-
-def final_norm(model: GenerativeModel) -> nn.Module:
-    """The decoder's norm before the output embeddings.
-
-    Raises:
-        ValueError: there is none by a known name.
-    """
-    decoder = model.get_decoder()
-    owners = (decoder, getattr(decoder, "model", None))
-    found = [getattr(owner, name, None) for owner in owners for name in _FINAL_NORMS]
-    norm = next((module for module in found if isinstance(module, nn.Module)), None)
-    if norm is None:
-        raise ValueError(f"no final norm found in {type(decoder).__name__}; set final_norm=False")
-    return norm
-
-
-def after_output_embeddings(model: GenerativeModel) -> Callable[[Tensor], Tensor]:
-    """What the model's forward pass does to its logits [..., V] after the output embeddings."""
-    scale, divisor, softcap = (
-        _logit_setting(model, name) for name in ("logit_scale", "logits_scaling", "final_logit_softcapping")
-    )
-
-    def finish(logits: Tensor) -> Tensor:
-        if scale is not None:
-            logits = logits * scale
-        if divisor is not None:
-            logits = logits / divisor
-        return logits if softcap is None else torch.tanh(logits / softcap) * softcap
-
-    return finish
-
-
-def _logit_setting(model: GenerativeModel, name: str) -> float | None:
-    """What the model does to its logits after the output embeddings, if its forward pass does it.
-
-    A vision-language model does not always repeat what its text model would do alone, so the setting of the text
-    configuration counts only where the whole model's forward mentions it.
-    """
-    value = getattr(model.config.get_text_config(decoder=True), name, None)
-    return value if value is not None and name in inspect.getsource(type(model).forward) else None

@@ -55,7 +55,9 @@ def answer_by_search(
     model_kwargs["use_cache"] = True
     logits = passes.read(input_ids, generation_config, model_kwargs)
     visual = visual_mask(input_ids, target.architecture.visual_token_ids)
-    answers, scores, steps = [], [], []
+    answers: list[Tensor] = []
+    scores: list[Tensor] = []
+    steps: list[Tensor] = []
     wants_logits = generation_config.return_dict_in_generate and generation_config.output_logits
     for row in range(input_ids.shape[0]):
         passes.answer(row)
@@ -70,7 +72,7 @@ def answer_by_search(
             early_stopping=generation_config.early_stopping,
             found=guard.findings(method.name),
         )
-        with _answering(guard, row, input_ids.shape[0]):
+        with _answering(guard, row, passes):
             answer, score = method.search(call) if bool(call.visual.any()) else _greedy(call, beams)
             if wants_logits:
                 behind = passes.along(answer[None].expand(beams, -1))[0]
@@ -107,17 +109,21 @@ def _greedy(call: SearchCall, beams: int) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def _answering(guard: "Guard", row: int, rows: int) -> Iterator[None]:
-    """Inside, passes behind the prompts of a call belong to its row number `row`."""
+def _answering(guard: "Guard", row: int, passes: BeamPasses) -> Iterator[None]:
+    """Inside, passes belong to row number `row` of a call's prompts, in as many beams as there are."""
     state = guard.state
     prompt = None if state is None else state.prompt
-    if rows == 1 or prompt is None:
+    if state is None or prompt is None:
         yield
         return
     part = slice(row, row + 1)
     ids = None if prompt.input_ids is None else prompt.input_ids[part]
     own = PromptTokens(visual=prompt.visual[part], real=prompt.real[part], input_ids=ids)
     with guard.reading.branch("positive", own, state):
+        # One token a beam is a step like any other, which takes nothing in: the beams are told before it.
+        state.prompt = own
+        tokens = torch.zeros(passes.beams, 1, dtype=torch.long, device=prompt.visual.device)
+        state.read(tokens, None, own.length, passes.cache)
         yield
     state.prompt = prompt
 

@@ -10,6 +10,7 @@ from vlm_guard.contrast.logits_processor import ContrastLogitsProcessor
 from vlm_guard.families.architecture import GenerativeModel, describe_architecture, unwrap
 from vlm_guard.families.profiles import find_profile
 from vlm_guard.method.base import Method
+from vlm_guard.method.hooks import acts_before_logits
 from vlm_guard.method.target import GuardTarget
 
 
@@ -53,6 +54,10 @@ def _bare_target(method: Method, model: GenerativeModel, processor: Any) -> Guar
         raise ValueError(f"{method.name} contrasts no logits with these options; use wrap(model, ...) for it")
     if method.edits_attention():
         raise ValueError(f"{method.name} edits attention as well, which needs a guard: wrap(model, processor, ...)")
+    if acts_before_logits(method):
+        raise ValueError(
+            f"{method.name} acts inside the model as well, which needs a guard: wrap(model, processor, ...)"
+        )
     if "processor" in method.needs and processor is None:
         raise ValueError(f"{method.name} needs the model's processor")
     inner = unwrap(model)

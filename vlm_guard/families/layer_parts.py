@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from vlm_guard.families.architecture import Architecture
 from vlm_guard.families.vision_tower import VisionTower
 
-Part = Literal["attention", "mlp", "residual"]
-PARTS: tuple[Part, ...] = ("attention", "mlp", "residual")
-"""What attention adds to the residual stream, what the feed-forward network adds, and the stream behind the layer."""
+Part = Literal["entering", "attention", "mlp", "residual"]
+PARTS: tuple[Part, ...] = ("entering", "attention", "mlp", "residual")
+"""The residual stream in front of a layer, what attention and feed-forward network add to it, the stream behind it."""
 
-_FEED_FORWARD = ("mlp", "feed_forward", "block_sparse_moe")
+_FEED_FORWARD = ("mlp", "feed_forward", "block_sparse_moe", "ffn")
+_NORMS_IN_FRONT = ("input_layernorm", "attention_norm", "operator_norm")
+_OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "dense", "wo", "attn_out")
 # Norms behind a part, by the child that tells such a layer from the usual one.
 _NORMS_BEHIND = {
     "pre_feedforward_layernorm": {"attention": "post_attention_layernorm", "mlp": "post_feedforward_layernorm"},
@@ -26,7 +28,7 @@ _NORMS_BEHIND = {
 
 @dataclass(frozen=True, eq=False)
 class LayerPart:
-    """A part of one layer, and the module whose output it is."""
+    """A part of one layer, and the module whose output it is; "entering" is the layer's input."""
 
     part: Part
     layer: int
@@ -47,11 +49,11 @@ def decoder_parts(
         ValueError: a layer has no such part as a module of its own.
     """
     attending = {entry.index: entry for entry in architecture.layers}
-    whole = architecture.decoder_layers if "residual" in wanted else ()
+    whole = architecture.decoder_layers if {"entering", "residual"} & {*wanted} else ()
     found = []
     for part in PARTS:
         for layer in wanted.get(part, ()):
-            if part == "residual":
+            if part in ("entering", "residual"):
                 found.append(LayerPart(part, layer, whole[layer]))
                 continue
             if layer not in attending:
@@ -81,6 +83,16 @@ def tower_parts(tower: VisionTower, wanted: Mapping[Part, Iterable[int]], method
     )
 
 
+def replace_input(
+    args: tuple, kwargs: dict[str, Any], edit: Callable[[Tensor], Tensor | None]
+) -> tuple[tuple, dict[str, Any]] | None:
+    """A layer's arguments with its hidden states after `edit`; None leaves them as they are."""
+    edited = edit(args[0] if args else kwargs["hidden_states"])
+    if edited is None:
+        return None
+    return ((edited, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": edited})
+
+
 def replace_output(output: Any, edit: Callable[[Tensor], Tensor | None]) -> Any:
     """A module's output, a tensor or a tuple that begins with it, after `edit`; None leaves it as it is."""
     first = output[0] if isinstance(output, tuple) else output
@@ -88,6 +100,66 @@ def replace_output(output: Any, edit: Callable[[Tensor], Tensor | None]) -> Any:
     if edited is None:
         return output
     return (edited, *output[1:]) if isinstance(output, tuple) else edited
+
+
+@dataclass(frozen=True, eq=False)
+class FeedForward:
+    """The way through a decoder layer that leaves its attention out.
+
+    Attributes:
+        enter: the norm in front of the attention.
+        before: the norm in front of the feed-forward network; that in front of the attention where both run side by
+            side.
+        network: the feed-forward network.
+        behind: the norm behind it, or None.
+    """
+
+    enter: nn.Module
+    before: nn.Module
+    network: nn.Module
+    behind: nn.Module | None
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """The residual stream [B, Q, D] with what norm and feed-forward network add to it."""
+        output = self.network(self.before(hidden))
+        added = (output[0] if isinstance(output, tuple) else output).view(hidden.shape)
+        return hidden + (added if self.behind is None else self.behind(added))
+
+
+def feed_forward_of(layer: nn.Module, method: str) -> FeedForward:
+    """The way through a decoder layer that leaves its attention out.
+
+    Raises:
+        ValueError: its norms or its feed-forward network are no modules by a known name.
+    """
+    children = dict(layer.named_children())
+    network = next((children[name] for name in _FEED_FORWARD if name in children), None)
+    enter = next((children[name] for name in _NORMS_IN_FRONT if name in children), None)
+    if network is None or enter is None:
+        raise ValueError(
+            f"{method} sends a state through the norms and the feed-forward network of a layer, and "
+            f"{type(layer).__name__} does not have them as modules; its parts: {', '.join(children)}"
+        )
+    marker = next((name for name in _NORMS_BEHIND if name in children), None)
+    behind = None if marker is None else children[_NORMS_BEHIND[marker]["mlp"]]
+    before = children.get("pre_feedforward_layernorm", children.get("post_attention_layernorm", enter))
+    return FeedForward(enter, before, network, behind)
+
+
+def output_projection(attention: nn.Module, method: str) -> nn.Module:
+    """What an attention module sends its heads' outputs through.
+
+    Raises:
+        ValueError: there is none by a known name.
+    """
+    children = dict(attention.named_children())
+    found = next((children[name] for name in _OUTPUT_PROJECTIONS if name in children), None)
+    if found is None:
+        raise ValueError(
+            f"{method} sends heads' outputs through the attention's output projection, and "
+            f"{type(attention).__name__} has none by a known name; its parts: {', '.join(children)}"
+        )
+    return found
 
 
 def _part_of(layer: nn.Module, attention: nn.Module, part: Part, method: str, owner: str) -> nn.Module:

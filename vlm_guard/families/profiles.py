@@ -16,6 +16,8 @@ from vlm_guard.untrusted.printed_text import shown
 from vlm_guard.whole_files import write_atomically
 
 SHIPPED = Path(__file__).resolve().parents[1] / "profiles"
+# Characters of a text among the facts that are shown: ranges are shorter, packed directions have thousands.
+_SHOWN = 40
 Source = Literal["paper", "code", "calibrated", "third party", "secondary", "inferred"]
 
 
@@ -156,6 +158,12 @@ def identity_of(config: Any) -> dict[str, Any]:
         "text.num_hidden_layers": text.num_hidden_layers,
         "text.vocab_size": text.vocab_size,
     }
+
+
+def short_value(value: Any) -> str:
+    """A fact's value for people to look at; of packed numbers only the beginning."""
+    text = str(value)
+    return text if not isinstance(value, str) or len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text)} characters)"
 
 
 def _lookup(config: Any, path: str) -> Any:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from vlm_guard.contrast.layer_contrast import after_output_embeddings, final_norm
+from vlm_guard.contrast.output_embeddings import after_output_embeddings, final_norm
 from vlm_guard.families.architecture import Architecture
 from vlm_guard.method.visual_tokens import visual_mask
 

@@ -11,9 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vlm_guard.families.architecture import describe_architecture, unwrap
-    from vlm_guard.families.head_list import head_list, select_heads
-    from vlm_guard.families.layer_parts import LayerPart, Part, attending_parts, replace_output
+    from vlm_guard.families.head_list import head_list, select_heads, select_heads_of
+    from vlm_guard.families.layer_parts import (
+        FeedForward,
+        LayerPart,
+        Part,
+        attending_parts,
+        feed_forward_of,
+        output_projection,
+        replace_output,
+    )
     from vlm_guard.families.layers import layer_ranges, select_layers, select_layers_of
+    from vlm_guard.families.packed_vectors import pack_vectors, unpack_vectors
     from vlm_guard.families.patch_grid import PlacedImage, place_images, require_grid
     from vlm_guard.families.pictures import flat_pictures, magnify_regions, recover_pictures, seen_part, stretch
     from vlm_guard.families.profiles import Fact
@@ -48,6 +57,7 @@ if TYPE_CHECKING:
     from vlm_guard.method.measure_call import MeasureCall
     from vlm_guard.method.model_inputs import TOKEN_TYPES, image_inputs, token_types
     from vlm_guard.method.question_place import answer_opening, question_range, token_spans
+    from vlm_guard.method.read_out_call import ReadOutCall
     from vlm_guard.method.registry import register
     from vlm_guard.method.search_call import CandidatePasses, SearchCall
     from vlm_guard.method.split_heads import all_heads, own_heads, refuse_split_tower
@@ -58,9 +68,18 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "families.architecture": ("describe_architecture", "unwrap"),
-    "families.head_list": ("head_list", "select_heads"),
-    "families.layer_parts": ("LayerPart", "Part", "attending_parts", "replace_output"),
+    "families.head_list": ("head_list", "select_heads", "select_heads_of"),
+    "families.layer_parts": (
+        "FeedForward",
+        "LayerPart",
+        "Part",
+        "attending_parts",
+        "feed_forward_of",
+        "output_projection",
+        "replace_output",
+    ),
     "families.layers": ("layer_ranges", "select_layers", "select_layers_of"),
+    "families.packed_vectors": ("pack_vectors", "unpack_vectors"),
     "families.patch_grid": ("PlacedImage", "place_images", "require_grid"),
     "families.pictures": ("flat_pictures", "magnify_regions", "recover_pictures", "seen_part", "stretch"),
     "families.profiles": ("Fact",),
@@ -88,6 +107,7 @@ _HOMES = {
     "method.measure_call": ("MeasureCall",),
     "method.model_inputs": ("TOKEN_TYPES", "image_inputs", "token_types"),
     "method.question_place": ("answer_opening", "question_range", "token_spans"),
+    "method.read_out_call": ("ReadOutCall",),
     "method.registry": ("register",),
     "method.search_call": ("CandidatePasses", "SearchCall"),
     "method.split_heads": ("all_heads", "own_heads", "refuse_split_tower"),
@@ -108,6 +128,7 @@ __all__ = [
     "ContrastCall",
     "ContrastMethod",
     "Fact",
+    "FeedForward",
     "Finding",
     "FindingsCall",
     "ForwardCall",
@@ -126,6 +147,7 @@ __all__ = [
     "Part",
     "PictureMap",
     "PlacedImage",
+    "ReadOutCall",
     "ReplacedPicture",
     "RowScope",
     "RowSelection",
@@ -146,6 +168,7 @@ __all__ = [
     "describe_architecture",
     "describe_function",
     "describe_vision_tower",
+    "feed_forward_of",
     "find_function",
     "first_visual",
     "flat_pictures",
@@ -157,7 +180,9 @@ __all__ = [
     "lower_implausible",
     "magnify_regions",
     "option",
+    "output_projection",
     "own_heads",
+    "pack_vectors",
     "padding_id",
     "place_images",
     "plausibility_option",
@@ -170,12 +195,14 @@ __all__ = [
     "run_until_stopped",
     "seen_part",
     "select_heads",
+    "select_heads_of",
     "select_layers",
     "select_layers_of",
     "spread_over_visual_tokens",
     "stretch",
     "token_spans",
     "token_types",
+    "unpack_vectors",
     "unwrap",
     "variant_option",
     "visual_mask",

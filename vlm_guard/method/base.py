@@ -12,6 +12,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+from vlm_guard.method.gate import Gate
 from vlm_guard.method.option_types import check_type
 from vlm_guard.untrusted.printed_text import shown
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from vlm_guard.method.forward_call import ForwardCall, InputsCall
     from vlm_guard.method.hidden_edit_call import HiddenEditCall
     from vlm_guard.method.measure_call import MeasureCall
+    from vlm_guard.method.read_out_call import ReadOutCall
     from vlm_guard.method.search_call import SearchCall
     from vlm_guard.method.target import GuardTarget
     from vlm_guard.method.vision_calls import VisionEditCall, VisionPassCall, VisionPlan, VisionRowCall
@@ -139,6 +141,12 @@ class Method:
             "it tells visual keys from the others of a row, and no row has both kinds there"
         )
 
+    gate: str = option(
+        "",
+        help="act only at unsure steps: entropy>0.5 (nats) or max_p<0.7; empty acts at all",
+        paper="after CAI and AdaVBoost; see docs/methods.md",
+    )
+
     # By option what set it: "given", "published", or the profile that has it for the model; absent is the default.
     _sources: ClassVar[dict[str, str]] = {}
 
@@ -154,6 +162,7 @@ class Method:
             self.take_values({item.name: (item.metadata["published"], PUBLISHED) for item in departing})
         for item in fields(self):
             _check_option(type(self), item, getattr(self, item.name))
+        Gate.read(self.gate, self.name or type(self).__name__)
 
     def with_settings(self, settings: "Mapping[str, Setting]") -> Self:
         """The same method with a model's published settings, for the options that were not given.
@@ -217,7 +226,8 @@ class Method:
     def hidden_parts(self, target: "GuardTarget", prepared: Any) -> "Mapping[Part, Sequence[int]]":
         """The decoder layers whose parts `edit_hidden` gets; by default the residual stream behind its `layers`.
 
-        Parts are "attention" and "mlp", what these add to the residual stream, and "residual", the stream itself.
+        Parts are "attention" and "mlp", what these add to the residual stream, "residual", the stream behind a layer,
+        and "entering", the stream in front of it.
         """
         from vlm_guard.families.layers import select_layers_of
 
@@ -264,6 +274,18 @@ class Method:
         """The layers whose entering hidden states are read out as logits (index 0: the embeddings)."""
         return ()
 
+    def read_out(self, call: "ReadOutCall") -> "Tensor":
+        """The states [B, E, D] to read out beside the model's own; by default those that enter `early_layers`."""
+        import torch
+
+        states = [state.to(call.final.device) for state in call.entering.values()]
+        early = torch.stack(states, 1) if states else call.final[:, None][:, :0]
+        return call.norm(early) if states and getattr(self, "final_norm", False) else early
+
+    def combine_read_out(self, call: "ReadOutCall", final: "Tensor", extra: "Tensor") -> "Tensor":
+        """The final logits [B, V] and those of `read_out` [E, B, V] as one; by default `combine_layers`."""
+        return self.combine_layers(final, extra, tuple(call.entering))
+
     def combine_layers(self, final: "Tensor", early: "Tensor", layers: tuple[int, ...]) -> "Tensor":
         """The final logits [B, V] and those of the early `layers` [E, B, V] as one [B, V]."""
         return final
@@ -297,8 +319,8 @@ class Method:
 
     @classmethod
     def options(cls) -> "tuple[Field[Any], ...]":
-        """The options of this method, in their order."""
-        return fields(cls)
+        """The options of this method, in their order; that of every method, its gate, is the last."""
+        return tuple(sorted(fields(cls), key=lambda item: item.name == "gate"))
 
     @classmethod
     def neutral(cls) -> "Method":
@@ -318,7 +340,7 @@ class Method:
 
     def describe(self) -> dict[str, Any]:
         """Name, option values and what set those that are not defaults, as written into results."""
-        options = {item.name: getattr(self, item.name) for item in fields(self)}
+        options = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "gate" or self.gate}
         return {"method": self.name, "options": options, "sources": dict(self._sources)}
 
 

@@ -18,7 +18,8 @@ class HiddenEditCall:
 
     Attributes:
         hidden: [B, R, hidden size] the rows that the method asked for (`Method.hidden_rows`), of `part`.
-        part: "attention" or "mlp", what these add to the residual stream, or "residual", the stream behind the layer.
+        part: "attention" or "mlp", what these add to the residual stream, "residual", the stream behind the layer, or
+            "entering", the stream in front of it.
         layer: index of the decoder layer.
         rows: where these rows stand in the current pass; None when they are all of it (a decode step).
         state: the generation.

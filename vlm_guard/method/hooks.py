@@ -44,6 +44,8 @@ HOOKS: dict[str, Hook] = {
     "edit_attention": Hook(station="attention", per_step=True),
     "contrast_branch": Hook(station="logits", before_logits=False, in_model=False),
     "combine_logits": Hook(station="logits", before_logits=False, in_model=False, per_step=True),
+    "read_out": Hook(station="logits", before_logits=False, in_model=False, per_step=True),
+    "combine_read_out": Hook(station="logits", before_logits=False, in_model=False, per_step=True),
     "combine_layers": Hook(station="logits", before_logits=False, in_model=False, per_step=True),
     "edit_logits": Hook(station="logits", before_logits=False, in_model=False, per_step=True),
     "search": Hook(station="logits", before_logits=False, in_model=False, per_step=True),

@@ -6,7 +6,7 @@ nothing. What it decides by comparing or averaging heads goes through `all_heads
 through `own_heads`. Both return their argument as it is in a model that is not spread.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,19 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
     from vlm_guard.method.target import GuardTarget
+
+
+class HeadSplit(Protocol):
+    """How an engine other than transformers spreads the heads over processes."""
+
+    @property
+    def rank(self) -> int:
+        """Which share of the heads this process has, counted from 0."""
+        ...
+
+    def gather(self, values: Tensor, dim: int) -> Tensor:
+        """The values [..., heads of this process, ...] of all processes, in order, along `dim`."""
+        ...
 
 
 def all_heads(values: Tensor, dim: int, target: "GuardTarget") -> Tensor:
@@ -29,8 +42,12 @@ def all_heads(values: Tensor, dim: int, target: "GuardTarget") -> Tensor:
     Returns:
         [..., H, ...], the same in every process.
     """
+    if values.shape[dim] >= target.architecture.heads:
+        return values
+    if target.split is not None:
+        return target.split.gather(values, dim)
     mesh = _mesh(target)
-    if values.shape[dim] >= target.architecture.heads or mesh is None:
+    if mesh is None:
         return values
     group = mesh["tp"].get_group()
     parts = [torch.empty_like(values.contiguous()) for _ in range(dist.get_world_size(group))]
@@ -40,8 +57,12 @@ def all_heads(values: Tensor, dim: int, target: "GuardTarget") -> Tensor:
 
 def own_heads(values: Tensor, dim: int, count: int, target: "GuardTarget") -> Tensor:
     """Of values [..., H, ...] those of the `count` heads of this process, [..., count, ...]."""
+    if values.shape[dim] <= count:
+        return values
+    if target.split is not None:
+        return values.narrow(dim, target.split.rank * count, count)
     mesh = _mesh(target)
-    if values.shape[dim] <= count or mesh is None:
+    if mesh is None:
         return values
     return values.narrow(dim, mesh["tp"].get_local_rank() * count, count)
 

@@ -36,7 +36,9 @@ def refuse_cached_part(methods: "Sequence[BoundMethod]", state: GenerationState)
         method = bound.method
         if method.edited_branch != state.side or not bound.layers or state.only is not None:
             continue
-        if state.unseen and method.edits_attention() and method.rows == "all":
+        attention = method.edits_attention() and method.rows == "all"
+        hidden = method.overrides("edit_hidden") and method.hidden_rows == "all"
+        if state.unseen and (attention or hidden):
             raise ValueError(
                 f"{method.name} edits all rows of a prompt with a picture, but the cache holds {state.unseen} tokens "
                 "that were read before any picture was known; read text and picture in one pass"

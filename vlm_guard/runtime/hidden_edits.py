@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from vlm_guard.families.layer_parts import LayerPart, decoder_parts, replace_output
+from vlm_guard.families.layer_parts import LayerPart, decoder_parts, replace_input, replace_output
 from vlm_guard.method.attention_calls import BoundMethod
 from vlm_guard.method.hidden_edit_call import HiddenEditCall
 from vlm_guard.method.state import GenerationState
@@ -31,11 +31,14 @@ def install_hidden_edits(guard: "Guard", bound: BoundMethod) -> list[Callable[[]
     Returns:
         What undoes it.
     """
-    hook = partial(_hook, guard, bound)
-    return [
-        item.module.register_forward_hook(partial(hook, item), prepend=True).remove
-        for item in edited_parts(guard.target, bound)
-    ]
+    undo = []
+    for item in edited_parts(guard.target, bound):
+        if item.part == "entering":
+            hook = partial(_before, guard, bound, item)
+            undo.append(item.module.register_forward_pre_hook(hook, prepend=True, with_kwargs=True).remove)
+        else:
+            undo.append(item.module.register_forward_hook(partial(_hook, guard, bound, item), prepend=True).remove)
+    return undo
 
 
 def edited_parts(target: "GuardTarget", bound: BoundMethod) -> tuple[LayerPart, ...]:
@@ -48,6 +51,12 @@ def edited_parts(target: "GuardTarget", bound: BoundMethod) -> tuple[LayerPart, 
 
 def _hook(guard: "Guard", bound: BoundMethod, part: LayerPart, module: nn.Module, args: tuple, output: Any) -> Any:
     return replace_output(output, partial(_edit_batch, guard, bound, part))
+
+
+def _before(
+    guard: "Guard", bound: BoundMethod, part: LayerPart, module: nn.Module, args: tuple, kwargs: dict[str, Any]
+) -> tuple[tuple, dict[str, Any]] | None:
+    return replace_input(args, kwargs, partial(_edit_batch, guard, bound, part))
 
 
 def _edit_batch(guard: "Guard", bound: BoundMethod, part: LayerPart, output: Tensor) -> Tensor | None:
@@ -66,7 +75,9 @@ def _edit_batch(guard: "Guard", bound: BoundMethod, part: LayerPart, output: Ten
         new = _edit_generation(guard, bound, part, shaped[rows], state)
         if new is not None:
             first = rows.start or 0
-            changed = torch.cat((changed[:first], new, changed[first + new.shape[0] :]))
+            # Most passes read one generation, whose rows are all of them.
+            whole = new.shape[0] == changed.shape[0]
+            changed = new if whole else torch.cat((changed[:first], new, changed[first + new.shape[0] :]))
     return None if changed is shaped else changed.view(output.shape)
 
 
@@ -87,7 +98,10 @@ def _generations(running: "RunningPass", bound: BoundMethod) -> Iterator[tuple[G
 def _edit_generation(
     guard: "Guard", bound: BoundMethod, part: LayerPart, output: Tensor, state: GenerationState
 ) -> Tensor | None:
-    method = bound.method
+    method, count = bound.method, output.shape[1]
+    where = guard.gates.where(bound, state, count) if guard.gates else None
+    if where is not None and not bool(where.any()):
+        return None
 
     def edited(hidden: Tensor, rows: RowSelection | None) -> Tensor | None:
         call = HiddenEditCall(
@@ -105,10 +119,16 @@ def _edit_generation(
 
     if not state.reading and output.shape[1] == 1:
         new = edited(output, None)
-        return None if new is None else torch.where(state.visual.any(-1).to(output.device)[:, None, None], new, output)
-    rows = state.rows(method.hidden_rows, output.shape[1])
-    if rows is None:
-        return None
-    rows = rows.to(output.device)
-    new = edited(rows.take(output[:, None])[:, 0], rows)
-    return None if new is None else rows.write(output[:, :, None], new[:, :, None])[:, :, 0]
+        chosen = None if state.every_row_has_image else state.visual.any(-1).to(output.device)[:, None, None]
+    else:
+        rows = state.rows(method.hidden_rows, count)
+        if rows is None:
+            return None
+        rows = rows.to(output.device)
+        new = edited(rows.take(output[:, None])[:, 0], rows)
+        new = None if new is None else rows.write(output[:, :, None], new[:, :, None])[:, :, 0]
+        chosen = None
+    if where is not None:
+        open_ = where.to(output.device)[:, :, None]
+        chosen = open_ if chosen is None else chosen & open_
+    return new if new is None or chosen is None else torch.where(chosen, new, output)

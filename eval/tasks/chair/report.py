@@ -142,6 +142,22 @@ def write_method_records(reports: Mapping[str, ChairReport], path: Path) -> None
     write_atomically(path, "".join(lines))
 
 
+def side_by_side_lines(first: ChairReport, second: ChairReport) -> Iterator[str]:
+    """The same captions in both text modes as a person reads them, rates in percent."""
+    rates = ("chair_s", "chair_i", "recall", "precision", "f1", "complete_chair_s", "complete_chair_i")
+    left, right = first.summary, second.summary
+    yield f"CHAIR, {left.captions} captions of {left.images} images, nltk {left.nltk}"
+    yield f"{'':<18}{left.mode:>10}{right.mode:>10}{'difference':>12}"
+    for rate in rates:
+        before, after = (100 * getattr(total, rate) for total in (left, right))
+        yield f"{rate:<18}{before:10.2f}{after:10.2f}{after - before:+12.2f}"
+    for name in ("mentions", "hallucinated_mentions", "tokens"):
+        before, after = getattr(left, name), getattr(right, name)
+        yield f"{name.replace('_', ' '):<22}{before:6d}{after:10d}{after - before:+12d}"
+    if first.unknown_images:
+        yield f"left out: {first.unknown_images} captions of images without ground truth"
+
+
 def summary_lines(report: ChairReport) -> Iterator[str]:
     """The report as a person reads it: every rate with the counts it comes from."""
     total = report.summary
@@ -157,5 +173,11 @@ def summary_lines(report: ChairReport) -> Iterator[str]:
     for name, value, counts in rows:
         yield f"{name:<18}{100 * value:7.2f} %   {counts}".rstrip()
     yield f"{'length':<18}{total.mean_tokens:7.1f} tokens, {total.mean_words:.1f} words"
+    yield f"{'per 100 words':<18}{total.per_100_words:7.2f}     hallucinated mentions"
+    fifths = ", ".join(f"{100 * share:.1f}" for share in total.fifth_chair_i)
+    yield f"{'CHAIR_i by fifths':<18}  {fifths} %, from the first fifth of the text to the last"
+    complete = f"{100 * total.complete_chair_s:7.2f} % CHAIR_s, {100 * total.complete_chair_i:.2f} % CHAIR_i"
+    yield f"{'whole sentences':<18}{complete}, without an unfinished last sentence"
+    yield f"{'read with':<18}    nltk {total.nltk}"
     if report.unknown_images:
         yield f"left out: {report.unknown_images} captions of images without ground truth"

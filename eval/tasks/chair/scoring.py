@@ -7,10 +7,12 @@ script and its descendants (PAI, VISTA, VHR). Ground-truth object sets must be b
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from typing import Any, Literal, get_args
 
 from vlm_guard.eval.tasks.chair import text as chair_text
 from vlm_guard.eval.tasks.chair import wordnet as chair_wordnet
+from vlm_guard.eval.tasks.chair.places import FIFTHS, PlaceCounts, complete_end, count_places
 from vlm_guard.eval.tasks.chair.text import Word
 
 ChairMode = Literal["pattern", "wordnet"]
@@ -155,6 +157,14 @@ class CaptionScore:
         """Share of the image's objects that the caption mentions; 0 for an image without objects."""
         return len(self.recalled_objects) / len(self.objects) if self.objects else 0.0
 
+    def places(self) -> PlaceCounts:
+        """The counts that depend on where in the caption the mentions stand."""
+        mentions = [
+            (mention.start, mention.end, mention.node, wrong)
+            for mention, wrong in zip(self.mentions, self.hallucinated)
+        ]
+        return count_places(self.caption, mentions, complete_end(self.caption))
+
     def to_dict(self) -> dict[str, Any]:
         """A record that JSON can hold, one mention with its flag per entry of `mentions`."""
         return {
@@ -244,6 +254,12 @@ class ChairSummary:
         tokens: tokens, punctuation included.
         words: words split at white space.
         repetition: mean share of a caption's 4-grams that repeat an earlier one of it.
+        fifth_mentions: mentions in each fifth of the captions' text.
+        fifth_hallucinated_mentions: those of them whose object is not in the image.
+        complete_mentions: mentions in complete sentences, so without a last one that a token limit cut off.
+        complete_hallucinated_mentions: those of them whose object is not in the image.
+        complete_hallucinated_captions: captions with at least one of those.
+        nltk: version of NLTK, whose tokenizer (and, in wordnet mode, tagger) read the captions.
     """
 
     mode: str
@@ -258,6 +274,12 @@ class ChairSummary:
     tokens: int
     words: int
     repetition: float
+    fifth_mentions: tuple[int, ...] = (0,) * FIFTHS
+    fifth_hallucinated_mentions: tuple[int, ...] = (0,) * FIFTHS
+    complete_mentions: int = 0
+    complete_hallucinated_mentions: int = 0
+    complete_hallucinated_captions: int = 0
+    nltk: str = ""
 
     @property
     def chair_s(self) -> float:
@@ -294,10 +316,32 @@ class ChairSummary:
         """Mean length in words split at white space."""
         return _ratio(self.words, self.captions)
 
+    @property
+    def per_100_words(self) -> float:
+        """Hallucinated mentions in 100 words."""
+        return 100 * _ratio(self.hallucinated_mentions, self.words)
+
+    @property
+    def fifth_chair_i(self) -> tuple[float, ...]:
+        """Share of the mentions that are hallucinated in each fifth of the captions' text."""
+        return tuple(_ratio(*pair) for pair in zip(self.fifth_hallucinated_mentions, self.fifth_mentions))
+
+    @property
+    def complete_chair_i(self) -> float:
+        """Share of the mentions in complete sentences that are hallucinated."""
+        return _ratio(self.complete_hallucinated_mentions, self.complete_mentions)
+
+    @property
+    def complete_chair_s(self) -> float:
+        """Share of the captions with a hallucinated mention in a complete sentence."""
+        return _ratio(self.complete_hallucinated_captions, self.captions)
+
     def to_dict(self) -> dict[str, Any]:
         """Counts and rates under their names, as JSON can hold them; rates are fractions, not percent."""
-        rates = ("chair_s", "chair_i", "recall", "precision", "f1", "mean_tokens", "mean_words")
-        return {**asdict(self), **{name: getattr(self, name) for name in rates}}
+        rates = ["chair_s", "chair_i", "recall", "precision", "f1", "mean_tokens", "mean_words", "per_100_words"]
+        rates += ["fifth_chair_i", "complete_chair_i", "complete_chair_s"]
+        values = {**asdict(self), **{name: getattr(self, name) for name in rates}}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def _ratio(part: float, whole: float) -> float:
@@ -314,6 +358,8 @@ def summarise(scores: Iterable[CaptionScore], mode: str = "pattern") -> ChairSum
     counts = dict.fromkeys(
         ("captions", "hallucinated_captions", "mentions", "hallucinated_mentions", "mentioned_objects"), 0
     ) | dict.fromkeys(("recalled_objects", "objects", "tokens", "words"), 0)
+    complete = dict.fromkeys(("mentions", "hallucinated_mentions", "hallucinated_captions"), 0)
+    named, wrong = [0] * FIFTHS, [0] * FIFTHS
     images = set()
     repeated = 0.0
     for score in scores:
@@ -328,4 +374,20 @@ def summarise(scores: Iterable[CaptionScore], mode: str = "pattern") -> ChairSum
         counts["objects"] += len(score.objects)
         counts["tokens"] += score.tokens
         counts["words"] += score.words
-    return ChairSummary(mode=mode, images=len(images), repetition=_ratio(repeated, counts["captions"]), **counts)
+        places = score.places()
+        for fifth in range(FIFTHS):
+            named[fifth] += places.mentions[fifth]
+            wrong[fifth] += places.hallucinated[fifth]
+        complete["mentions"] += places.complete_mentions
+        complete["hallucinated_mentions"] += places.complete_hallucinated
+        complete["hallucinated_captions"] += places.complete_hallucinated > 0
+    return ChairSummary(
+        mode=mode,
+        images=len(images),
+        repetition=_ratio(repeated, counts["captions"]),
+        **counts,
+        fifth_mentions=tuple(named),
+        fifth_hallucinated_mentions=tuple(wrong),
+        **{f"complete_{name}": value for name, value in complete.items()},
+        nltk=version("nltk"),
+    )

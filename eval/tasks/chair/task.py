@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vlm_guard.eval.tasks.base import Record, Sample, SweepRule, Task
+from vlm_guard.eval.tasks.chair.places import FIFTHS, complete_end, count_places, cut_record
 from vlm_guard.eval.tasks.chair.plots import plot_chair, plot_mention_order
 from vlm_guard.eval.tasks.chair.received import ChairDescribed, ChairScoreReceived
 from vlm_guard.eval.tasks.chair.scoring import CaptionScore, ChairScorer, Mention, summarise
 from vlm_guard.eval.tasks.chair.settings import ChairSettings
+from vlm_guard.eval.tasks.shared.fair import FairPair
 from vlm_guard.eval.tasks.shared.metric import Column, Counts, Metric, harmonic, ratio, share
 from vlm_guard.eval.tasks.shared.registry import register_task
 
@@ -56,7 +58,47 @@ CHAIR_METRICS: tuple[Metric, ...] = (
     Metric(
         name="repetition", label="repetition", kind="share", better="lower", compute=share("repetition", "captions")
     ),
+    Metric(
+        name="chair.per_100_words",
+        label="hallucinated mentions per 100 words",
+        kind="length",
+        better="lower",
+        compute=lambda counts: 100 * ratio(counts["hallucinated_mentions"], counts["words"]),
+    ),
+    *(
+        Metric(
+            name=f"chair.fifth_{fifth}.chair_i",
+            label=f"CHAIR_i in fifth {fifth} of the text",
+            kind="share",
+            better="lower",
+            compute=share(f"fifth_{fifth}.hallucinated", f"fifth_{fifth}.mentions"),
+        )
+        for fifth in range(1, FIFTHS + 1)
+    ),
+    Metric(
+        name="chair.complete.chair_i",
+        label="CHAIR_i of complete sentences",
+        kind="share",
+        better="lower",
+        compute=share("complete.hallucinated_mentions", "complete.mentions"),
+    ),
+    Metric(
+        name="chair.complete.chair_s",
+        label="CHAIR_s of complete sentences",
+        kind="share",
+        better="lower",
+        compute=share("complete.hallucinated_captions", "captions"),
+    ),
+    Metric(
+        name="chair.complete.recall",
+        label="recall of complete sentences",
+        kind="share",
+        better="higher",
+        compute=share("complete.recalled_objects", "objects"),
+    ),
 )
+
+_EQUAL_LENGTH = {"chair_i": "chair.equal_length.chair_i", "recall": "chair.equal_length.recall"}
 
 
 @register_task("chair")
@@ -76,6 +118,7 @@ class ChairTask(Task):
         Column(metric="f1", label="F1 ↑"),
         Column(metric="mean_words", label="words", kind="length"),
         Column(metric="repetition", label="repeat ↓"),
+        Column(metric="chair.equal_length.chair_i", label="equal length ↓", kind="difference", better="lower"),
     )
     sweep = SweepRule(lower="chair_i", keep="recall", slack=0.005, shown=("chair_i", "chair_s", "recall", "mean_words"))
 
@@ -104,6 +147,10 @@ class ChairTask(Task):
         """The counts of one answered caption."""
         score = record["score"]
         nodes = {mention["node"] for mention in score["mentions"]}
+        text = record["text"]
+        end = len(text) if record.get("finished", True) else complete_end(text)
+        mentions = [(item["start"], item["end"], item["node"], item["hallucinated"]) for item in score["mentions"]]
+        places = count_places(text, mentions, end)
         return {
             "captions": 1,
             "hallucinated_captions": score["chair_s"],
@@ -115,7 +162,29 @@ class ChairTask(Task):
             "words": score["words"],
             "tokens": score["tokens"],
             "repetition": score["repeated_4_grams"],
+            **{f"fifth_{place}.mentions": count for place, count in enumerate(places.mentions, 1)},
+            **{f"fifth_{place}.hallucinated": count for place, count in enumerate(places.hallucinated, 1)},
+            "complete.mentions": places.complete_mentions,
+            "complete.hallucinated_mentions": places.complete_hallucinated,
+            "complete.hallucinated_captions": places.complete_hallucinated > 0,
+            "complete.recalled_objects": places.complete_recalled,
         }
+
+    @classmethod
+    def fair_pair(cls, baseline: Sequence[Record], other: Sequence[Record]) -> FairPair | None:
+        """Both captions of a picture cut to the words of the shorter one, so that neither gains by being short."""
+        known = {record["sample"]: record for record in baseline}
+        pairs = [(known[record["sample"]], record) for record in other if record["sample"] in known]
+        if not pairs:
+            return None
+        lengths = [min(first["score"]["words"], second["score"]["words"]) for first, second in pairs]
+        return FairPair(
+            what="the difference of CHAIR_i, both captions of a picture cut to the words of the shorter one",
+            baseline=[cut_record(first, words) for (first, _), words in zip(pairs, lengths)],
+            other=[cut_record(second, words) for (_, second), words in zip(pairs, lengths)],
+            metrics=_EQUAL_LENGTH,
+            facts={"mean_words": sum(lengths) / len(lengths)},
+        )
 
     @classmethod
     def metrics(cls, records: Sequence[Record]) -> tuple[Metric, ...]:

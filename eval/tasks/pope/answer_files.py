@@ -17,20 +17,54 @@ OWN_STRATEGY = "all"
 """What the questions of a file of answers count as where it does not say."""
 
 
-def read_method_answers(path: str | Path) -> MethodAnswers:
+def read_method_answers(path: str | Path, questions: Sequence[PopeQuestion] = ()) -> MethodAnswers:
     """The answers of a file by method, in its order.
+
+    Args:
+        path: the file.
+        questions: questions of several strategies: where an answer does not say to which of them it belongs but how
+            the question read (lmms-eval's samples), it is found by number and text.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a record has no answer, or the file is empty.
     """
     found: MethodAnswers = {}
+    open_questions: dict[str, dict[int, list[PopeQuestion]]] = {}
     for number, record in read_records(path):
         where = f"{path}: record {number}"
-        found.setdefault(text_field(record, "method", where, optional=True), []).append(answer_in(record, where))
+        method = text_field(record, "method", where, optional=True)
+        question_id, strategy, text = answer_in(record, where)
+        if strategy is None and question_id is not None and questions:
+            left = open_questions.setdefault(method, _by_number(questions))
+            strategy = _strategy_of(left.get(question_id, []), plain_record(record, where).get("question"))
+        found.setdefault(method, []).append((question_id, strategy, text))
     if not found:
         raise ValueError(f"{path} has no answers")
     return found
+
+
+def _by_number(questions: Sequence[PopeQuestion]) -> dict[int, list[PopeQuestion]]:
+    numbered: dict[int, list[PopeQuestion]] = {}
+    for question in questions:
+        numbered.setdefault(question.question_id, []).append(question)
+    return numbered
+
+
+def _strategy_of(left: list[PopeQuestion], asked: Any) -> str | None:
+    """The strategy of the first of these questions that reads as it was asked, which is taken out; None without one.
+
+    A question that several strategies share comes as often as it is asked, and each has the same right answer.
+    """
+    if not isinstance(asked, str):
+        return None
+    # The typo of a published file was put right in others.
+    text = asked.strip().replace("imange", "image")
+    for question in left:
+        if text.startswith(question.text.replace("imange", "image")):
+            left.remove(question)
+            return question.strategy
+    return None
 
 
 def read_method_answered(
@@ -50,9 +84,11 @@ def read_method_answered(
     if not question_files:
         return _with_own_questions(answer_files)
     asked = [read_questions(path) for path in question_files]
-    answered = [read_method_answers(path) for path in answer_files]
-    if len(answered) == 1:
+    if len(answer_files) == 1:
         asked = [[question for questions in asked for question in questions]]
+    several = len({question.strategy for questions in asked for question in questions}) > 1
+    joined = asked[0] if len(answer_files) == 1 and several else ()
+    answered = [read_method_answers(path, joined) for path in answer_files]
     if len(asked) != len(answered):
         raise ValueError(
             f"there are {len(asked)} question files but {len(answered)} answer files; give one answer file for each "

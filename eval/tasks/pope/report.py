@@ -7,8 +7,16 @@ from typing import get_args
 
 from vlm_guard.eval.data.coco import read_coco, read_object_sets
 from vlm_guard.eval.tasks.pope.leading_queries import LeadingSummary, lead, suggestion
-from vlm_guard.eval.tasks.pope.questions import Strategy
-from vlm_guard.eval.tasks.pope.scoring import PopeScore, PopeSummary, build_questions, sample_images, write_questions
+from vlm_guard.eval.tasks.pope.parsers import PARSERS
+from vlm_guard.eval.tasks.pope.questions import PopeQuestion, Strategy
+from vlm_guard.eval.tasks.pope.scoring import (
+    PopeScore,
+    PopeSummary,
+    build_questions,
+    sample_images,
+    score_answers,
+    write_questions,
+)
 from vlm_guard.untrusted.printed_text import one_line
 
 
@@ -28,14 +36,24 @@ _HEADER = f"{'':<12}" + "".join(f"{name:>10}" for name in ("accuracy", "precisio
 _HEADER += f"{'unread':>7}"
 
 
-def summary_lines(summary: PopeSummary) -> Iterator[str]:
-    """POPE's scores as a person reads them, in percent, one line per strategy and their mean."""
-    yield f"POPE, answers read by '{summary.parser}'"
+def summary_lines(summary: PopeSummary, name: str = "POPE") -> Iterator[str]:
+    """POPE's scores as a person reads them, in percent, one line per strategy and their mean, below the name."""
+    yield f"{name}, answers read by '{summary.parser}'"
     yield f"{_HEADER} questions"
-    for name, score in summary.strategies.items():
-        yield _score_row(name, score)
+    for strategy, score in summary.strategies.items():
+        yield _score_row(strategy, score)
     if len(summary.strategies) > 1:
         yield f"{_row('mean', **summary.mean)}{summary.unparsed:7d}"
+
+
+def parser_lines(questions: Sequence[PopeQuestion], answers: Sequence[str]) -> Iterator[str]:
+    """The same answers read by every parser, means over the strategies in percent."""
+    yield ""
+    yield "The same answers read by each parser, means over the strategies"
+    yield _HEADER
+    for parser in PARSERS:
+        summary = score_answers(questions, answers, parser)
+        yield f"{_row(parser, **summary.mean)}{summary.unparsed:7d}"
 
 
 def leading_lines(changes: LeadingSummary) -> Iterator[str]:

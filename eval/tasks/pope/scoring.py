@@ -42,6 +42,7 @@ __all__ = [
     "read_answered",
     "read_answers",
     "read_questions",
+    "relabel",
     "sample_images",
     "score_answers",
     "score_predictions",
@@ -207,6 +208,35 @@ def score_answers(questions: Sequence[PopeQuestion], answers: Sequence[str], par
         parser=parser,
         strategies={name: score_predictions(*zip(*pairs)) for name, pairs in by_strategy.items()},
     )
+
+
+def relabel(
+    questions: Sequence[PopeQuestion], answers: Sequence[str], relabelled: Sequence[PopeQuestion]
+) -> tuple[list[PopeQuestion], list[str]]:
+    """Answered questions with the labels of another file that keeps their numbers, such as RePOPE's.
+
+    Args:
+        questions: the questions that were asked.
+        answers: the answer to each.
+        relabelled: questions of the same strategies and numbers with other labels; those that are missing are left out.
+
+    Returns:
+        The kept questions with their new labels, and the answers to them.
+
+    Raises:
+        ValueError: a relabelled question was not asked, or was asked about something else.
+    """
+    texts = {(item.strategy, item.question_id): (item, answer) for item, answer in zip(questions, answers, strict=True)}
+    kept = []
+    for item in relabelled:
+        where = f"question {item.question_id} ({shown(item.strategy)}) of the relabelled questions"
+        if (item.strategy, item.question_id) not in texts:
+            raise ValueError(f"{where} is not among those that were asked; give the question file of the same strategy")
+        asked, answer = texts[item.strategy, item.question_id]
+        if (asked.image_id, asked.object) != (item.image_id, item.object):
+            raise ValueError(f"{where} is {shown(item.text)} about {shown(item.image)}; asked was {shown(asked.text)}")
+        kept.append((item, answer))
+    return [item for item, _ in kept], [answer for _, answer in kept]
 
 
 def read_answers(path: str | Path) -> list[tuple[int | None, str | None, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -16,8 +16,11 @@ from vlm_guard.eval.tasks.pope.questions import PopeQuestion, build_questions, r
 from vlm_guard.eval.tasks.pope.received import PopeDescribed, PopeScoreReceived
 from vlm_guard.eval.tasks.pope.scoring import PopeSummary, score_predictions
 from vlm_guard.eval.tasks.pope.settings import STRATEGIES, PopeSettings
+from vlm_guard.eval.tasks.shared.fair import FairPair, yes_matched
 from vlm_guard.eval.tasks.shared.metric import Better, Column, Counts, Metric, harmonic, ratio
 from vlm_guard.eval.tasks.shared.registry import register_task
+from vlm_guard.eval.tasks.shared.settings import TaskSettings
+from vlm_guard.eval.tasks.shared.yes_no import answer_kind
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,34 +43,40 @@ class PopeTask(Task):
     help = "Yes/no questions about objects that are in the picture and objects that are not."
     source = "Evaluating Object Hallucination in Large Vision-Language Models, EMNLP 2023, arXiv 2305.10355"
     table_title = "yes/no"
-    Settings = PopeSettings
+    title = "POPE"
+    Settings: ClassVar[type[TaskSettings]] = PopeSettings
     Score = PopeScoreReceived
     Described = PopeDescribed
-    columns = (
+    columns: ClassVar[tuple[Column, ...]] = (
         Column(metric="pope.mean.accuracy", label="POPE acc ↑"),
         Column(metric="pope.mean.f1", label="POPE F1 ↑"),
         Column(metric="pope.adversarial.f1", label="adv F1 ↑"),
         Column(metric="pope.mean.yes_ratio", label="yes"),
         Column(metric="pope.mean.unparsed", label="unparsed ↓"),
+        Column(metric="pope.over_control.f1", label="F1 − control ↑", kind="difference", better="higher"),
     )
+    watches_yes_no = True
 
-    def __init__(self, data: EvaluationData, settings: PopeSettings | None = None, seed: int = 0) -> None:
+    def __init__(self, data: EvaluationData, settings: TaskSettings | None = None, seed: int = 0) -> None:
         super().__init__(data, settings, seed)
         chosen = self.settings
         if chosen.parser not in PARSERS:
             raise ValueError(f"the answer parser is {chosen.parser!r}; it must be one of {', '.join(PARSERS)}")
-        if chosen.questions:
-            read = [question for path in chosen.questions for question in read_questions(path)]
-            self.questions = [question for question in read if question.image_id in data.images]
-            self.origin = "question files"
-        else:
-            objects = {image_id: data.objects[image_id] for image_id in data.images}
-            names = {image_id: path.name for image_id, path in data.images.items()}
-            self.questions = build_questions(objects, chosen.strategies, chosen.per_image, seed, image_names=names)
-            self.origin = f"built, {chosen.per_image} per image and strategy, seed {seed}"
+        self.questions, self.origin = self.find_questions()
         if not self.questions:
             raise ValueError("none of the POPE questions is about an image of this data")
         self._by_key = self._grouped()
+
+    def find_questions(self) -> tuple[list[PopeQuestion], str]:
+        """The questions about pictures of the data, and in words where they come from."""
+        chosen, images = self.settings, self.data.images
+        if chosen.questions:
+            read = [question for path in chosen.questions for question in read_questions(path)]
+            return [question for question in read if question.image_id in images], "question files"
+        objects = {image_id: self.data.objects[image_id] for image_id in images}
+        names = {image_id: path.name for image_id, path in images.items()}
+        built = build_questions(objects, chosen.strategies, chosen.per_image, self.seed, image_names=names)
+        return built, f"built, {chosen.per_image} per image and strategy, seed {self.seed}"
 
     @classmethod
     def asked_images(cls, settings: TaskSettings) -> list[int] | None:
@@ -82,7 +91,7 @@ class PopeTask(Task):
         order = {image_id: place for place, image_id in enumerate(self.data.images)}
         groups: dict[str, list[PopeQuestion]] = {}
         for question in sorted(self.questions, key=lambda item: order[_image(item)]):
-            asked = groups.setdefault(f"pope/{question.image_id}/{question.text}", [])
+            asked = groups.setdefault(f"{self.name}/{question.image_id}/{question.text}", [])
             if asked and asked[0].label != question.label:
                 raise ValueError(
                     f"{question.text!r} about image {question.image_id} is labelled yes and no; the question files "
@@ -131,18 +140,28 @@ class PopeTask(Task):
         score = record["score"]
         counts = score_predictions([score["label"]], [score["answer"]])
         kinds = {name: value for name, value in counts.to_dict()["counts"].items() if value}
-        return {f"{strategy}.{name}": value for strategy in score["strategies"] for name, value in kinds.items()}
+        counted = {f"{strategy}.{name}": value for strategy in score["strategies"] for name, value in kinds.items()}
+        for parser in PARSERS:
+            kind = answer_kind(score["label"], parse_answer(record["text"], parser, score["label"]))
+            counted |= {f"{strategy}@{parser}.{kind}": 1 for strategy in score["strategies"]}
+        return counted
+
+    @classmethod
+    def fair_pair(cls, baseline: Sequence[Record], other: Sequence[Record]) -> FairPair | None:
+        """The baseline with a constant leaning to yes that makes it say yes as often as the method."""
+        names = {f"{cls.name}.mean.{rate}": f"{cls.name}.over_control.{rate}" for rate in ("accuracy", "f1")}
+        return yes_matched(baseline, other, names, lambda record: len(record["score"]["strategies"]))
 
     @classmethod
     def metrics(cls, records: Sequence[Record]) -> tuple[Metric, ...]:
         """Every rate of every strategy in these records, and their plain means."""
-        return pope_metrics(strategies_of(records))
+        return pope_metrics(strategies_of(records), cls.name)
 
     @classmethod
     def comparable_metrics(cls, first: Sequence[Record], second: Sequence[Record]) -> tuple[Metric, ...]:
         """Those of the strategies that both have: one whose pictures could not be read has no difference."""
         known = strategies_of(first)
-        return pope_metrics([name for name in strategies_of(second) if name in known])
+        return pope_metrics([name for name in strategies_of(second) if name in known], cls.name)
 
     @classmethod
     def summarise(cls, records: Sequence[Record], described: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,14 +172,15 @@ class PopeTask(Task):
             for strategy in score["strategies"]:
                 pairs[strategy].append((score["label"], score["answer"]))
         strategies = {name: score_predictions(*zip(*asked)) for name, asked in pairs.items()}
-        return PopeSummary(parser=described["parser"], strategies=strategies).to_dict()
+        summary = PopeSummary(parser=described["parser"], strategies=strategies).to_dict()
+        return {**summary, "metric": cls.title, "parsers": _by_parser(records)}
 
     @classmethod
     def caption(cls, described: Mapping[str, Any]) -> str:
         """Suffix and parser."""
         suffix = described["suffix"].strip()
         asked = f'with "{suffix}"' if suffix else "without suffix"
-        return f"POPE {asked}, read by the {described['parser']} parser"
+        return f"{cls.title} {asked}, read by the {described['parser']} parser"
 
     @classmethod
     def plots(cls) -> dict[str, Callable[[Drawn], Figure]]:
@@ -188,6 +208,7 @@ def _image(question: PopeQuestion) -> int:
 
 
 _RATES = ("accuracy", "precision", "recall", "f1", "yes_ratio", "unparsed")
+_PARSER_RATES = ("accuracy", "f1", "yes_ratio")
 _LABELS = {"f1": "F1", "yes_ratio": "yes ratio"}
 _KINDS = ("true_yes", "false_yes", "true_no", "false_no", "unparsed_yes", "unparsed_no")
 
@@ -218,20 +239,45 @@ def _rate_of(rate: str, strategy: str, counts: Counts) -> np.ndarray:
     return values[rate]()
 
 
-def pope_metrics(strategies: Sequence[str]) -> tuple[Metric, ...]:
-    """Every rate of every strategy, and their plain means ("pope.mean.accuracy")."""
+def _label(name: str, rate: str) -> str:
+    said, (kind, _, parser) = _LABELS.get(rate, rate), name.partition("_")
+    return f"{said} by the {parser} parser" if kind == "read" and parser else f"{name} {said}"
+
+
+def _by_parser(records: Sequence[Record]) -> dict[str, dict[str, float]]:
+    """What the same answers give when they are read by each of the parsers: means over the strategies."""
+    pairs: dict[str, dict[str, list[tuple[str, str]]]] = {parser: {} for parser in PARSERS}
+    for record in records:
+        score = record["score"]
+        for parser, strategies in pairs.items():
+            answer = parse_answer(record["text"], parser, score["label"])
+            for strategy in score["strategies"]:
+                strategies.setdefault(strategy, []).append((score["label"], answer))
+    return {
+        parser: PopeSummary(
+            parser=parser, strategies={name: score_predictions(*zip(*asked)) for name, asked in strategies.items()}
+        ).mean
+        for parser, strategies in pairs.items()
+    }
+
+
+def pope_metrics(strategies: Sequence[str], task: str = "pope") -> tuple[Metric, ...]:
+    """Every rate of every strategy, and their plain means ("pope.mean.accuracy"), also by each parser."""
     better: dict[str, Better] = {"yes_ratio": None, "unparsed": "lower"}
     groups = {strategy: [strategy] for strategy in strategies}
+    read: dict[str, list[str]] = {}
     if strategies:
         groups["mean"] = list(strategies)
+        read = {f"read_{parser}": [f"{strategy}@{parser}" for strategy in strategies] for parser in PARSERS}
+    wanted = [(name, group, rate) for rate in _PARSER_RATES for name, group in read.items()]
+    wanted += [(name, group, rate) for rate in _RATES for name, group in groups.items()]
     return tuple(
         Metric(
-            name=f"pope.{name}.{rate}",
-            label=f"{name} {_LABELS.get(rate, rate)}",
+            name=f"{task}.{name}.{rate}",
+            label=_label(name, rate),
             kind="share",
             better=better.get(rate, "higher"),
             compute=partial(_rate, rate, group),
         )
-        for rate in _RATES
-        for name, group in groups.items()
+        for name, group, rate in wanted
     )

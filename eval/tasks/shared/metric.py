@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 Counts = Mapping[str, np.ndarray]
-Kind = Literal["share", "length"]
+Kind = Literal["share", "length", "difference"]
 Better = Literal["higher", "lower"] | None
 
 
@@ -41,12 +41,15 @@ class Column:
     Attributes:
         metric: name of the metric.
         label: head of the column, short, with an arrow to the better side.
-        kind: as the metric's: "share" is shown in percent, "length" with one decimal.
+        kind: as the metric's: "share" is shown in percent, "length" with one decimal, "difference" in percentage
+            points with its sign.
+        better: which way is an improvement, where the metric is the difference of a fair pair and no `Metric`.
     """
 
     metric: str
     label: str
     kind: Kind = "share"
+    better: Better = None
 
 
 def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@
 `image` (a picture file, named relative to the file's folder and inside it).
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from string import ascii_uppercase
 from typing import Any
 
 from vlm_guard.eval.tasks.chair.captions import read_records
+
+_STANDALONE_CAPITAL = re.compile(r"(?<![A-Za-z])([A-Z])(?![A-Za-z'’])")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +46,22 @@ def read_choices(path: str | Path) -> list[ChoiceRecord]:
     """
     path = Path(path)
     return [_read(record, f"{path}: record {number}", number, path.parent) for number, record in read_records(path)]
+
+
+def choice_prompt(question: str, options: Mapping[str, str]) -> str:
+    """A question as it is put to a model: one line each for the question and for every option with its letter."""
+    return "\n".join([question, *(f"{letter}: {text}" for letter, text in options.items())])
+
+
+def chosen_option(text: str, options: Mapping[str, str]) -> str | None:
+    """The letter an answer chooses: the first capital that stands alone and names an option, else the one option
+    whose text the answer contains; None where neither is there.
+    """
+    for letter in _STANDALONE_CAPITAL.findall(text):
+        if letter in options:
+            return letter
+    contained = [letter for letter, content in options.items() if content.lower() in text.lower()]
+    return contained[0] if len(contained) == 1 else None
 
 
 def _read(record: Mapping[str, Any], where: str, number: int, folder: Path) -> ChoiceRecord:

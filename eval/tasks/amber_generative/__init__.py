@@ -1,0 +1,1 @@
+"""AMBER's generative part: the nouns of a description against what the picture shows."""

@@ -1,0 +1,316 @@
+"""Edits of attention over a paged cache: which rows of a step have them, and how the rows are computed anew.
+
+vLLM's own backend has computed every row and written every key and value. What is guarded is then overwritten: rows of
+prompts request by request, with the same code as in transformers, and decoded rows together, all requests of one offer
+in one stacked edit.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from vlm_guard.kernels.attention_edit import AttentionEdit
+from vlm_guard.kernels.edited_attention import AttentionProblem, edited_attention
+from vlm_guard.kernels.stacked_edits import stack_edits
+from vlm_guard.method.base import Sign
+from vlm_guard.method.state import GenerationState
+from vlm_guard.runtime.attention import attend, edit_of_later_steps
+from vlm_guard.runtime.attention_context import AttentionInput
+from vlm_guard.serving.vllm.rows import GuardedRequest, RowTable
+from vlm_guard.serving.vllm.served_guards import EditedLayer, ServedGuard, ServedGuards
+
+
+class BlockLayout(Protocol):
+    """How a backend keeps keys and values in the blocks of a layer's cache."""
+
+    def places(self, blocks: Tensor) -> Tensor:
+        """From block numbers [N, n] to where `read` finds them, for all layers."""
+        ...
+
+    def read(self, cache: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [N, G, n * block size, D] of a layer."""
+        ...
+
+
+@dataclass(eq=False, slots=True)
+class FinishedInput(AttentionInput):
+    """An attention call whose unedited output is known already.
+
+    Attributes:
+        finished: [B, Q, H, Dv].
+    """
+
+    finished: Tensor
+
+    def plain(self) -> tuple[Tensor, Tensor | None]:
+        """The output that vLLM's own backend computed."""
+        return self.finished, None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RowRange:
+    """Consecutive rows of a step that belong to one request.
+
+    Attributes:
+        request: the request. served: its guard. state: its generation, which has taken in these rows.
+        rows: where they are among the rows of the step.
+        length: how many keys the last of them sees.
+        blocks: [n] long, the blocks of its cache.
+        mask: [1, 1, Q, length] bool; None for the first rows of a prompt, and for a single row.
+        together: whether it is a single row that is edited together with those of other requests.
+    """
+
+    request: GuardedRequest
+    served: ServedGuard
+    state: GenerationState
+    rows: slice
+    length: int
+    blocks: Tensor
+    mask: Tensor | None
+    together: bool
+
+    @property
+    def begins(self) -> bool:
+        """Whether its keys are exactly those of these rows."""
+        return self.length == self.rows.stop - self.rows.start
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DecodeGroup:
+    """One row each of requests that share an offer and a branch.
+
+    Attributes:
+        served: their guard. side: their branch.
+        requests: by row. states: their generations.
+        rows: [N] long, their rows in the step.
+        places: of the blocks of their caches, which are padded with block 0; see `BlockLayout`.
+        mask: [N, 1, 1, K] bool, the keys each may see.
+        edits: the stacked edits of layers that were asked for.
+    """
+
+    served: ServedGuard
+    side: Sign
+    requests: tuple[GuardedRequest, ...]
+    states: tuple[GenerationState, ...]
+    rows: Tensor
+    places: Tensor
+    mask: Tensor
+    edits: dict[int, AttentionEdit | None]
+
+
+@dataclass(frozen=True, eq=False)
+class StepPlan:
+    """What is guarded in one step.
+
+    Attributes:
+        ranges: rows that are edited request by request.
+        groups: decoded rows that are edited together.
+    """
+
+    ranges: Sequence[RowRange]
+    groups: Sequence[DecodeGroup]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StepRows:
+    """The rows of a step as vLLM lays them out.
+
+    Attributes:
+        starts: [R + 1] first row of each request. lengths: [R] keys that the last row of each sees.
+        block_table: [R, n] block numbers of each request.
+        block_size: keys of a block.
+    """
+
+    starts: Sequence[int]
+    lengths: Sequence[int]
+    block_table: Tensor
+    block_size: int
+
+
+class StepPlanner:
+    """Makes the plan of every step.
+
+    Args:
+        served: the guards.
+        table: which request is in which row.
+        layout: of the cache's blocks.
+    """
+
+    KEPT = 64
+    """So many sets of requests that decode together are remembered with their stacked edits."""
+
+    def __init__(self, served: ServedGuards, table: RowTable, layout: BlockLayout) -> None:
+        self._served = served
+        self._table = table
+        self._layout = layout
+        self._stacked: OrderedDict[tuple[int, ...], dict[int, AttentionEdit | None]] = OrderedDict()
+
+    def plan(self, step: StepRows) -> StepPlan | None:
+        """The plan of a step; None where nothing is guarded in it."""
+        ranges: list[RowRange] = []
+        decoded: dict[tuple[str, Sign], list[RowRange]] = {}
+        for row, request in sorted(self._table.requests.items()):
+            found = self._range(row, request, step)
+            if found is None:
+                continue
+            if found.together:
+                decoded.setdefault((found.served.offer.name, request.side), []).append(found)
+            else:
+                ranges.append(found)
+        groups = [self._group(found, step.block_size) for found in decoded.values()]
+        return StepPlan(ranges, groups) if ranges or groups else None
+
+    def _range(self, row: int, request: GuardedRequest, step: StepRows) -> RowRange | None:
+        """The rows of a request in this step; None where none of them is edited."""
+        served = self._served.asked(request.extra_args)
+        if served is None or not served.layers[request.side] or row >= len(step.lengths):
+            return None
+        first, stop, length = step.starts[row], step.starts[row + 1], step.lengths[row]
+        count = stop - first
+        if count == 0:
+            return None
+        state, offset = request.begin(served.visual_token_ids), length - count
+        request.read(count, offset)
+        if not state.active or (count > 1 and not _edits_any(served, state, count)):
+            return None
+        if served.edits_like_answers(request.side) and length == len(request.prompt):
+            first = stop - 1  # Of a prompt only the row that predicts the answer is edited, just as the answer's are.
+        single = stop - first == 1 and (first > step.starts[row] or not state.reading)
+        mask = None
+        if 1 < stop - first < length:
+            mask = (torch.arange(length) <= torch.arange(offset, length)[:, None])[None, None]
+        blocks = step.block_table[row, : -(-length // step.block_size)].long()
+        return RowRange(
+            request=request,
+            served=served,
+            state=state,
+            rows=slice(first, stop),
+            length=length,
+            blocks=blocks,
+            mask=mask,
+            together=single and served.is_steady(request.side),
+        )
+
+    def _group(self, found: Sequence[RowRange], block_size: int) -> DecodeGroup:
+        lengths = torch.tensor([item.length for item in found])
+        longest = max(len(item.blocks) for item in found)
+        blocks = [torch.nn.functional.pad(item.blocks, (0, longest - len(item.blocks))) for item in found]
+        key = tuple(item.request.serial for item in found)
+        edits = self._stacked.setdefault(key, {})
+        self._stacked.move_to_end(key)
+        while len(self._stacked) > self.KEPT:
+            self._stacked.popitem(last=False)
+        keys = torch.arange(longest * block_size)
+        return DecodeGroup(
+            served=found[0].served,
+            side=found[0].request.side,
+            requests=tuple(item.request for item in found),
+            states=tuple(item.state for item in found),
+            rows=torch.tensor([item.rows.start for item in found]),
+            places=self._layout.places(torch.stack(blocks)),
+            mask=(keys < lengths[:, None])[:, None, None],
+            edits=edits,
+        )
+
+
+def _edits_any(served: ServedGuard, state: GenerationState, count: int) -> bool:
+    """Whether any method edits, or learns from, any of `count` rows of a prompt."""
+    methods = [bound.method for bound in served.guard.methods if bound.method.edits_attention()]
+    return any(method.whole_prompt is not None or state.rows(method.rows, count) is not None for method in methods)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LayerCall:
+    """One attention layer of a step, its own work done.
+
+    Attributes:
+        index: number of the decoder layer.
+        query: [T, H, D], key: [T, G, D], value: [T, G, D] of the rows of the step.
+        output: [T, H, D], what vLLM's backend computed; edited rows are overwritten.
+        cache: the layer's keys and values, as the backend keeps them.
+        layout: reads blocks of it.
+        scaling: factor of q.k. softcap: of the scores, or None. sinks: [H] sink logits, or None.
+    """
+
+    index: int
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    output: Tensor
+    cache: Tensor
+    layout: BlockLayout
+    scaling: float
+    softcap: float | None = None
+    sinks: Tensor | None = None
+
+    def edit(self, plan: StepPlan) -> None:
+        """Overwrite the rows that are edited in this layer."""
+        for group in plan.groups:
+            layer = group.served.layers[group.side].get(self.index)
+            if layer is not None:
+                self._edit_group(group, layer)
+        for found in plan.ranges:
+            layer = found.served.layers[found.request.side].get(self.index)
+            if layer is not None:
+                self._edit_range(found, layer)
+
+    def _edit_group(self, group: DecodeGroup, layer: EditedLayer) -> None:
+        if self.index not in group.edits:
+            edits = [self._later_edit(request, state, layer) for request, state in zip(group.requests, group.states)]
+            group.edits[self.index] = stack_edits(edits, self.query.shape[1])
+        edit = group.edits[self.index]
+        if edit is None:
+            return
+        if not edit.changes_weights and edit.self_mix is None and edit.head_scale is not None:
+            self.output[group.rows] *= edit.head_scale[:, :, None].to(self.output.dtype)
+            return
+        key, value = self.layout.read(self.cache, group.places)
+        own_value = None if edit.self_mix is None else self.value[group.rows][:, :, None]
+        problem = AttentionProblem(
+            query=self.query[group.rows][:, :, None],
+            key=key,
+            value=value,
+            edit=edit,
+            scaling=self.scaling,
+            mask=group.mask,
+            softcap=self.softcap,
+            sink_logits=self.sinks,
+            own_value=own_value,
+            return_statistics=False,
+        )
+        self.output[group.rows] = edited_attention(problem, layer.slot.guard.attention_backend).output[:, 0]
+
+    def _later_edit(self, request: GuardedRequest, state: GenerationState, layer: EditedLayer) -> AttentionEdit | None:
+        """The edit of a request's decode steps, made once for each layer."""
+        if self.index not in request.edits:
+            groups, dim, heads = self.key.shape[1], self.key.shape[2], self.query.shape[1]
+            key = self.key.new_zeros(()).expand(1, groups, state.length, dim)
+            edit = edit_of_later_steps(layer.slot, state, layer.module, key, key, heads)
+            request.edits[self.index] = edit
+        return request.edits[self.index]
+
+    def _edit_range(self, found: RowRange, layer: EditedLayer) -> None:
+        rows = found.rows
+        if found.begins:
+            key, value = (part[rows].transpose(0, 1)[None] for part in (self.key, self.value))
+        else:
+            key, value = (
+                part[:, :, : found.length]
+                for part in self.layout.read(self.cache, self.layout.places(found.blocks[None]))
+            )
+        kwargs: dict[str, Any] = {"scaling": self.scaling}
+        if self.softcap is not None:
+            kwargs["softcap"] = self.softcap
+        if self.sinks is not None:
+            kwargs["s_aux"] = self.sinks
+        query = self.query[rows].transpose(0, 1)[None]
+        vars(layer.module)["num_key_value_groups"] = query.shape[1] // key.shape[1]
+        given = FinishedInput(
+            "sdpa", layer.module, query, key, value, found.mask, kwargs, self.output[None, rows].clone()
+        )
+        edited, _ = attend(layer.slot, found.state, given)
+        self.output[rows] = edited[0]

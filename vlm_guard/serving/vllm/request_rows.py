@@ -1,0 +1,88 @@
+"""What vLLM tells its logits processors: who came, who left, who moved. Also where two sets of logits become one."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from vllm.v1.sample.logits_processor.interface import BatchUpdate, LogitsProcessor, MoveDirectionality
+
+from vlm_guard.serving.vllm.checkpoint_names import accept_new_names
+from vlm_guard.serving.vllm.declaration import Declaration
+from vlm_guard.serving.vllm.plugin import refuse_unregistered
+from vlm_guard.serving.vllm.process import ProcessGuards
+from vlm_guard.serving.vllm.rows import GuardedRequest, table_of
+from vlm_guard.serving.vllm.shared_tokens import share_next_tokens
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.config import VllmConfig
+
+
+class GuardedRows(LogitsProcessor):
+    """Keeps the table of guarded requests, and contrasts the logits of pairs.
+
+    Args:
+        vllm_config: of the engine.
+        device: of the logits.
+        is_pin_memory: not used.
+    """
+
+    def __init__(self, vllm_config: "VllmConfig", device: torch.device, is_pin_memory: bool) -> None:
+        refuse_unregistered()
+        accept_new_names()
+        self._guards = ProcessGuards.of(vllm_config)
+        self._table = table_of(vllm_config.instance_id)
+        self._table.clear()
+
+    @classmethod
+    def validate_params(cls, sampling_params: "SamplingParams") -> None:
+        """Refuse a request before it gets to the engine; the server answers it with HTTP 400.
+
+        Raises:
+            ValueError: it names something that is not offered.
+        """
+        declared = Declaration.of_environment()
+        if declared is not None:
+            declared.check(sampling_params.extra_args)
+
+    def is_argmax_invariant(self) -> bool:
+        """Whether greedy answers stay the same; not with a contrast among the offers."""
+        return not self._guards.declared.contrasts
+
+    def update_state(self, batch_update: "BatchUpdate | None") -> None:
+        """Follow the rows of the batch; called before every forward pass."""
+        if batch_update is None:
+            return
+        requests = self._table.requests
+        for row in batch_update.removed:
+            requests.pop(row, None)
+        for row, params, prompt, answer in batch_update.added:
+            requests.pop(row, None)
+            if self._guards.served.asked(params.extra_args) is not None and prompt is not None:
+                requests[row] = GuardedRequest(params.extra_args or {}, prompt, answer)
+        self._table.change()
+        for source, target, direction in batch_update.moved:
+            self._table.move(source, target, direction == MoveDirectionality.SWAP)
+
+    def apply(self, logits: Tensor) -> Tensor:
+        """Contrast the logits [rows, V] of every pair, in both of its rows.
+
+        Raises:
+            RuntimeError: the branches of a pair are not at the same token, which must never be.
+        """
+        pairs = list(self._table.pairs(logits.shape[0]))
+        share_next_tokens(pairs, logits.device)
+        for pair in pairs:
+            step = len(pair.request.answer)
+            if step != len(pair.other.answer):
+                raise RuntimeError(
+                    f"the branches of a pair are out of step: {step} and {len(pair.other.answer)} tokens"
+                )
+            served = self._guards.served.asked(pair.request.extra_args)
+            if served is None or served.contrast is None:
+                continue
+            positive, negative = (logits[row : row + 1].float() for row in (pair.positive, pair.negative))
+            mixed = served.contrast.method.combine_logits(positive, negative, step)
+            logits[pair.asked] = mixed[0].to(logits.dtype)
+            logits[pair.shadow] = logits[pair.asked]
+        return logits

@@ -1,0 +1,160 @@
+"""Which request sits in which row of vLLM's batch, and what is known of it. One table for each engine."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import torch
+
+from vlm_guard.kernels.attention_edit import AttentionEdit
+from vlm_guard.method.base import Sign
+from vlm_guard.method.state import GenerationState, PromptTokens
+from vlm_guard.serving.vllm.declaration import KEY
+
+PAIR, SIDE, SEED, SHADOW = f"{KEY}_pair", f"{KEY}_side", f"{KEY}_seed", f"{KEY}_shadow"
+"""What the scheduler writes into the arguments of both requests of a pair; requests from outside may not have it."""
+
+_SERIALS = count()
+
+
+@dataclass(eq=False)
+class GuardedRequest:
+    """A request with a method, in a row of the batch.
+
+    Attributes:
+        extra_args: of its sampling parameters.
+        prompt: its token ids.
+        answer: the ids of its answer so far; vLLM appends to this list.
+        state: its generation, once an attention backend has met it.
+        edits: the edits of its decode steps by layer, where they stay the same.
+        serial: a number that no other request has, and that changes when `edits` no longer hold.
+    """
+
+    extra_args: Mapping[str, Any]
+    prompt: Sequence[int]
+    answer: Sequence[int]
+    state: GenerationState | None = None
+    edits: dict[int, AttentionEdit | None] = field(default_factory=dict)
+    serial: int = field(default_factory=lambda: next(_SERIALS))
+
+    @property
+    def side(self) -> Sign:
+        """Which branch it is; without a second one the positive."""
+        return self.extra_args.get(SIDE, "positive")
+
+    @property
+    def pair(self) -> str | None:
+        """What its two branches have in common; None without a second branch."""
+        return self.extra_args.get(PAIR)
+
+    def begin(self, visual_token_ids: tuple[int, ...]) -> GenerationState:
+        """Its generation; made when it is first asked for."""
+        if self.state is None:
+            ids = torch.tensor([list(self.prompt)])
+            prompt = PromptTokens.of(ids, None, visual_token_ids)
+            self.state = GenerationState(visual_token_ids, prompt, self.side)
+        return self.state
+
+    def read(self, count: int, offset: int) -> None:
+        """Its generation takes in `count` tokens from `offset` on."""
+        state = self.state
+        if state is None:
+            raise RuntimeError("a request takes in tokens only after it was begun")
+        if not state.reading and count == 1 and offset == state.length:
+            state.continue_with(offset)
+            return
+        state.read(torch.zeros(1, 1, dtype=torch.long).expand(1, count), None, offset, None)
+        if self.edits:
+            self.edits.clear()
+            self.serial = next(_SERIALS)
+
+
+@dataclass(frozen=True, eq=False)
+class PairedRows:
+    """The rows of two branches that sample together.
+
+    Attributes:
+        asked: the row of the request itself. shadow: the row of its second branch.
+        request: the request itself.
+        other: the request of its second branch.
+    """
+
+    asked: int
+    shadow: int
+    request: GuardedRequest
+    other: GuardedRequest
+
+    @property
+    def positive(self) -> int:
+        """The row with the logits to move towards."""
+        return self.asked if self.request.side == "positive" else self.shadow
+
+    @property
+    def negative(self) -> int:
+        """The row with the logits to move away from."""
+        return self.shadow if self.request.side == "positive" else self.asked
+
+
+class RowTable:
+    """The guarded requests by their row.
+
+    Attributes:
+        requests: by row.
+        lengths: of every row of the running step, how many tokens it will have read.
+    """
+
+    def __init__(self) -> None:
+        self.requests: dict[int, GuardedRequest] = {}
+        self.lengths: Sequence[int] = ()
+        self._pairs: list[PairedRows] | None = None
+
+    def change(self) -> None:
+        """Rows have changed."""
+        self._pairs = None
+
+    def clear(self) -> None:
+        """Nobody is here any more."""
+        self.requests.clear()
+        self.change()
+
+    def move(self, source: int, target: int, swap: bool) -> None:
+        """A row was moved to another place, or two have swapped theirs."""
+        first, second = self.requests.pop(source, None), self.requests.pop(target, None)
+        if first is not None:
+            self.requests[target] = first
+        if swap and second is not None:
+            self.requests[source] = second
+        self.change()
+
+    def pairs(self, rows: int) -> Iterator[PairedRows]:
+        """The pairs with both halves among the first `rows` rows that get a token in the running step."""
+        if self._pairs is None:
+            self._pairs = list(self._found())
+        for pair in self._pairs:
+            if self._answers(pair.asked, rows, pair.request) and self._answers(pair.shadow, rows, pair.other):
+                yield pair
+
+    def _answers(self, row: int, rows: int, request: GuardedRequest) -> bool:
+        """Whether a row has read all it has, so that its logits are those of its next token."""
+        known = len(request.prompt) + len(request.answer)
+        return row < rows and row < len(self.lengths) and self.lengths[row] >= known
+
+    def _found(self) -> Iterator[PairedRows]:
+        halves: dict[str, dict[bool, tuple[int, GuardedRequest]]] = {}
+        for row, request in self.requests.items():
+            if request.pair is not None:
+                is_shadow = bool(request.extra_args.get(SHADOW))
+                halves.setdefault(request.pair, {})[is_shadow] = (row, request)
+        for both in halves.values():
+            if len(both) == 2:
+                (asked, request), (shadow, other) = both[False], both[True]
+                yield PairedRows(asked, shadow, request, other)
+
+
+_TABLES: dict[str, RowTable] = {}
+
+
+def table_of(engine: str) -> RowTable:
+    """The table of an engine of this process, by its `instance_id`; what an engine left in its rows is no other's."""
+    return _TABLES.setdefault(engine, RowTable())

@@ -1,0 +1,146 @@
+"""The guards of the declared methods in one process: made once, of the model's configuration alone.
+
+A guard here is attached to nothing. It stands on the model's class on the meta device, without weights, and serves its
+methods' preparations, layers and facts; what runs is vLLM's own model.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from vlm_guard.families.family import entry_of
+from vlm_guard.guard import Guard
+from vlm_guard.method.attention_calls import SLOT, BoundMethod, LayerSlot
+from vlm_guard.method.base import Sign
+from vlm_guard.method.split_heads import HeadSplit
+from vlm_guard.serving.vllm.declaration import Declaration, Offer
+
+if TYPE_CHECKING:
+    from vlm_guard.families.architecture import Architecture
+
+SIDES: tuple[Sign, Sign] = ("positive", "negative")
+
+
+@dataclass(frozen=True, eq=False)
+class EditedLayer:
+    """One decoder layer of one offer, as the attention backend meets it.
+
+    Attributes:
+        slot: the layer's index, its guard and its methods.
+        module: stands in for the attention module.
+    """
+
+    slot: LayerSlot
+    module: nn.Module
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ServedGuard:
+    """One offer with its guard.
+
+    Attributes:
+        offer: what was declared.
+        guard: the guard, on the meta device.
+        layers: by the number of a decoder layer, those with an edit; for each branch.
+    """
+
+    offer: Offer
+    guard: Guard
+    layers: Mapping[Sign, Mapping[int, EditedLayer]] = field(repr=False)
+
+    @cached_property
+    def contrast(self) -> BoundMethod | None:
+        """The method that contrasts logits, or None."""
+        return self.guard.contrast
+
+    def is_steady(self, side: Sign) -> bool:
+        """Whether the edits of a branch stay the same through an answer."""
+        return all(method.steady for method in self.offer.edited(side))
+
+    def edits_like_answers(self, side: Sign) -> bool:
+        """Whether all that is edited of a branch's prompt is its last row, in the way of the answer's rows."""
+        methods = self.offer.edited(side)
+        return self.is_steady(side) and all(m.rows == "answer" and m.whole_prompt is None for m in methods)
+
+    @property
+    def visual_token_ids(self) -> tuple[int, ...]:
+        """Ids that stand for a patch of a picture."""
+        return self.guard.target.architecture.visual_token_ids
+
+
+class ServedGuards:
+    """The guards of everything that is declared.
+
+    Args:
+        declared: what the server offers.
+        model: the model on the meta device. processor: its processor.
+        split: the heads of this process, where tensor parallelism spreads them.
+
+    Raises:
+        ValueError: a method lacks something of this model; the message says what to do.
+    """
+
+    def __init__(self, declared: Declaration, model: Any, processor: Any, split: HeadSplit | None = None) -> None:
+        self.declared = declared
+        entry = entry_of(model.config.model_type)
+        if not entry.zoo or entry.cross_attention or entry.generator:
+            raise ValueError(
+                f"{model.config.model_type} models cannot be served with guards: only families whose pictures are "
+                "placeholder ids in an ordinary prompt, and that are tested, can; see 'vlm-guard models'"
+            )
+        self.by_name: dict[str, ServedGuard] = {}
+        architecture: Architecture | None = None
+        for name, offer in declared.offers.items():
+            guard = Guard(
+                model, processor, offer.methods, attention_backend="torch", architecture=architecture, split=split
+            )
+            architecture = guard.target.architecture
+            layers = {side: _edited_layers(guard, side) for side in SIDES}
+            self.by_name[name] = ServedGuard(offer=offer, guard=guard, layers=layers)
+
+    def asked(self, extra_args: Mapping[str, object] | None) -> ServedGuard | None:
+        """The guard of a request; None for the plain model."""
+        offer = self.declared.asked(extra_args)
+        return None if offer is None else self.by_name[offer.name]
+
+
+def meta_model(name: str, revision: str | None = None, trust_remote_code: bool = False) -> tuple[Any, Any]:
+    """A model without its weights, and its processor.
+
+    Args:
+        name: a folder or a Hugging Face id.
+        revision: of the id.
+        trust_remote_code: run code that comes with the checkpoint.
+    """
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    config = AutoConfig.from_pretrained(name, **options)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(
+            config, attn_implementation="sdpa", trust_remote_code=trust_remote_code
+        )
+    return model.eval(), AutoProcessor.from_pretrained(name, **options)
+
+
+def _edited_layers(guard: Guard, side: Sign) -> dict[int, EditedLayer]:
+    """The layers whose attention any method of a guard edits in the rows of one branch."""
+    found = {}
+    for entry in guard.target.architecture.layers:
+        methods = tuple(bound for bound in guard.methods if _edits(bound, side, entry.index))
+        if not methods:
+            continue
+        module = nn.Module()
+        slot = LayerSlot(entry.index, guard, methods)
+        vars(module).update({SLOT: slot, "is_causal": True})
+        found[entry.index] = EditedLayer(slot, module)
+    return found
+
+
+def _edits(bound: BoundMethod, side: Sign, layer: int) -> bool:
+    method = bound.method
+    return method.edits_attention() and method.edited_branch == side and layer in bound.layers
