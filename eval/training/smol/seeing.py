@@ -138,7 +138,7 @@ def learn_to_see(
         for name, value in figures.items():
             if not math.isnan(value):
                 means[name] = 0.95 * means.get(name, value) + 0.05 * value
-        if step % _LOG_STEPS == 0:
+        if step % _LOG_STEPS == 0 or step == recipe.see_steps:
             log_line(folder, "see", step, recipe.see_steps, time.monotonic() - begun, means)
         if time.monotonic() - saved > _CHECKPOINT_SECONDS or step == recipe.see_steps:
             save_checkpoint(path, seer, optimiser, {"stage": "see", "steps": step})

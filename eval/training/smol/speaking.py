@@ -49,6 +49,10 @@ class Speaker(nn.Module):
         decoder = model.model.language_model
         decoder.set_attn_implementation("eager")
         changes = make_low_rank(decoder, rank, seed)
+        # Everything that passes through the layers is bfloat16; what is trained and the losses are float32.
+        for name, module in decoder.named_modules():
+            if name.endswith("norm"):
+                module.to(torch.bfloat16)
         self.trained = nn.ModuleDict({name.replace(".", ":"): change for name, change in changes.items()})
         self.trained["projector"] = model.model.multi_modal_projector
         # Not registered, so that what a checkpoint holds is what is trained.
@@ -66,9 +70,10 @@ class Speaker(nn.Module):
         return self._held[1]
 
     def hidden(self, embedded: Tensor, allowed: Tensor, positions: Tensor) -> Tensor:
-        """Last hidden states (B, N, 576) of embedded tokens; `allowed` bool (B, 1, N, N)."""
-        mask = torch.zeros(allowed.shape, dtype=torch.bfloat16).masked_fill(~allowed, -3e4)
-        out = self.decoder(inputs_embeds=embedded, attention_mask=mask, position_ids=positions, use_cache=False)
+        """Last hidden states (B, N, 576), bfloat16, of embedded tokens; `allowed` bool (B, 1, N, N)."""
+        low = torch.bfloat16
+        mask = torch.zeros(allowed.shape, dtype=low).masked_fill(~allowed, -3e4)
+        out = self.decoder(inputs_embeds=embedded.to(low), attention_mask=mask, position_ids=positions, use_cache=False)
         states: Tensor = out.last_hidden_state
         return states
 
@@ -92,13 +97,12 @@ def picture_loss(
     speaker: Speaker, batch: Batch, words: Words, firsts: Tensor, recipe: Recipe
 ) -> tuple[Tensor, dict[str, float]]:
     """Loss and figures of one step's pictures: answers, no repeats in descriptions, patches still named."""
-    with torch.autocast("cpu", torch.bfloat16):
-        visual = speaker.trained["projector"](batch.features).float()
-        embedded = speaker.embeddings[batch.ids]
-        embedded = embedded.masked_scatter((batch.ids == IMAGE_ID)[..., None], visual)
-        hidden = speaker.hidden(embedded, batch.allowed(), batch.positions)
-        learned = batch.labels[:, 1:] != -100
-        scores = speaker.scores(hidden[:, :-1][learned])
+    visual = speaker.trained["projector"](batch.features)
+    embedded = speaker.embeddings[batch.ids]
+    embedded = embedded.masked_scatter((batch.ids == IMAGE_ID)[..., None], visual)
+    hidden = speaker.hidden(embedded, batch.allowed(), batch.positions)
+    learned = batch.labels[:, 1:] != -100
+    scores = speaker.scores(hidden[:, :-1][learned])
     targets, weights = batch.labels[:, 1:][learned], batch.weights[:, 1:][learned]
     each = F.cross_entropy(scores, targets, reduction="none")
     language = (each * weights).sum() / weights.sum()
@@ -128,12 +132,11 @@ def text_loss(speaker: Speaker, pairs: TextPairs, step: int, seed: int) -> Tenso
         end = len(prompt) + len(answer)
         ids[row, :end] = torch.tensor(prompt + answer)
         labels[row, len(prompt) : end] = torch.tensor(answer)
-    with torch.autocast("cpu", torch.bfloat16):
-        allowed = torch.ones(length, length, dtype=torch.bool).tril().expand(len(some), 1, length, length)
-        positions = torch.arange(length).expand(len(some), length)
-        hidden = speaker.hidden(speaker.embeddings[ids], allowed, positions)
-        learned = labels[:, 1:] != -100
-        scores = speaker.scores(hidden[:, :-1][learned])
+    allowed = torch.ones(length, length, dtype=torch.bool).tril().expand(len(some), 1, length, length)
+    positions = torch.arange(length).expand(len(some), length)
+    hidden = speaker.hidden(speaker.embeddings[ids], allowed, positions)
+    learned = labels[:, 1:] != -100
+    scores = speaker.scores(hidden[:, :-1][learned])
     return F.cross_entropy(scores, labels[:, 1:][learned])
 
 
@@ -207,7 +210,7 @@ def speak_worker(rank: int, speaker: Speaker, recipe: Recipe, folder: Path, coun
         for name, value in figures.items():
             if not math.isnan(value):
                 means[name] = 0.95 * means.get(name, value) + 0.05 * value
-        if rank == 0 and step // _LOG_STEPS > logged:
+        if rank == 0 and (step // _LOG_STEPS > logged or step + recipe.workers >= recipe.speak_steps):
             logged = step // _LOG_STEPS
             log_line(folder, "speak", step + 1, recipe.speak_steps, time.monotonic() - begun, means)
         if rank == 0 and time.monotonic() - saved > _CHECKPOINT_SECONDS:
