@@ -83,8 +83,8 @@ def look(layer, sinks, visual_sinks, others, dimensions=(7,), count=100):
     visual = torch.zeros(count, dtype=torch.bool)
     visual[5:70] = True
     activation = torch.full((count, len(dimensions)), others)
-    activation[: len(sinks)] = torch.tensor(sinks).view(len(sinks), -1)
-    activation[10 : 10 + len(visual_sinks)] = torch.tensor(visual_sinks).view(len(visual_sinks), -1)
+    activation[: len(sinks)] = torch.tensor(sinks).reshape(len(sinks), len(dimensions))
+    activation[10 : 10 + len(visual_sinks)] = torch.tensor(visual_sinks).reshape(len(visual_sinks), len(dimensions))
     return Look(layer=layer, drawn=drawn, even=even, visual=visual, dimensions=tuple(dimensions), activation=activation)
 
 

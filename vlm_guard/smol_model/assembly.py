@@ -41,13 +41,13 @@ def smol_folder(source: str | None = None, trained: Path = TRAINED_FILE) -> Path
     parts = {"trained": file_hash(trained), "source": source or "package", "assembly": _ASSEMBLY}
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
     folder = _cache_folder() / "models" / f"smol-{key}"
-    if not _is_whole(folder):
+    if not is_whole(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".smol-") as temporary:
             made = Path(temporary) / "model"
             assemble(made, source, trained, parts)
             # Another process may have been quicker; its folder is as good.
-            if not _is_whole(folder):
+            if not is_whole(folder):
                 shutil.rmtree(folder, ignore_errors=True)
                 made.replace(folder)
     return folder
@@ -93,7 +93,7 @@ def is_assembled(folder: Path) -> bool:
     return (folder / _RECORD).is_file()
 
 
-def _is_whole(folder: Path) -> bool:
+def is_whole(folder: Path) -> bool:
     """Whether every file of an assembled folder is there and as it was written (270 MB, a third of a second)."""
     record = folder / _RECORD
     if not record.is_file():
