@@ -14,9 +14,11 @@ from PIL import Image
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from vlm_guard import wrap
-from vlm_guard.demo.words import Word, decode, split_words
+from vlm_guard.demo.words import Word, split_words
 from vlm_guard.eval.run.prompting import find_template
 from vlm_guard.families.architecture import inference_device
+from vlm_guard.grounding.answer_text import decode
+from vlm_guard.grounding.answers import GroundedAnswer, Grounding, ground
 from vlm_guard.guard import Guard
 from vlm_guard.method.base import Method
 from vlm_guard.method.registry import resolve_methods
@@ -228,6 +230,25 @@ class AnsweringModel:
             with torch.inference_mode(), guard.trace() as trace:
                 guard.generate(**inputs, **greedy, logits_processor=forced)
             return read(trace, guard)
+
+    def ground(
+        self, image: Image.Image, prompt: str, answers: Sequence[Answer], settings: Grounding
+    ) -> list[GroundedAnswer]:
+        """Score what each of several answers to one prompt mentions; the plain model is asked.
+
+        Raises:
+            ValueError: the prompt cannot be used, or this model's answers cannot be scored.
+        """
+        inputs = self.encode(image, prompt)
+        # Sequences of one batch have one length; padding behind an answer does not count.
+        pad = self.model.generation_config.pad_token_id
+        longest = max(1, *(len(answer.token_ids) for answer in answers))
+        if pad is None:
+            pad = self._end_tokens()[0]
+        rows = [[*answer.token_ids, *[pad] * (longest - len(answer.token_ids))] for answer in answers]
+        sequences = torch.tensor(rows, device=inputs["input_ids"].device)
+        with self._turn, self._guarded(resolve_methods("none")) as guard, torch.inference_mode():
+            return ground(guard, inputs, sequences, settings)
 
     @contextmanager
     def _guarded(self, methods: Sequence[Method]) -> Iterator[Any]:

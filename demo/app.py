@@ -23,6 +23,7 @@ from vlm_guard.demo.visitors import Visitors
 from vlm_guard.demo.wiring import wire_copying, wire_options, wire_pictures
 from vlm_guard.demo.wiring_answers import wire_comparison, wire_look
 from vlm_guard.demo.wiring_questions import wire_questions
+from vlm_guard.demo.wiring_sure import wire_sure
 from vlm_guard.eval.data.datasets import EvaluationData
 from vlm_guard.untrusted.printed_text import shown
 
@@ -69,6 +70,7 @@ def build_app(
         wire_options(page, app, wire_copying(page, app))
         wire_comparison(page, visitors)
         wire_look(page)
+        wire_sure(page)
         wire_questions(page, visitors)
 
         if context.opening is not None:

@@ -13,8 +13,12 @@ from vlm_guard.demo.comparing import USER_ERRORS, Comparison, search_example
 from vlm_guard.demo.method_options import chosen_methods
 from vlm_guard.demo.patches import view_of
 from vlm_guard.demo.pictures import Picture, PictureBrowser
+from vlm_guard.demo.sure_panel import SIDES, Checked, Side
 from vlm_guard.eval.scenes.recognise import note_about
+from vlm_guard.eval.tasks.grounding.task import coco_mentions
 from vlm_guard.families.architecture import describe_architecture
+from vlm_guard.grounding.answers import Grounding
+from vlm_guard.grounding.nouns import find_mentions
 from vlm_guard.guard import Guard
 from vlm_guard.method.base import Method
 from vlm_guard.runtime.trace import AttentionTrace
@@ -118,6 +122,26 @@ class DemoContext:
         except USER_ERRORS as error:
             return records, str(error)
         return records, ""
+
+    def check(self, comparison: Comparison) -> Checked:
+        """Both answers of a comparison with a score for everything they mention, and repaired by the rules.
+
+        The built-in model knows MSCOCO's 80 objects, so these are what it is asked about; of other models all nouns.
+
+        Raises:
+            ValueError: there are no answers yet, or this model's answers cannot be scored.
+        """
+        sides: dict[Side, Answer] = {}
+        for side in SIDES:
+            answer = comparison.answer(side)
+            if answer is not None and answer.ending != "running":
+                sides[side] = answer
+        if not sides:
+            raise ValueError("there is no answer to check yet; run the comparison first")
+        find = coco_mentions if self.model_name == "builtin" else find_mentions
+        settings = Grounding(find=find, repair="drop")
+        found = self.model.ground(comparison.picture.image, comparison.prompt, list(sides.values()), settings)
+        return Checked(number=comparison.number, answers=dict(zip(sides, found, strict=True)))
 
     def _record(self, comparison: Comparison, answer: Answer, guarding: Sequence[Method]) -> AttentionRecord:
         image, prompt = comparison.picture.image, comparison.prompt

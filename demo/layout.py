@@ -13,6 +13,7 @@ from vlm_guard.demo.look_panel import ALL_HEADS, METHOD_LAYERS, head_choices, la
 from vlm_guard.demo.marked_answer import legend_html
 from vlm_guard.demo.method_options import method_choices, setting_text
 from vlm_guard.demo.opening import opening_setting
+from vlm_guard.demo.sure_panel import SURE_HINT
 from vlm_guard.demo.uploads import read_once
 from vlm_guard.eval.tasks.pope.leading_queries import LEADING_TEMPLATES
 
@@ -21,6 +22,10 @@ ASK_INTRODUCTION = (
     "Yes or no: does the model see what is there, and does it stay with its answer when the question suggests the "
     "wrong one? The questions are POPE's, made from this picture's annotations. LQCD is the method made against "
     "leading questions; choose it under “Guarded by”."
+)
+SURE_INTRODUCTION = (
+    "Is it really there? For every thing that an answer mentions, on any picture: what the picture's own tokens say, "
+    "and what the unguarded model answers when it is asked."
 )
 WORD_SCRIPT = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
 
@@ -59,6 +64,8 @@ def lay_out(context: DemoContext) -> Page:
     setting = opening_setting(context.model_name)
     parts["options"] = gr.State(dict(setting.options))
     parts["selection"] = gr.State(None)
+    parts["checked"] = gr.State(None)
+    parts["sure_selection"] = gr.State(None)
     plain_panel(panels.header_html(context.model_line), "vg-head")
     with gr.Row(elem_id="vg-page"):
         with gr.Column(elem_id="vg-left", scale=4, min_width=300):
@@ -71,6 +78,8 @@ def lay_out(context: DemoContext) -> Page:
                 _compare_tab(page)
             with gr.Tab("Where it looked", id="look", render_children=True):
                 _look_tab(page)
+            with gr.Tab("How sure", id="sure", render_children=True):
+                _sure_tab(page)
             with gr.Tab("Ask it", id="ask", render_children=True):
                 _ask_tab(page)
     return page
@@ -172,6 +181,21 @@ def _look_tab(page: Page) -> None:
             False, label="Absolute scale", info="One scale for all words.", elem_id="vg-absolute"
         )
     parts["look"] = plain_panel("", "vg-look")
+
+
+def _sure_tab(page: Page) -> None:
+    parts = page.parts
+    plain_panel(f'<p class="vg-intro">{SURE_INTRODUCTION}</p>', "vg-sure-intro")
+    with gr.Row(elem_classes="vg-run"):
+        parts["check"] = gr.Button("Check both answers", variant="primary", scale=2, min_width=140, elem_id="vg-check")
+        parts["repair"] = gr.Checkbox(
+            False,
+            label="Repair",
+            info="Take out what is doubtful.",
+            elem_id="vg-repair",
+        )
+    parts["sure_words"] = words_panel(SURE_HINT, "vg-sure-words")
+    parts["sure"] = plain_panel("", "vg-sure")
 
 
 def _ask_tab(page: Page) -> None:

@@ -3,12 +3,12 @@
 For query row i of query head h and key j, with s = scaling * q_i.k_j (after the model's own softcap and position
 bias) and segment g(j) of the key, an edit changes, in this order,
 
-    score edit    s'_ij = s_ij + bias[h, j] + gain[h, j] * |s_ij|
+    score edit    s'_ij = s_ij + bias[h, j] + gain[h, j] * |s_ij| + slope[h, j] * s_ij
     weight edit   a_i = softmax(s'_i);  m[g] = sum of a_ij over segment g;  a'_ij = a_ij * policy(m)[g(j)]
     output edit   o_i = head_scale[h] * ((1 - self_mix[h]) * sum_j a'_ij v_j + self_mix[h] * v_i)
 
 Masked keys take no part. Shapes use B batch, H query heads, G key-value heads, R edited rows, K keys, P described
-keys (P <= K: keys from P on are ordinary text with bias 0 and gain 0), D head dimension.
+keys (P <= K: keys from P on are ordinary text with bias, gain and slope 0), D head dimension.
 """
 
 from dataclasses import dataclass
@@ -129,16 +129,18 @@ class AttentionEdit:
     Attributes:
         bias: [B or 1, H or 1, R or 1, P] float32, added to the scores.
         gain: [B or 1, H or 1, R or 1, P] float32, factor of |score| that is added to the score.
+        slope: [B or 1, H or 1, R or 1, P] float32, factor of the score, with its sign, that is added to the score.
         segments: the segment of each key; needed by `policy`.
         policy: turns the four segment masses of a row and head into four segment weights.
         policy_rows: [B or 1, R] bool, the rows whose weights the policy may change; None means all rows.
-        head_scale: [B or 1, H] float32, factor of a head's output.
+        head_scale: [B or 1, H] float32, factor of a head's output; [B or 1, H, R] where each row has its own.
         self_mix: [B or 1, H] float32 in [0, 1], share of the output that is replaced by the row's own value.
         bias_factors: the factors of `bias`, when it has them: it can then run inside any stock attention.
     """
 
     bias: Tensor | None = None
     gain: Tensor | None = None
+    slope: Tensor | None = None
     segments: Segments | None = None
     policy: SegmentPolicy | None = None
     policy_rows: Tensor | None = None
@@ -152,26 +154,34 @@ class AttentionEdit:
         return cls(bias=factors.bias, bias_factors=factors)
 
     def __post_init__(self) -> None:
-        for name in ("bias", "gain"):
+        for name in ("bias", "gain", "slope"):
             tensor = getattr(self, name)
             if tensor is not None and tensor.dim() != 4:
                 raise ValueError(f"{name} must be [B or 1, H or 1, R or 1, P], given {list(tensor.shape)}")
-        for name in ("head_scale", "self_mix"):
-            tensor = getattr(self, name)
-            if tensor is not None and tensor.dim() != 2:
-                raise ValueError(f"{name} must be [B or 1, H], given {list(tensor.shape)}")
+        if self.head_scale is not None and self.head_scale.dim() not in (2, 3):
+            raise ValueError(f"head_scale must be [B or 1, H] or [B or 1, H, R], given {list(self.head_scale.shape)}")
+        if self.self_mix is not None and self.self_mix.dim() != 2:
+            raise ValueError(f"self_mix must be [B or 1, H], given {list(self.self_mix.shape)}")
         if self.policy is not None and self.segments is None:
             raise ValueError("a segment policy needs the segments it redistributes between")
 
     @property
     def changes_weights(self) -> bool:
         """Whether the softmax itself has to be recomputed (otherwise only outputs are scaled or mixed)."""
-        return self.bias is not None or self.gain is not None or self.policy is not None
+        scores = self.bias is not None or self.gain is not None or self.slope is not None
+        return scores or self.policy is not None
+
+    @property
+    def head_factors(self) -> Tensor | None:
+        """[B or 1, H, R or 1, 1], what the outputs [B, H, R, Dv] of the heads are multiplied by."""
+        if self.head_scale is None:
+            return None
+        return (self.head_scale if self.head_scale.dim() == 3 else self.head_scale[..., None])[..., None]
 
     @property
     def is_constant_bias(self) -> bool:
         """Whether the softmax changes by a bias with factors and by nothing else."""
-        others = (self.gain, self.policy, self.self_mix)
+        others = (self.gain, self.slope, self.policy, self.self_mix)
         return self.bias_factors is not None and all(item is None for item in others)
 
     @property
@@ -190,6 +200,7 @@ class AttentionEdit:
         return AttentionEdit(
             bias=bias,
             gain=_from_key(self.gain, first_key),
+            slope=_from_key(self.slope, first_key),
             segments=None if self.segments is None else self.segments.from_key(first_key),
             policy=self.policy,
             policy_rows=self.policy_rows,
@@ -209,6 +220,7 @@ class AttentionEdit:
         return AttentionEdit(
             bias=_fixed_length(self.bias, keys),
             gain=_fixed_length(self.gain, keys),
+            slope=_fixed_length(self.slope, keys),
             segments=None if segments is None else segments.with_fixed_length(keys, self.policy, dtype),
             policy=self.policy,
             policy_rows=self.policy_rows,
@@ -230,6 +242,7 @@ class AttentionEdit:
         return AttentionEdit(
             bias=_add_padded(self.bias, later.bias),
             gain=_add_padded(self.gain, later.gain),
+            slope=_add_padded(self.slope, later.slope),
             segments=weight_edit.segments,
             policy=weight_edit.policy,
             policy_rows=weight_edit.policy_rows,
@@ -270,4 +283,7 @@ def _only(first: AttentionEdit, second: AttentionEdit) -> BiasFactors | None:
 def _product(first: Tensor | None, second: Tensor | None) -> Tensor | None:
     if first is None or second is None:
         return second if first is None else first
+    if first.dim() != second.dim():
+        # One of them has a factor for each row, the other one for all rows.
+        first, second = (scale if scale.dim() == 3 else scale[..., None] for scale in (first, second))
     return first * second

@@ -50,8 +50,8 @@ def reference_attention(problem: AttentionProblem) -> EditedAttention:
         own = problem.mixed_value().repeat_interleave(heads_per_group, 1).to(wide)
         mix = edit.self_mix[:, :, None, None].to(wide)
         output = (1 - mix) * output + mix * own
-    if edit.head_scale is not None:
-        output = output * edit.head_scale[:, :, None, None].to(wide)
+    if edit.head_factors is not None:
+        output = output * edit.head_factors.to(wide)
     return EditedAttention(
         output=output.to(query.dtype).transpose(1, 2).contiguous(),
         masses=masses,
@@ -77,6 +77,8 @@ def _edit_scores(scores: Tensor, edit: AttentionEdit) -> Tensor:
     if edit.gain is not None:
         described = original[..., : edit.gain.shape[-1]]
         scores = _add_to_described(scores, edit.gain.to(scores.dtype) * described.abs())
+    if edit.slope is not None:
+        scores = _add_to_described(scores, edit.slope.to(scores.dtype) * original[..., : edit.slope.shape[-1]])
     return scores
 
 

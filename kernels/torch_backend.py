@@ -11,6 +11,8 @@ from vlm_guard.kernels.reference import allowed_keys
 # Rows are processed in blocks so that the scores of one block stay within this many elements (64 MiB in float32):
 # memory then grows with K, never with R x K.
 BLOCK_ELEMENTS = 16 * 1024 * 1024
+# What a float mask adds to hide a key: half of float16's lowest number, which no bias of positions reaches.
+LOWEST_SCORE = -3e4
 
 
 def torch_attention(problem: AttentionProblem) -> EditedAttention:
@@ -42,20 +44,7 @@ def _attend(problem: AttentionProblem, rows: slice) -> EditedAttention:
     stacked = query.reshape(batch * groups, per_group * count, head_dim)
     decides = edit.policy is not None or problem.return_weights or problem.return_statistics
     scores = _products(stacked, key.flatten(0, 1).transpose(1, 2), wide, decides).view(batch, heads, count, keys)
-    scores = scores * problem.scaling
-    if problem.softcap is not None:
-        scores = torch.tanh(scores / problem.softcap) * problem.softcap
-    if problem.position_bias is not None:
-        scores = scores + _rows(problem.position_bias, rows, 2)
-    if edit.gain is not None:
-        gain = _rows(edit.gain, rows, 2).to(wide)
-        described = scores[..., : gain.shape[-1]]
-        increase = described.abs() * gain
-        if edit.bias is not None:
-            scores = _add_described(scores, _rows(edit.bias, rows, 2).to(wide))
-        scores = _add_described(scores, increase)
-    elif edit.bias is not None:
-        scores = _add_described(scores, _rows(edit.bias, rows, 2).to(wide))
+    scores = _edit_scores(_finish_scores(scores, problem, rows), edit, rows)
     scores = _apply_mask(scores, problem, rows)
 
     logsumexp: Tensor | None
@@ -85,6 +74,49 @@ def _attend(problem: AttentionProblem, rows: slice) -> EditedAttention:
         weights=weights if problem.return_weights else None,
         logsumexp=logsumexp,
     )
+
+
+def attention_scores(problem: AttentionProblem, decides: bool = True) -> Tensor:
+    """[B, H, R, K] scores before the softmax and before any edit, at least float32; -inf on masked keys.
+
+    Args:
+        problem: queries, keys and how they are combined.
+        decides: compute the products in float32 too, because something is decided by them.
+    """
+    batch, heads, count, head_dim = problem.query.shape
+    groups, keys = problem.key.shape[1], problem.key.shape[2]
+    wide = torch.promote_types(problem.query.dtype, torch.float32)
+    stacked = problem.query.reshape(batch * groups, heads // groups * count, head_dim)
+    scores = _products(stacked, problem.key.flatten(0, 1).transpose(1, 2), wide, decides)
+    rows = slice(0, count)
+    scores = _apply_mask(_finish_scores(scores.view(batch, heads, count, keys), problem, rows), problem, rows)
+    if problem.mask is not None and problem.mask.dtype != torch.bool:
+        # Eager attention masks with the lowest finite number, which is no score either.
+        scores = scores.masked_fill(problem.mask <= LOWEST_SCORE, float("-inf"))
+    return scores
+
+
+def _finish_scores(products: Tensor, problem: AttentionProblem, rows: slice) -> Tensor:
+    """What the model makes of the products [B, H, R, K]: scaled, capped, with its bias of positions."""
+    scores = products * problem.scaling
+    if problem.softcap is not None:
+        scores = torch.tanh(scores / problem.softcap) * problem.softcap
+    return scores if problem.position_bias is None else scores + _rows(problem.position_bias, rows, 2)
+
+
+def _edit_scores(scores: Tensor, edit: AttentionEdit, rows: slice) -> Tensor:
+    """The scores [B, H, R, K] after the score edit, whose terms all start from the scores as they were."""
+    changes = []
+    if edit.bias is not None:
+        changes.append(_rows(edit.bias, rows, 2).to(scores.dtype))
+    for factor, size in ((edit.gain, torch.abs), (edit.slope, None)):
+        if factor is not None:
+            factor = _rows(factor, rows, 2).to(scores.dtype)
+            described = scores[..., : factor.shape[-1]]
+            changes.append(factor * (described if size is None else size(described)))
+    for change in changes:
+        scores = _add_described(scores, change)
+    return scores
 
 
 def _products(query: Tensor, key: Tensor, wide: torch.dtype, decides: bool) -> Tensor:
@@ -176,6 +208,6 @@ def _edit_output(output: Tensor, problem: AttentionProblem, rows: slice, per_gro
         own = problem.mixed_value()[:, :, rows].repeat_interleave(per_group, 1)
         mix = edit.self_mix[:, :, None, None].to(output.dtype)
         output = (1 - mix) * output + mix * own
-    if edit.head_scale is not None:
-        output = output * edit.head_scale[:, :, None, None].to(output.dtype)
+    if edit.head_factors is not None:
+        output = output * _rows(edit.head_factors, rows, 2).to(output.dtype)
     return output.to(dtype)

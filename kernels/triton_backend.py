@@ -58,6 +58,7 @@ def triton_attention(problem: AttentionProblem) -> EditedAttention:
         problem.own_value,
         edit.bias,
         edit.gain,
+        edit.slope,
         None if edit.segments is None else _ids_by_head(edit.segments),
         policy_code,
         constants,
@@ -137,8 +138,8 @@ def _apply_outside_policy(
     if edit.self_mix is not None:
         own = problem.mixed_value().repeat_interleave(problem.query.shape[1] // problem.key.shape[1], 1)
         output = torch.lerp(output, own.transpose(1, 2).float(), edit.self_mix[:, None, :, None].float())
-    if edit.head_scale is not None:
-        output = output * edit.head_scale[:, None, :, None]
+    if edit.head_factors is not None:
+        output = output * edit.head_factors.transpose(1, 2)
     if problem.return_weights:
         of_key = torch.zeros_like(weights[:, :, 0], dtype=torch.long)
         ids = _ids_by_head(segments)[..., : of_key.shape[-1]]
@@ -166,6 +167,7 @@ def segment_attention(
     own_value: Tensor | None,
     bias: Tensor | None,
     gain: Tensor | None,
+    slope: Tensor | None,
     segment_ids: Tensor | None,
     policy_code: int,
     policy_constants: Sequence[float],

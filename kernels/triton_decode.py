@@ -160,9 +160,10 @@ def merge_kernel(
             strides = output_terms.own_value_strides
             own = output_terms.own_value + batch_offset(strides, batch) + (head // PER_GROUP) * strides[1]
             own_value = tl.load(own + row * strides[2] + value_dims * strides[3], mask=in_value, other=0)
-            mix = load_per_head(output_terms.self_mix, output_terms.self_mix_strides, batch, head)
+            mix = load_per_head(output_terms.self_mix, output_terms.self_mix_strides, batch, head, row)
             merged = (1 - mix) * merged + mix * own_value.to(tl.float32)
         if output_terms.head_scale is not None:
-            merged *= load_per_head(output_terms.head_scale, output_terms.head_scale_strides, batch, head)
+            strides = output_terms.head_scale_strides
+            merged *= load_per_head(output_terms.head_scale, strides, batch, head, row)
         pointers = results.output + target * VALUE_DIM + value_dims
         tl.store(pointers, merged.to(results.output.dtype.element_ty), mask=in_value)

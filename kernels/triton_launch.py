@@ -50,6 +50,7 @@ def launch_attention(
     own_value: Tensor | None,
     bias: Tensor | None,
     gain: Tensor | None,
+    slope: Tensor | None,
     segment_ids: Tensor | None,
     policy_code: int,
     policy_constants: Sequence[float],
@@ -71,7 +72,7 @@ def launch_attention(
         with torch.cuda.device(query.device):
             return launch_attention(
                 query, key, value, scaling, softcap, mask, row_positions, sink_logits, position_bias, own_value,
-                bias, gain, segment_ids, policy_code, policy_constants, policy_heads, policy_rows, head_scale,
+                bias, gain, slope, segment_ids, policy_code, policy_constants, policy_heads, policy_rows, head_scale,
                 self_mix, want_weights, parameters,
             )  # fmt: skip
     segmented, outside = segment_ids is not None, policy_code == OUTSIDE_POLICY
@@ -97,6 +98,7 @@ def launch_attention(
         position_bias, _strides(position_bias, 3),
         bias, _strides(bias, 3), 0 if bias is None else bias.shape[3],
         gain, _strides(gain, 3), 0 if gain is None else gain.shape[3],
+        slope, _strides(slope, 3), 0 if slope is None else slope.shape[3],
         mask, _strides(mask, 3), 1 if mask is not None and mask.dtype != torch.bool else None,
         row_positions, _strides(row_positions, 1),
         segment_ids, _strides(segment_ids, 2), 0 if segment_ids is None else min(keys, segment_ids.shape[2]),
@@ -106,8 +108,11 @@ def launch_attention(
         move_fraction, min_content_share, min_visual_mass,
         policy_heads, policy_rows, _strides(policy_rows, 1), sink_logits,
     )  # fmt: skip
+    if head_scale is not None and head_scale.dim() == 2:
+        head_scale = head_scale[..., None]
+    self_mix = None if self_mix is None else self_mix[..., None]
     output_terms = OutputTerms(
-        head_scale, _strides(head_scale, 2), self_mix, _strides(self_mix, 2),
+        head_scale, _strides(head_scale, 3), self_mix, _strides(self_mix, 3),
         own_value, None if own_value is None else own_value.stride(),
     )  # fmt: skip
     keys_values = KeyValues(key, key.stride(), value, value.stride())

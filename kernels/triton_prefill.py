@@ -170,11 +170,12 @@ def store_output(output, logsumexp, lines, output_terms, results, groups, edited
         own = output_terms.own_value + batch_offset(strides, lines.batch) + lines.group * strides[1]
         pointers = own + lines.rows.to(tl.int64)[:, None] * strides[2] + dims * strides[3]
         own_value = tl.load(pointers, mask=written, other=0).to(tl.float32)
-        mix = load_per_head(output_terms.self_mix, output_terms.self_mix_strides, lines.batch, lines.heads)
+        strides = output_terms.self_mix_strides
+        mix = load_per_head(output_terms.self_mix, strides, lines.batch, lines.heads, lines.rows)
         output = (1 - mix)[:, None] * output + mix[:, None] * own_value
     if output_terms.head_scale is not None:
         strides = output_terms.head_scale_strides
-        output *= load_per_head(output_terms.head_scale, strides, lines.batch, lines.heads)[:, None]
+        output *= load_per_head(output_terms.head_scale, strides, lines.batch, lines.heads, lines.rows)[:, None]
     target = (lines.batch.to(tl.int64) * edited_rows + lines.rows) * groups * SHAPE.per_group + lines.heads
     pointers = results.output + target[:, None] * SHAPE.value_dim + dims
     tl.store(pointers, output.to(results.output.dtype.element_ty), mask=written)

@@ -160,13 +160,16 @@ def edited_scores(products, terms, lines, keys, present):
         scores = products * (terms.scaling * LOG2_E)
     if terms.position_bias is not None:
         scores += load_term(terms.position_bias, terms.position_bias_strides, lines, keys, present) * LOG2_E
-    magnitude = tl.abs(scores)
+    original = scores
     if terms.bias is not None:
         described = present & (keys < terms.bias_keys)
         scores += load_term(terms.bias, terms.bias_strides, lines, keys, described) * LOG2_E
     if terms.gain is not None:
         described = present & (keys < terms.gain_keys)
-        scores += load_term(terms.gain, terms.gain_strides, lines, keys, described) * magnitude
+        scores += load_term(terms.gain, terms.gain_strides, lines, keys, described) * tl.abs(original)
+    if terms.slope is not None:
+        described = present & (keys < terms.slope_keys)
+        scores += load_term(terms.slope, terms.slope_strides, lines, keys, described) * original
     allowed = present[None, :]
     if terms.mask is not None:
         mask = load_term(terms.mask, terms.mask_strides, lines, keys, present)
@@ -227,9 +230,11 @@ def segment_factors(text, text_sink, visual_sink, content, terms, batch, head, r
 
 
 @triton.jit
-def load_per_head(tensor, strides, batch, head):
-    """A [B or 1, H or 1] tensor at (batch, head), float32, in the shape of `head` also where one value serves all."""
+def load_per_head(tensor, strides, batch, head, row):
+    """A [B or 1, H or 1, R or 1] tensor, float32, in the shape of `head` and `row` also where one value serves all."""
     offset = head * 0
     if strides[1] is not None:
         offset = head * strides[1]
+    if strides[2] is not None:
+        offset = offset + row * strides[2]
     return tl.load(tensor + batch_offset(strides, batch) + offset).to(tl.float32)

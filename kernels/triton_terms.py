@@ -23,9 +23,9 @@ class KeyValues(NamedTuple):
 class ScoreTerms(NamedTuple):
     """Everything that turns q.k into an edited score.
 
-    `position_bias`, `bias`, `gain` and `mask` are [B or 1, H or 1, R or 1, keys]; `row_positions` is [B or 1, R] and
-    `segment_ids` [B or 1, H or 1, keys]. `bias_keys`, `gain_keys` and `segment_keys` say how many keys are described;
-    the rest is text without bias and gain. `mask_is_float` is 1 or None.
+    `position_bias`, `bias`, `gain`, `slope` and `mask` are [B or 1, H or 1, R or 1, keys]; `row_positions` is
+    [B or 1, R] and `segment_ids` [B or 1, H or 1, keys]. `bias_keys`, `gain_keys`, `slope_keys` and `segment_keys` say
+    how many keys are described; the rest is text without bias, gain and slope. `mask_is_float` is 1 or None.
     """
 
     scaling: float
@@ -38,6 +38,9 @@ class ScoreTerms(NamedTuple):
     gain: Tensor | None
     gain_strides: Strides | None
     gain_keys: int
+    slope: Tensor | None
+    slope_strides: Strides | None
+    slope_keys: int
     mask: Tensor | None
     mask_strides: Strides | None
     mask_is_float: int | None  # no bool: the interpreter of Triton 3.7 takes none inside a tuple
@@ -61,7 +64,7 @@ class WeightTerms(NamedTuple):
 
 
 class OutputTerms(NamedTuple):
-    """The output edit: head scale and self mix [B or 1, H], and the rows' own values [B, G, R, Dv]."""
+    """The output edit: head scale [B or 1, H, R or 1], self mix [B or 1, H, 1], the rows' own values [B, G, R, Dv]."""
 
     head_scale: Tensor | None
     head_scale_strides: Strides | None

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from vlm_guard.method import Branch, ContrastCall, ContrastMethod, option, plausibility_option, register
+from vlm_guard.methods.shared.picture_parts import image_areas, image_lengths
 
 STEPS = 1000
 
@@ -83,8 +84,8 @@ class VCD(ContrastMethod):
         strips = _strip_lengths(name, pixels, inputs)
         if strips is not None:
             return torch.cat([self._noised_image(part, None, self.seed) for part in pixels.split(strips, -1)], -1)
-        parts = pixels.split(_image_lengths(name, pixels, inputs))
-        areas = _image_areas(pixels, inputs)
+        parts = pixels.split(image_lengths(name, pixels, inputs))
+        areas = image_areas(pixels, inputs)
         return torch.cat([self._noised_image(part, area, self.seed) for part, area in zip(parts, areas)])
 
     def _noised_image(self, image: Tensor, areas: Sequence[tuple[int, int]] | None, seed: int) -> Tensor:
@@ -132,22 +133,3 @@ def _strip_lengths(name: str, pixels: Tensor, inputs: Mapping[str, Any]) -> list
         return None
     lengths = (sizes.prod(-1) * pixels.shape[-2]).tolist()
     return lengths if sum(lengths) == pixels.shape[-1] else None
-
-
-def _image_lengths(name: str, pixels: Tensor, inputs: Mapping[str, Any]) -> list[int]:
-    """How many entries of the first dimension belong to each image (several where patches are packed)."""
-    grid = inputs.get("video_grid_thw" if "video" in name else "image_grid_thw")
-    if isinstance(grid, Tensor) and int(grid.prod(-1).sum()) == pixels.shape[0]:
-        return grid.prod(-1).tolist()
-    return [1] * pixels.shape[0]
-
-
-def _image_areas(pixels: Tensor, inputs: Mapping[str, Any]) -> list[list[tuple[int, int]] | None]:
-    """Height and width without padding of every tile, where the processor padded images to a common size."""
-    mask, sizes = inputs.get("pixel_attention_mask"), inputs.get("image_sizes")
-    if isinstance(mask, Tensor) and mask.dim() == 4 and pixels.dim() == 5:
-        heights, widths = mask.bool().any(-1).sum(-1), mask.bool().any(-2).sum(-1)
-        return [list(zip(high, wide)) for high, wide in zip(heights.tolist(), widths.tolist())]
-    if isinstance(sizes, Tensor) and pixels.dim() == 4 and sizes.shape == (pixels.shape[0], 2):
-        return [[(height, width)] for height, width in sizes.tolist()]
-    return [None] * pixels.shape[0]

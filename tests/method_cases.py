@@ -17,7 +17,7 @@ from zoo.tiny_processor import PROCESSORS, tiny_processor
 # Without a family that is refused, and one without visual tokens in its prompt (tests/test_cross_attention.py).
 FAMILIES = [name for name in families() if name not in {"git", "mllama"}]
 
-WORD_PROCESSOR = {"icd", "lqcd"}
+WORD_PROCESSOR = {"icd", "lqcd", "ritual"}
 
 
 class WordTokenizer:
@@ -36,10 +36,18 @@ class WordTokenizer:
         return " ".join(map(str, ids))
 
 
+class PixelScale:
+    """As much of an image processor as the methods that change pictures need."""
+
+    do_normalize, do_rescale = True, True
+    image_mean, image_std = [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]
+
+
 class WordProcessor:
-    """A processor around it."""
+    """A processor around them."""
 
     tokenizer = WordTokenizer()
+    image_processor = PixelScale()
 
 
 def without_the_last_but_one(text: str) -> str:
@@ -83,6 +91,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "icd": {"text": "151 152 153 154 155 156", "place": "start"},
     "m3id": {"forgetting": 0.5},
     "lqcd": {"neutraliser": without_the_last_but_one},
+    # Keep half of the few heads of a tiny model.
+    "spin": {"keep": 0.5},
+    "hgai": {"layers": "all"},
+    "vaf": {"layers": "all"},
+    # Five tokens are few for its growing share.
+    "flb": {"strength": 2.0, "rate": 0.5},
 }
 # Methods that look at many rows of a prompt, which layers that share keys and values do not compute.
 WHOLE_PROMPT = {"act", "vhr"}
@@ -97,6 +111,8 @@ PATCH_TOWERS = {"gemma4_vision", "siglip2_vision_model", "molmo2_vision"}
 # Families in which a method's options above cannot be met, for a reason that no fact of the family tells.
 REFUSED_FAMILIES: dict[str, set[str]] = {
     "iri": {"blip_2"},  # the feed-forward networks of OPT are no modules
+    # Pictures that come in as patches in an order that it does not know.
+    "ritual": {"fuyu", "gemma4", "gemma4_shared", "lfm2_vl", "minicpm_v", "molmo2"},
 }
 
 
@@ -154,6 +170,10 @@ def supports(name: str, family: str) -> bool:
         return tower_type(family) in CLASS_TOKEN_TOWERS and not entry.no_grid
     if name == "carve":
         return family in PROCESSORS and not entry.no_grid
+    if name == "opera":
+        return (
+            False  # it answers by a search without logits of its own, in `generate` alone: tests/methods/test_opera.py
+        )
     if name == "uncertainty":
         return not entry.no_tower and tower_type(family) not in {*entry.packed_towers, *PATCH_TOWERS}
     return family not in REFUSED_FAMILIES.get(name, set())

@@ -74,6 +74,8 @@ SMALL: dict[str, int] = {
     "index_head_dim": 16,
     "index_n_heads": 2,
     "index_topk": 8,
+    "linear_head_dim": 8,
+    "linear_num_heads": 4,
     "linear_key_head_dim": 8,
     "linear_value_head_dim": 8,
     "linear_num_key_heads": 2,

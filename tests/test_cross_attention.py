@@ -23,7 +23,7 @@ STEPS = 4
 DISTURBANCE = [151, 152, 153, 154]
 RECORD = {"max_new_tokens": STEPS, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
 VHR = {"layers": "all"}
-WORKING = {"none": {}, "vhr": VHR, "vcd": {}, "m3id": {}, "dola": {}, "pai": {"gain": 0.0}}
+WORKING = {"none": {}, "vhr": VHR, "vcd": {}, "m3id": {}, "dola": {}, "deco": {}, "flb": {}, "pai": {"gain": 0.0}}
 
 
 @pytest.fixture

@@ -26,7 +26,6 @@ CHECKED_TYPES = [
     for row in model_rows()
     if row["status"] == CHECKED and row["model_type"] in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 ]
-SLOW = {"glm5_next"}
 FACTOR = {"factor": 0.5}
 NO_SECOND_BRANCH = {"exaone4_5": "length of their cache", "hyperclovax_vision_v2": "length of their cache"}
 NO_EDITS = {"inkling2": "a sink logit for every row"}
@@ -39,7 +38,7 @@ def _no_verdicts(monkeypatch):
 
 @pytest.mark.parametrize(
     "model_type",
-    [pytest.param(name, marks=[pytest.mark.slow] if name == "glm5_next" else []) for name in CHECKED_TYPES],
+    CHECKED_TYPES,
 )
 def test_what_the_table_says_of_families_that_read_text_alone_here(model_type):
     model = build_shrunken(model_type)

@@ -84,6 +84,7 @@ def _chair(*options: str) -> tuple[str, ...]:
 
 _PAIR = ("--instances", "coco/annotations/instances_test.json", "--captions", "coco/annotations/captions_test.json")
 _EVAL = ("eval", "--data", "coco:coco", "--model", "no-model", "--out", "out", "--config", "settings.yaml")
+_OWN = ("--model", "no-model", "--out", "out")
 _POPE = ("pope", "answers.jsonl", "--questions", "pope/pope_random.json")
 KINDS = (
     Kind("captions", "captions.jsonl", _chair("--objects", "objects.json"), "out.jsonl"),
@@ -106,6 +107,12 @@ KINDS = (
     ),
     Kind("image list of a run", "images.jsonl", (*_EVAL, "--image-list", "images.jsonl")),
     Kind("settings", "settings.yaml", _EVAL),
+    Kind(
+        "list of pictures", "coco/list.jsonl", ("eval", "--task", "caption", "--data", "folder:coco/list.jsonl", *_OWN)
+    ),
+    Kind("own questions", "coco/own.jsonl", ("eval", "--task", "ask", "--data", "questions:coco/own.jsonl", *_OWN)),
+    Kind("samples of lmms-eval", "samples.jsonl", ("pope", "samples.jsonl")),
+    Kind("answers of ask", "own_answers.jsonl", ("pope", "own_answers.jsonl", "--json")),
     Kind("results for compare", "run/results.json", ("compare", "run", "--resamples", "100")),
     Kind("records for compare", "run/careless/samples.jsonl", ("compare", "run", "--json")),
     Kind("results for a table", "run/results.json", ("table", "run", "--out", "out.md"), "out.md"),
@@ -142,6 +149,14 @@ def make_folder(folder: Path) -> Path:
         _exit_code(["pope-questions", str(folder / "pope"), "--coco", str(folder / "coco"), "--images", "2"])
     asked = len((folder / "pope" / "pope_random.json").read_text().splitlines())
     _write_lines(folder / "answers.jsonl", [{"question_id": n, "answer": "Yes"} for n in range(1, asked + 1)])
+    pictures = [f"images/{n:012d}.png" for n in (1, 2)]
+    _write_lines(folder / "coco" / "list.jsonl", [{"image": name, "image_id": n} for n, name in enumerate(pictures)])
+    own = {"question": "Which?", "options": ["a dog", "a cat"], "answer": "B", "question_id": 4, "extra": {"a": [1]}}
+    _write_lines(folder / "coco" / "own.jsonl", [{"image": name, **own} for name in pictures])
+    doc = {"question_id": "1", "question": "Is it?", "answer": "yes", "category": "random"}
+    _write_lines(folder / "samples.jsonl", [{"doc_id": 0, "doc": doc, "filtered_resps": ["Yes"], "resps": [["Yes"]]}])
+    answered = {"question_id": 1, "image": "1.png", "question": "Is it?", "text": "Yes", "label": "yes"}
+    _write_lines(folder / "own_answers.jsonl", [{**answered, "method": name} for name in ("none", "var")])
     (folder / "no-model").mkdir()
     (folder / "settings.yaml").write_text(
         json.dumps(
@@ -241,8 +256,8 @@ def _exit_code(arguments: list[str]) -> int:
 def _located(folder: Path, argument: str) -> str:
     """A command's argument with the folder in front where it names a file of it."""
     kind, colon, rest = argument.partition(":")
-    if colon and kind == "coco":
-        return f"coco:{folder / rest}"
+    if colon and kind in ("coco", "folder", "questions"):
+        return f"{kind}:{folder / rest}"
     known = argument.startswith("out") or (folder / argument).exists()
     return str(folder / argument) if known and not argument.startswith("-") else argument
 

@@ -14,6 +14,7 @@ from vlm_guard.contrast.forward_pass import ContrastForward
 from vlm_guard.families.architecture import Architecture, describe_architecture, unwrap
 from vlm_guard.families.layers import select_layers
 from vlm_guard.families.profiles import Profile, find_profile
+from vlm_guard.grounding.answers import Grounding, grounded_generate
 from vlm_guard.method.attention_calls import SLOT, BoundMethod, LayerSlot
 from vlm_guard.method.base import Method
 from vlm_guard.method.forward_call import InputsCall
@@ -150,7 +151,13 @@ class Guard(AbstractContextManager):
         """Whether the model is guarded by this guard now."""
         return self._attached
 
-    def generate(self, *args: Any, method: str | Method | Sequence[str | Method] | None = None, **kwargs: Any) -> Any:
+    def generate(
+        self,
+        *args: Any,
+        method: str | Method | Sequence[str | Method] | None = None,
+        grounding: bool | Grounding = False,
+        **kwargs: Any,
+    ) -> Any:
         """The guarded model's `generate`, also with another method for this call alone.
 
         Args:
@@ -158,8 +165,16 @@ class Guard(AbstractContextManager):
             method: as for `wrap`, with its options beside it (`method="vcd", strength=0.5`) or in its text
                 ("vcd:strength=0.5"); "none" answers as the model is. By default the guard's own methods. A call from
                 another thread waits until the running one is done.
+            grounding: whether every mention of a thing gets a score; a `Grounding` says how. What is returned then is
+                the output of `return_dict_in_generate=True` with `.texts`, the answers, and `.mentions`, for every
+                sequence a list of `Mention`.
             **kwargs: of `generate`; `model.generate(..., guard="vcd:strength=0.5")` does the same.
+
+        Raises:
+            ValueError: a method or a part of the grounding that this model cannot have, or no processor for it.
         """
+        if grounding:
+            return grounded_generate(self, method, args, kwargs, grounding)
         if method is not None:
             return self._per_call.generate(method, args, kwargs)
         generate: Any = self.model.generate

@@ -15,6 +15,7 @@ from generate_features import features_markdown
 from house import ROOT
 from measured_digest import digest_markdown, helps_markdown
 from measured_table import linear_markdown, measured_markdown, timings_markdown
+from vlm_guard.eval.run.protocols import protocols_markdown
 from vlm_guard.eval.tasks.shared.table import tasks_markdown
 from vlm_guard.families.table import models_markdown, models_summary
 from vlm_guard.method.table import hooks_markdown, methods_markdown, settings_markdown
@@ -26,6 +27,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "families": models_summary,
     "models": models_markdown,
     "tasks": tasks_markdown,
+    "protocols": protocols_markdown,
     "features": features_markdown,
     "digest": digest_markdown,
     "measured": measured_markdown,
@@ -47,6 +49,7 @@ PAGES = (
     "docs/models.md",
     "docs/new-method.md",
     "docs/performance.md",
+    "docs/reproduction.md",
     "docs/results.md",
     "docs/tasks.md",
 )

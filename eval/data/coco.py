@@ -162,8 +162,15 @@ def write_object_sets(objects: Mapping[int, Iterable[str]], path: str | Path) ->
     path.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
 
 
-def _annotation_pairs(folder: Path, split: str | None) -> list[tuple[Path, Path]]:
-    """The pairs of instances and captions files in the folder or in its `annotations` folder."""
+def coco_splits(folder: str | Path) -> list[str]:
+    """The splits a folder in MSCOCO's format has both annotation files of, sorted; none where there is no folder."""
+    instances, captions = _annotation_files(Path(folder))
+    return sorted(name for name in instances if name in captions)
+
+
+def _annotation_files(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Instances and captions files by split, in the folder's `annotations` folder or else in itself."""
+    found: dict[str, dict[str, Path]] = {}
     for place in (folder / "annotations", folder):
         found = {
             kind: {path.stem.removeprefix(kind).strip("_"): path for path in sorted(place.glob(f"{kind}*.json"))}
@@ -171,7 +178,12 @@ def _annotation_pairs(folder: Path, split: str | None) -> list[tuple[Path, Path]
         }
         if found["instances"] or found["captions"]:
             break
-    instances, captions = found["instances"], found["captions"]
+    return found["instances"], found["captions"]
+
+
+def _annotation_pairs(folder: Path, split: str | None) -> list[tuple[Path, Path]]:
+    """The pairs of instances and captions files in the folder or in its `annotations` folder."""
+    instances, captions = _annotation_files(folder)
     if split is not None:
         instances = {name: path for name, path in instances.items() if name == split}
         captions = {name: path for name, path in captions.items() if name == split}

@@ -1,4 +1,4 @@
-"""Opening a data set by name: the built-in scenes, or a folder in MSCOCO's format."""
+"""Opening a data set by name: the built-in scenes, a folder in MSCOCO's format, or pictures of one's own."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlm_guard.eval.data.coco import image_id, read_coco
+from vlm_guard.eval.data.coco import coco_splits, image_id, read_coco
 from vlm_guard.untrusted.json_files import parse_json, read_text
 
 DEFAULT_COUNT = 500
-KINDS = ("scenes", "coco")
-_EXAMPLES = "'scenes:common', 'scenes:broken:7741' (split and seed) or 'coco:FOLDER'"
+KINDS = ("scenes", "coco", "folder")
+_EXAMPLES = "'scenes:common', 'scenes:broken:7741' (split and seed), 'coco:FOLDER' or 'folder:FOLDER'"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,19 +124,25 @@ def open_dataset(
     mode: str = "pattern",
     image_list: str | Path | None = None,
     split: str | None = None,
+    only: Sequence[int] | None = None,
 ) -> EvaluationData:
     """Open a data set.
 
     Args:
-        name: "scenes:SPLIT[:SEED]" or "coco:FOLDER".
-        count: how many images. Scenes: the first `count` of the split (500 by default). A folder: the images with
-            the `count` smallest ids that have a file (all by default). Never a random or file-system order.
+        name: "scenes:SPLIT[:SEED]", "coco:FOLDER", or "folder:PLACE" for pictures without labels (a folder or a list).
+        count: how many images. Scenes: the first `count` of the split (500 by default). A COCO folder: the images with
+            the `count` smallest ids that have a file (all by default). Pictures without labels: the first by name, or
+            of the list. Never a random or file-system order.
         mode: CHAIR text mode for the reference captions.
         image_list: file with the images to use, in this order (see `read_image_ids`), for a published subset.
-        split: of a folder, read only `instances_SPLIT.json` and `captions_SPLIT.json`.
+        split: of a COCO folder, read only `instances_SPLIT.json` and `captions_SPLIT.json`; "all" reads every pair. A
+            folder with several pairs needs one of them.
+        only: without an image list, ids of the images to use, in this order: those that question files ask about. Ids
+            that the annotations do not have are passed over.
 
     Raises:
-        ValueError: the name is of no known kind, `count` is not positive, or the image list names unknown images.
+        ValueError: the name is of no known kind, `count` is not positive, the image list names unknown images, or the
+            folder has several splits and none is chosen.
         FileNotFoundError: the folder, its annotations or the image list is missing.
     """
     kind, _, rest = name.partition(":")
@@ -144,6 +150,8 @@ def open_dataset(
         raise ValueError(f"unknown data {name!r}; give {_EXAMPLES}")
     if count is not None and count < 1:
         raise ValueError(f"count is {count}; it must be at least 1")
+    if kind == "folder":
+        return _own_pictures(rest, count, image_list, split)
     listed = read_image_ids(image_list) if image_list is not None else None
     if kind == "scenes":
         if split is not None:
@@ -151,11 +159,16 @@ def open_dataset(
         folder = _scenes_folder(name, max(listed) if listed else count or DEFAULT_COUNT)
     else:
         folder = Path(rest)
+        split = _chosen_split(folder, split)
     read = read_coco(folder, mode, split)
+    if only is not None and listed is None:
+        listed = [number for number in only if number in read.objects]
     try:
         images, selection = _choose(read.images, read.objects, folder, listed, count)
     except ValueError as error:
         raise ValueError(f"{image_list}: {error}") from error
+    if image_list is None and only is not None:
+        selection = "images of the questions"
     shown = name if kind == "scenes" else f"coco:{folder.name}" + (f" {split}" if split else "")
     return EvaluationData(
         name=shown,
@@ -169,6 +182,34 @@ def open_dataset(
         mode=mode,
         kind=kind,
     )
+
+
+def _chosen_split(folder: Path, split: str | None) -> str | None:
+    """The split to read, None for the only one or all.
+
+    Raises:
+        ValueError: there are several and none is chosen.
+    """
+    if split == "all":
+        return None
+    splits = coco_splits(folder) if split is None else []
+    if len(splits) > 1:
+        raise ValueError(
+            f"{folder} has the splits {', '.join(splits)}; say which with --split {splits[-1]}, or --split all: "
+            "numbers of different splits must not be mixed up"
+        )
+    return split
+
+
+def _own_pictures(place: str, count: int | None, image_list: str | Path | None, split: str | None) -> EvaluationData:
+    from vlm_guard.eval.data.own_pictures import open_pictures
+
+    for option, value in (("an image list", image_list), ("a split", split)):
+        if value is not None:
+            raise ValueError(
+                f"{option} is for MSCOCO folders and scenes; list pictures in the file of folder:LIST.jsonl"
+            )
+    return open_pictures(place, count)
 
 
 def _choose(

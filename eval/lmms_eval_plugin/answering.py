@@ -7,6 +7,7 @@ import torch
 
 from vlm_guard import Guard, wrap
 from vlm_guard.eval.lmms_eval_plugin.decoding import TaskDecoding
+from vlm_guard.eval.lmms_eval_plugin.pixel_limits import limit_pixels
 from vlm_guard.eval.lmms_eval_plugin.questions import Question
 from vlm_guard.eval.run.generation import read_answers
 from vlm_guard.eval.run.models import load_model
@@ -24,6 +25,7 @@ class GuardedModel:
         options: the methods' options by dotted name ("var.move_fraction"), as text.
         dtype, device, device_map, revision, trust_remote_code: as in `load_model`.
         attn_implementation: transformers' name of an attention function; None keeps the checkpoint's.
+        min_pixels, max_pixels: as in `limit_pixels`.
 
     Attributes:
         model: the model, guarded; None after `release`.
@@ -47,6 +49,8 @@ class GuardedModel:
         attn_implementation: str | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
     ) -> None:
         methods = parse_methods([method], options)[0].methods  # before loading, which can take minutes
         loaded = load_model(
@@ -59,6 +63,7 @@ class GuardedModel:
         )
         self.model: Any = loaded.model
         self.processor = loaded.processor
+        limit_pixels(self.processor, min_pixels, max_pixels)
         self.device: torch.device = inference_device(loaded.model)
         if attn_implementation is not None:
             self.model.set_attn_implementation(attn_implementation)

@@ -7,13 +7,16 @@ from typing import Any
 
 from vlm_guard.eval.run.received import check_samples
 from vlm_guard.eval.run.records import Record, read_records
-from vlm_guard.eval.run.results import SAMPLES_FILE, MethodResult, RunResults, read_results
+from vlm_guard.eval.run.results import SAMPLES_FILE, MethodResult, RunResults, read_results, run_folder
 from vlm_guard.eval.run.resume import differing_fields
 from vlm_guard.eval.run.summary import MethodRecords
 from vlm_guard.untrusted.paths import Inside
 
 # Settings that do not change what a number means, but may move it a little or change what it cost.
-_NOTED = ("model", "decoding.batch_size", "decoding.seed", "profile", "environment.versions", "environment.hardware")
+_NOTED = (
+    *("model", "protocol", "decoding.batch_size", "decoding.seed", "profile"),
+    *("environment.versions", "environment.hardware"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,7 @@ def compare_runs(folders: Sequence[Path], baseline: str | None = None, resamples
     """Bring runs together; all numbers are computed anew from their records.
 
     Args:
-        folders: folders that `vlm-guard eval` wrote.
+        folders: folders that `vlm-guard eval` wrote, or files of answers that `caption` or `ask` wrote.
         baseline: label of the method the others are compared with; the first run's first method by default.
         resamples: number of bootstrap resamples; the first run's by default.
 
@@ -48,6 +51,7 @@ def compare_runs(folders: Sequence[Path], baseline: str | None = None, resamples
     """
     if not folders:
         raise ValueError("give at least one folder that 'vlm-guard eval' has written")
+    folders = [run_folder(folder) for folder in folders]
     runs = [read_results(folder) for folder in folders]
     notes = [note for run in runs for note in run.notes]
     for folder, run in zip(folders[1:], runs[1:]):

@@ -1,79 +1,19 @@
-"""What a run shows in the terminal: a progress bar with the time left, and the table of results."""
+"""What a run shows in the terminal at its end: tables that fit its width."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
+from vlm_guard.eval.report.fitting import fitting_tables, folded_label
 from vlm_guard.eval.run.results import Difference, Estimate, MethodResult, RunResults
 from vlm_guard.eval.tasks.shared.metric import Column, Kind
 from vlm_guard.eval.tasks.shared.registry import task_class
 from vlm_guard.untrusted.printed_text import one_line
 
 ARROWS = {"better": "green", "worse": "red", "changed": "yellow", "unclear": "dim"}
-
-
-def _bars(console: Console) -> RichProgress:
-    """Bars with the estimated time left, which print nothing where the output is no terminal."""
-    return RichProgress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        speed_estimate_period=3600,  # batches of large models take minutes
-        transient=True,
-        disable=not console.is_terminal,
-    )
-
-
-class MeasurementBars:
-    """One bar for each measurement of a calibration; a context that shows them and takes them away."""
-
-    def __init__(self, console: Console) -> None:
-        self._bars = _bars(console)
-        self._tasks: dict[str, Any] = {}
-
-    def __enter__(self) -> "MeasurementBars":
-        self._bars.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bars.stop()
-
-    def show(self, measurement: str, done: int, total: int) -> None:
-        """Move a measurement's bar to `done` of `total`."""
-        if measurement not in self._tasks:
-            self._tasks[measurement] = self._bars.add_task(measurement, total=total)
-        self._bars.update(self._tasks[measurement], completed=done)
-
-
-class ProgressBar:
-    """A bar with the estimated time left. Prints nothing where the output is no terminal."""
-
-    def __init__(self, console: Console) -> None:
-        self._bar = _bars(console)
-        self._task: TaskID | None = None
-
-    def start(self, total: int, done: int) -> None:
-        """Show the bar."""
-        self._bar.start()
-        self._task = self._bar.add_task("answers", total=total, completed=done)
-
-    def advance(self, count: int, method: str) -> None:
-        """Move the bar on."""
-        if self._task is not None:
-            self._bar.update(self._task, advance=count, description=method)
-
-    def stop(self) -> None:
-        """Take the bar away."""
-        self._bar.stop()
 
 
 def shown(kind: Kind, value: float) -> str:
@@ -100,6 +40,12 @@ def difference_text(kind: Kind, difference: Difference) -> tuple[str, str]:
     return f"{value} {arrow(difference)}", f"{low}..{high}"
 
 
+def protocol_text(protocol: Mapping[str, Any]) -> str:
+    """The protocol of a run, and whether it is as published."""
+    changes = protocol["changes"]
+    return f"protocol {protocol['name']}, " + (f"but {'; '.join(changes)}" if changes else "as published")
+
+
 def columns_of(results: RunResults) -> dict[str, list[Column]]:
     """By task, the columns that some method has a value for."""
     tasks = dict.fromkeys([*results.tasks, *(task for method in results.methods for task in method.samples)])
@@ -114,30 +60,34 @@ def columns_of(results: RunResults) -> dict[str, list[Column]]:
     return {task: columns for task, columns in found.items() if columns}
 
 
-def results_tables(results: RunResults) -> list[Table]:
-    """A table of the methods' numbers for every task, and one of what they cost."""
-    tables = [_metric_table(results, columns) for columns in columns_of(results).values()]
-    tables.append(_cost_table(results.methods))
-    return tables
+def results_tables(results: RunResults, width: int) -> list[Table]:
+    """Tables of the methods' numbers for every task, and one of what they cost.
+
+    Args:
+        results: the results.
+        width: of the terminal, in characters; a table with more columns than fit is cut into several, each with the
+            methods in front, so that no number and no word of a head is broken.
+    """
+    tables = []
+    for columns in columns_of(results).values():
+        tables += _metric_tables(results, columns, width)
+    return [*tables, *_cost_tables(results.methods, width)]
 
 
-def _metric_table(results: RunResults, columns: Sequence[Column]) -> Table:
+def _metric_tables(results: RunResults, columns: Sequence[Column], width: int) -> list[Table]:
     names = [column.metric for column in columns]
     images = {item.estimates[name].images for item in results.methods for name in names if name in item.estimates}
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column(f"n = {' or '.join(map(str, sorted(images)))}", no_wrap=True)
-    for column in columns:
-        table.add_column(column.label, justify="right", overflow="fold")
+    rows: list[list[Text]] = []
     for method in results.methods:
-        cells = [_value_cell(column.kind, method.estimates.get(column.metric)) for column in columns]
         missing = () if method.complete else ("\n", ("incomplete", "red"))
-        table.add_row(Text.assemble((one_line(method.label), "bold"), *missing), *cells)
+        label = Text.assemble((folded_label(method.label, width), "bold"), *missing)
+        rows.append([label, *(_value_cell(column.kind, method.estimates.get(column.metric)) for column in columns)])
         if method.difference_to_baseline:
-            cells = [
-                _difference_cell(column.kind, method.difference_to_baseline.get(column.metric)) for column in columns
-            ]
-            table.add_row(Text(f"  − {one_line(results.baseline)}", style="dim"), *cells)
-    return table
+            differences = [method.difference_to_baseline.get(column.metric) for column in columns]
+            cells = [_difference_cell(column.kind, item) for column, item in zip(columns, differences)]
+            rows.append([Text(f"  − {folded_label(results.baseline, width - 4)}", style="dim"), *cells])
+    head = f"n = {' or '.join(map(str, sorted(images)))}"
+    return fitting_tables([head, *(column.label for column in columns)], rows, width)
 
 
 def _value_cell(kind: Kind, estimate: Estimate | None) -> Text:
@@ -154,24 +104,22 @@ def _difference_cell(kind: Kind, difference: Difference | None) -> Text:
     return Text.assemble((value, ARROWS[difference.verdict]), "\n", (interval, "dim"))
 
 
-def _cost_table(methods: Sequence[MethodResult]) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for label in ("method", "seconds", "tokens", "tokens/s", "peak memory", "answered", "skipped", "cut off"):
-        first = label == "method"
-        table.add_column(label, justify="left" if first else "right", no_wrap=first, overflow="fold")
+def _cost_tables(methods: Sequence[MethodResult], width: int) -> list[Table]:
+    rows = []
     for method in methods:
         counts = method.samples.values()
-        table.add_row(
-            Text(one_line(method.label), style="bold"),
+        cells = (
             f"{method.cost.seconds:.1f}",
             f"{method.cost.tokens}",
             f"{method.cost.tokens_per_second:.0f}",
-            f"{method.cost.peak_memory_bytes / 2**20:.0f} MiB",
+            f"{method.cost.peak_memory_bytes / 2**20:.0f}",
             str(sum(item.answered for item in counts)),
             str(sum(item.skipped for item in counts)),
             str(sum(item.cut_off for item in counts)),
         )
-    return table
+        rows.append([Text(folded_label(method.label, width), style="bold"), *map(Text, cells)])
+    head = ["method", "seconds", "tokens", "tokens/s", "peak MiB", "answered", "skipped", "cut off"]
+    return fitting_tables(head, rows, width)
 
 
 def print_results(console: Console, results: RunResults) -> None:
@@ -179,7 +127,7 @@ def print_results(console: Console, results: RunResults) -> None:
     model, data = results.model, results.data
     title = one_line(f"{model['name']} on {data['name']}, {data['images']} images, {model['dtype']}")
     console.print(f"\n{title}", style="bold", markup=False, highlight=False)
-    for table in results_tables(results):
+    for table in results_tables(results, console.width):
         console.print()
         console.print(table)
     level = round(100 * results.statistics["level"])
@@ -188,8 +136,12 @@ def print_results(console: Console, results: RunResults) -> None:
         "differences are paired. ▲ ▼ the interval leaves out 0, ≈ it does not.",
         style="dim",
     )
+    if results.protocol is not None:
+        style = "yellow" if results.protocol["changes"] else "dim"
+        console.print(one_line(protocol_text(results.protocol)), style=style, markup=False, highlight=False)
     for note in results.notes:
         console.print(f"note: {one_line(note)}", style="yellow", markup=False, soft_wrap=True)
     skipped = max(len(method.skipped_images) for method in results.methods)
     if skipped:
-        console.print(f"{skipped} images could not be read and were skipped; results.json lists them.", style="yellow")
+        what = "1 image could not be read and was" if skipped == 1 else f"{skipped} images could not be read and were"
+        console.print(f"{what} skipped; results.json lists them.", style="yellow")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_guard.eval.report.compare import Comparison
-from vlm_guard.eval.report.console import columns_of
+from vlm_guard.eval.report.console import columns_of, protocol_text
 from vlm_guard.eval.report.pictures import image_folder, picture_in
 from vlm_guard.eval.report.tables import caption_of, legend_of
 from vlm_guard.eval.run.records import Record
@@ -143,6 +143,8 @@ def _protocol(results: RunResults) -> list[list[str]]:
     """What a reader needs to repeat the run, as pairs of name and value."""
     rows = [["model", _words(results.model)], ["data", _words(results.data)]]
     rows += [[f"task {name}", _words(task)] for name, task in results.tasks.items()]
+    if results.protocol is not None:
+        rows.append(["protocol", protocol_text(results.protocol)])
     rows += [
         ["template", _words(results.template)],
         ["decoding", _words(results.decoding)],

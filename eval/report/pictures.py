@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vlm_guard.eval.data.datasets import hash_file
+from vlm_guard.eval.data.datasets import hash_file, hash_lines
+from vlm_guard.eval.data.own_pictures import NAMES_HASH, picture_names
 from vlm_guard.eval.report.compare import Comparison
 from vlm_guard.eval.run.results import RUN_FILE
 from vlm_guard.untrusted.json_files import read_json
@@ -53,7 +54,8 @@ def image_folder(comparison: Comparison) -> Path | None:
     """Where the pictures lay when a run was made, if that data set is still there.
 
     The folder stands in the runs' `run.json` only: results.json is made to be passed on and names no folder of a
-    machine. A run from elsewhere could name any folder, so it counts only if it has the annotation files of the run.
+    machine. A run from elsewhere could name any folder, so it counts only if it has the
+    annotation files of the run, or for pictures without labels files of the same names.
 
     Raises:
         ValueError: a `run.json` is damaged.
@@ -84,6 +86,8 @@ def _session_folders(content: Any, path: Path) -> Iterator[Path]:
 
 def _has_annotations(folder: Path, hashes: dict[str, str]) -> bool:
     try:
+        if set(hashes) == {NAMES_HASH}:  # pictures without labels: the folder must hold files of the same names
+            return folder.is_dir() and hash_lines(picture_names(folder)) == hashes[NAMES_HASH]
         found = {
             path.name: path
             for place in (folder, folder / "annotations")

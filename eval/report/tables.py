@@ -6,7 +6,7 @@ import io
 import json
 from typing import Any
 
-from vlm_guard.eval.report.console import columns_of, difference_text, shown
+from vlm_guard.eval.report.console import columns_of, difference_text, protocol_text, shown
 from vlm_guard.eval.run.results import MethodResult, RunResults
 from vlm_guard.eval.tasks.shared.metric import Column
 from vlm_guard.eval.tasks.shared.registry import task_class
@@ -97,6 +97,8 @@ def caption_of(results: RunResults) -> str:
     parts = [f"{results.model['name']} ({results.model['dtype']}) on {data['name']}, {data['images']} images"]
     parts += [task_class(name).caption(described) for name, described in results.tasks.items()]
     parts.append(_decoding(results.decoding))
+    if results.protocol is not None:
+        parts.append(protocol_text(results.protocol))
     return "; ".join(parts) + "."
 
 

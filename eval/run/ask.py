@@ -1,7 +1,7 @@
 """One picture, one prompt, one or several methods: the answers side by side."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from PIL import Image
@@ -11,6 +11,9 @@ from vlm_guard.eval.run.generation import Decoding, generate_batch
 from vlm_guard.eval.run.models import LoadedModel
 from vlm_guard.eval.run.prompting import find_template
 from vlm_guard.eval.run.settings import MethodSpec
+from vlm_guard.grounding.answers import Grounding, ground
+from vlm_guard.grounding.mention import Mention
+from vlm_guard.grounding.repair import Repaired
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +25,25 @@ class MethodAnswer:
         text: the answer.
         tokens: generated tokens.
         seconds: time inside `generate`.
+        mentions: what it mentions, scored, where that was asked for.
+        repaired: the answer after its repair, where that was asked for.
     """
 
     method: str
     text: str
     tokens: int
     seconds: float
+    mentions: tuple[Mention, ...] | None = None
+    repaired: Repaired | None = None
+
+    def to_dict(self, width: int, height: int) -> dict[str, Any]:
+        """The answer as JSON can hold it, boxes in fractions and in pixels of a picture of this size."""
+        found: dict[str, Any] = {name: getattr(self, name) for name in ("method", "text", "tokens", "seconds")}
+        if self.mentions is not None:
+            found["mentions"] = [_mention_entry(mention, width, height) for mention in self.mentions]
+        if self.repaired is not None:
+            found["repaired"] = asdict(self.repaired)
+        return found
 
 
 def ask(
@@ -41,18 +57,35 @@ def ask(
     seed: int = 0,
     attention_backend: str | None = None,
     template: str | None = None,
+    grounding: Grounding | None = None,
 ) -> list[MethodAnswer]:
     """Answer `prompt` about a picture with each method.
 
     Raises:
-        ValueError: a method cannot be applied to this model.
+        ValueError: a method cannot be applied to this model, or its mentions cannot be scored.
     """
     chosen = find_template(loaded.processor, template)
     inputs = chosen.encode(loaded.processor, [picture], [prompt])
     answers = []
     for spec in specs:
-        with wrap(loaded.model, loaded.processor, list(spec.methods), attention_backend=attention_backend):
+        with wrap(loaded.model, loaded.processor, list(spec.methods), attention_backend=attention_backend) as guard:
             batch = generate_batch(loaded.model, loaded.processor, inputs, decoding or Decoding(), max_new_tokens, seed)
+            scored = None if grounding is None else ground(guard, batch.inputs, batch.output, grounding)[0]
         answer: Any = batch.answers[0]
-        answers.append(MethodAnswer(method=spec.label, text=answer.text, tokens=answer.tokens, seconds=batch.seconds))
+        answers.append(
+            MethodAnswer(
+                method=spec.label,
+                # The places of mentions are counted in the text that they were found in.
+                text=answer.text if scored is None else scored.text,
+                tokens=answer.tokens,
+                seconds=batch.seconds,
+                mentions=None if scored is None else tuple(scored.mentions),
+                repaired=None if scored is None else scored.repaired,
+            )
+        )
     return answers
+
+
+def _mention_entry(mention: Mention, width: int, height: int) -> dict[str, Any]:
+    pixels = None if mention.box is None else list(mention.box.pixels(width, height))
+    return {**mention.to_dict(), "box_pixels": pixels}

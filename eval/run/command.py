@@ -1,4 +1,4 @@
-"""What `vlm-guard eval` does once its settings are read."""
+"""What `vlm-guard eval`, `caption` and `ask` do once their settings are read."""
 
 import sys
 from pathlib import Path
@@ -6,40 +6,75 @@ from pathlib import Path
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
-from vlm_guard.eval.report.console import ProgressBar, print_results
+from vlm_guard.eval.report.console import print_results
+from vlm_guard.eval.report.progress import ProgressBar
+from vlm_guard.eval.run.answers import folder_for, write_answers
 from vlm_guard.eval.run.distributed import ProcessGroup
 from vlm_guard.eval.run.dry_run import print_dry_run
-from vlm_guard.eval.run.results import RESULTS_FILE
+from vlm_guard.eval.run.results import RESULTS_FILE, RunResults
 from vlm_guard.eval.run.runner import evaluate
 from vlm_guard.eval.run.settings import RunSettings
 from vlm_guard.untrusted.printed_text import printable_json
 
+INTERRUPTED = 130
 
-def run_command(settings: RunSettings, out: Path, *, dry_run: bool, as_json: bool) -> int:
+
+def run_command(settings: RunSettings, out: Path, *, dry_run: bool, as_json: bool, answers: Path | None = None) -> int:
     """Run an evaluation and print its results: a table, or with `as_json` the content of results.json on stdout.
 
-    Progress goes to stderr, and only where that is a terminal.
+    Progress goes to stderr: a bar on a terminal, elsewhere a line a minute.
+
+    Args:
+        settings: what to run.
+        out: folder of the run.
+        dry_run: show a prompt and the predicted time only.
+        as_json: print JSON.
+        answers: a file that gets every answer at the end (`vlm_guard.eval.run.answers`).
 
     Returns:
-        The exit code: 0, or 1 where records are missing in the end, so that the results are not those of a whole run.
+        The exit code: 0; 1 where records are missing in the end, so that the results are not those of a whole run; 130
+        after Ctrl-C, which leaves the answers of all finished batches in `out`.
     """
     messages = Console(stderr=True)
     if not messages.is_terminal:
         transformers_logging.disable_progress_bar()
     group = ProcessGroup(cpu=settings.device == "cpu")
+    progress = ProgressBar(messages)
     try:
         if dry_run:
             print_dry_run(Console(), settings, group, as_json=as_json)
             return 0
-        results = evaluate(settings, out, progress=ProgressBar(messages), group=group)
+        results = evaluate(settings, out, progress=progress, group=group)
+    except KeyboardInterrupt:
+        if group.is_main:
+            print(progress.interrupted_text(answers or out), file=sys.stderr)
+        return INTERRUPTED
     finally:
         group.close()
     if results is None:
         return 0
+    left_out = write_answers(results, answers) if answers is not None else 0
     if as_json:
         sys.stdout.write(printable_json(results.to_json()) + "\n")
     else:
-        console = Console()
-        print_results(console, results)
-        console.print(f"\nresults: {out / RESULTS_FILE}", soft_wrap=True, markup=False, highlight=False)
+        _print_end(results, out, answers, left_out)
     return 1 if results.shortfalls() else 0
+
+
+def _print_end(results: RunResults, out: Path, answers: Path | None, left_out: int) -> None:
+    console = Console()
+    print_results(console, results)
+    lines = [f"results: {out / RESULTS_FILE}"]
+    if answers is not None:
+        without = f" ({left_out} have none: their pictures cannot be read)" if left_out else ""
+        lines = [f"answers: {answers}{without}", *lines]
+    console.print("\n" + "\n".join(lines), soft_wrap=True, markup=False, highlight=False)
+
+
+def run_own(settings: RunSettings, answers: Path, *, dry_run: bool, as_json: bool) -> int:
+    """Run `caption` or `ask`: as `run_command`, in a folder beside the file of answers.
+
+    Raises:
+        ValueError: the file is there and no run has written it.
+    """
+    return run_command(settings, folder_for(answers), dry_run=dry_run, as_json=as_json, answers=answers)

@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
+from vlm_guard.eval.report.progress import span
 from vlm_guard.eval.run.distributed import ProcessGroup
 from vlm_guard.eval.run.generation import generate_batch, prepare_batch
 from vlm_guard.eval.run.runner import attached
@@ -69,13 +70,5 @@ def print_dry_run(console: Console, settings: RunSettings, group: ProcessGroup, 
         console.print(f"  prompt ({task['prompt_tokens']} tokens with the image): {task['prompt']!r}", markup=False)
         console.print(f"  answer: {task['answer']!r}", markup=False)
         for label, seconds in task["predicted_seconds"].items():
-            console.print(f"  {one_line(label)}: about {duration(seconds)}", markup=False, highlight=False)
-    console.print(f"\nall together about {duration(prediction['predicted_seconds'])}; nothing was written")
-
-
-def duration(seconds: float) -> str:
-    """A time span for people: "40 s", "12 min", "3 h 20 min"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+            console.print(f"  {one_line(label)}: about {span(seconds)}", markup=False, highlight=False)
+    console.print(f"\nall together about {span(prediction['predicted_seconds'])}; nothing was written")

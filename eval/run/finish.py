@@ -92,6 +92,7 @@ def summarise_run(run: Evaluation, methods: Sequence[AnsweredMethod]) -> RunResu
         tasks=tasks,
         template=run.template.describe(),
         decoding=run.decoding(),
+        protocol=run.protocol(),
         model=run.loaded.identity,
         profile=None if profile is None else asdict(profile),
         statistics={

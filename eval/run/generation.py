@@ -57,12 +57,16 @@ class AnsweredBatch:
         seconds: time inside `generate`, moving the inputs to the device included.
         memory_bytes: peak memory meanwhile.
         memory_kind: what that memory is.
+        inputs: what `generate` was given, on the model's device.
+        output: [B, P + T] what it returned.
     """
 
     answers: list[Answer]
     seconds: float
     memory_bytes: int
     memory_kind: str
+    inputs: Any
+    output: Tensor
 
 
 def prepare_batch(samples: Sequence[Sample], task: Task, template: PromptTemplate, processor: Any) -> PreparedBatch:
@@ -128,6 +132,8 @@ def generate_batch(
         seconds=seconds,
         memory_bytes=peak,
         memory_kind=memory.kind,
+        inputs=moved,
+        output=output,
     )
 
 

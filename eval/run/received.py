@@ -54,6 +54,11 @@ class _Model(Received):
     dtype: str
 
 
+class _Protocol(Received):
+    name: str
+    changes: list[str]
+
+
 class _Statistics(Received):
     level: Annotated[float, Field(gt=0, lt=1)]
     resamples: Annotated[int, Field(ge=1, le=1_000_000)]
@@ -83,6 +88,7 @@ class _Results(Received):
     tasks: dict[str, dict[str, Any]]
     template: dict[str, Any]
     decoding: _Decoding
+    protocol: _Protocol | None = None
     model: _Model
     statistics: _Statistics
     environment: _Environment

@@ -18,6 +18,8 @@ SCHEMA_VERSION = "1.0"
 RESULTS_FILE = "results.json"
 SAMPLES_FILE = "samples.jsonl"
 RUN_FILE = "run.json"
+ANSWERS_SUFFIX = ".run"
+"""Behind the name of a file of answers stands the folder of the run that wrote it: captions.jsonl.run."""
 
 
 class _Part(BaseModel):
@@ -114,6 +116,7 @@ class RunResults(_Part):
     tasks: dict[str, dict[str, Any]]
     template: dict[str, Any]
     decoding: dict[str, Any]
+    protocol: dict[str, Any] | None = None
     model: dict[str, Any]
     profile: dict[str, Any] | None
     statistics: dict[str, Any]
@@ -151,6 +154,12 @@ class RunResults(_Part):
     def to_json(self) -> str:
         """The results as indented JSON."""
         return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False)
+
+
+def run_folder(path: Path) -> Path:
+    """The folder of a run, named by itself or by the file of answers that the run wrote."""
+    beside = path.with_name(path.name + ANSWERS_SUFFIX)
+    return beside if not path.is_dir() and beside.is_dir() else path
 
 
 def read_results(folder: Path) -> RunResults:

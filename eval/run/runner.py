@@ -247,7 +247,9 @@ def _answer(
             answered = generate_batch(
                 model, processor, prepared.inputs, settings.decoding, batch.task.max_new_tokens, seed
             )
-        for sample, answer in zip(prepared.samples, answered.answers, strict=True):
+            measured = batch.task.measure(method.guard, answered.inputs, answered.output)
+        extras = measured or [{} for _ in prepared.samples]
+        for sample, answer, extra in zip(prepared.samples, answered.answers, extras, strict=True):
             records.append(
                 {
                     **common[sample.key],
@@ -255,7 +257,7 @@ def _answer(
                     "text": answer.text,
                     "tokens": answer.tokens,
                     "finished": answer.finished,
-                    "score": batch.task.score(sample, answer.text),
+                    "score": {**batch.task.score(sample, answer.text), **extra},
                     "batch": batch.index,
                     "turn": position,
                     "seconds": round(answered.seconds / len(answered.answers), 6),

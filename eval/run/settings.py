@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
 
 from vlm_guard.eval.run.decoding import Decoding
+from vlm_guard.eval.run.protocols import below, find_protocol
 from vlm_guard.eval.tasks.shared.registry import DEFAULT_TASKS, task_class, task_names
 from vlm_guard.eval.tasks.shared.settings import FilePath, TaskSettings, flag_of, settings_with_flags
 from vlm_guard.untrusted.printed_text import shown
@@ -32,13 +33,17 @@ class RunSettings(BaseModel):
     """Everything that can be set for a run; the names are those of the YAML file and (with dashes) of the flags.
 
     What a task can be told stands under the task's name (`pope: {parser: vcd}`); where it has a flag of its own, also
-    by that flag's name beside the other settings (`parser: vcd`).
+    by that flag's name beside the other settings (`parser: vcd`). With a `protocol` its settings take the place of the
+    defaults.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     model: str = _field("builtin", "builtin, smol, a folder or a Hugging Face id.")
     data: str = _field("scenes:common", "scenes:SPLIT[:SEED], coco:FOLDER, or what the task needs (vlm-guard tasks).")
+    protocol: str | None = _field(
+        None, "Settings of published numbers, such as opera-chair-500; others go on top (vlm-guard protocols)."
+    )
     methods: list[str] = _field(
         ["none", "var"],
         "none, var, var+vcd, pai:gain=0.4+var, my_file.py, ...; repeat it, the first is the baseline.",
@@ -55,7 +60,7 @@ class RunSettings(BaseModel):
     count: int | None = _field(None, "Number of images.", ge=1)
     limit: int | None = _field(None, "Use at most this many of them.", ge=1)
     image_list: FilePath | None = _field(None, "File with the image ids to use, in order.")
-    split: str | None = _field(None, "Of a COCO folder: val2014, val2017, ...")
+    split: str | None = _field(None, "Of a COCO folder: val2014, val2017, ..., or all.")
     chair_mode: str = _field("pattern", "How objects are read from reference captions: pattern or wordnet.")
     template: str | None = _field(None, "Instead of the chat template: text with {image} and {prompt}.")
     decoding: Decoding = Decoding()
@@ -75,10 +80,12 @@ class RunSettings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _gather_task_settings(cls, values: Any) -> Any:
-        """Bring what is said about tasks together under their names, checked."""
+        """Put the protocol's settings below, and bring what is said about tasks together under their names, checked."""
         if not isinstance(values, Mapping):
             return values
         rest = dict(values)
+        if isinstance(rest.get("protocol"), str):
+            rest = below(find_protocol(rest["protocol"]), rest)
         given: dict[str, Any] = dict(rest.pop("task_settings", {}))
         for task in task_names():
             if task in rest:
@@ -148,13 +155,36 @@ def read_settings(path: Path | None, flags: Mapping[str, Any]) -> RunSettings:
     for name, value in given.items():
         _put(content, name.split("."), value)
     _move_task_options(content)
+    if isinstance(content.get("protocol"), str):
+        find_protocol(content["protocol"])  # an unknown name is said by itself
     try:
-        return RunSettings(**content)
+        settings = RunSettings(**content)
     except ValidationError as error:
         items = error.errors(include_url=False)
         from_flags = all(".".join(map(str, item["loc"])).startswith(tuple(given) or "-") for item in items)
         where = "" if path is None or from_flags else f"{path}: "
         raise ValueError(where + "; ".join(_problems(items))) from None
+    _refuse_idle(settings, given)
+    return settings
+
+
+def _refuse_idle(settings: RunSettings, given: Mapping[str, Any]) -> None:
+    """Refuse an option of a task that is not asked, where one that is asked has the same setting without an option.
+
+    Raises:
+        ValueError: there is one: it would change nothing, while its name says otherwise.
+    """
+    for name in given:
+        task, _, setting = name.partition(".")
+        if not setting or task not in task_names() or task in settings.tasks:
+            continue
+        fields = {asked: task_class(asked).Settings.model_fields.get(setting) for asked in settings.tasks}
+        meant = next((asked for asked, field in fields.items() if field is not None and flag_of(field) is None), None)
+        if meant is not None:
+            flag = flag_of(task_class(task).Settings.model_fields[setting]) or name
+            raise ValueError(
+                f"{flag} is an option of the task {task}, which is not asked; give --set {meant}.{setting}=..."
+            )
 
 
 def _put(content: dict[str, Any], way: Sequence[str], value: Any) -> None:

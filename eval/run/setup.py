@@ -4,11 +4,12 @@ import copy
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vlm_guard.eval.data.datasets import KINDS, EvaluationData, open_dataset
+from vlm_guard.eval.data.datasets import KINDS, EvaluationData, hash_lines, open_dataset
 from vlm_guard.eval.run.distributed import ProcessGroup
 from vlm_guard.eval.run.environment import decisive_versions
 from vlm_guard.eval.run.models import LoadedModel, load_model
 from vlm_guard.eval.run.prompting import PromptTemplate, find_template
+from vlm_guard.eval.run.protocols import deviations, find_protocol, require_needs
 from vlm_guard.eval.run.settings import MethodSpec, RunSettings, parse_methods
 from vlm_guard.eval.tasks.base import Sample, Task
 from vlm_guard.eval.tasks.shared.registry import data_kinds, task_class
@@ -62,6 +63,14 @@ class Evaluation:
             "profile": None if profile is None else asdict(profile),
             "versions": decisive_versions(),
         }
+
+    def protocol(self) -> dict[str, Any] | None:
+        """The published protocol of this run and what it does otherwise, or None without one."""
+        if self.settings.protocol is None:
+            return None
+        protocol = find_protocol(self.settings.protocol)
+        changes = deviations(protocol, self.settings, self.data.images, hash_lines(sorted(self.data.images)))
+        return {"name": protocol.name, "source": protocol.source, "changes": changes}
 
     def plan(self) -> dict[str, int]:
         """How many samples of every task each method is asked."""
@@ -126,17 +135,21 @@ def set_up(settings: RunSettings, group: ProcessGroup | None = None) -> Evaluati
 
 
 def open_data(settings: RunSettings) -> EvaluationData:
-    """The data of a run: scenes, a COCO folder, or what one of its tasks opens itself.
+    """The data of a run: scenes, a COCO folder, pictures without labels, or what one of its tasks opens itself.
 
     Raises:
         ValueError, FileNotFoundError: there is no such data, or a task cannot be asked about it; the message says what
             to give instead.
     """
+    if settings.protocol is not None:
+        require_needs(find_protocol(settings.protocol), settings)
     kind, _, place = settings.data.partition(":")
     opened_by_tasks = {} if kind in KINDS else data_kinds()
     if kind not in KINDS and kind not in opened_by_tasks:
         others = "".join(f", {task.data_help.split(',')[0]} (task {task.name})" for task in opened_by_tasks.values())
-        raise ValueError(f"unknown data {settings.data!r}; give scenes:SPLIT[:SEED], coco:FOLDER{others}")
+        raise ValueError(
+            f"unknown data {settings.data!r}; give scenes:SPLIT[:SEED], coco:FOLDER, folder:FOLDER{others}"
+        )
     for name in settings.tasks:
         task = task_class(name)
         if kind not in task.data_kinds:
@@ -151,12 +164,24 @@ def open_data(settings: RunSettings) -> EvaluationData:
             mode=settings.chair_mode,
             image_list=settings.image_list,
             split=settings.split,
+            only=_asked_images(settings) if kind == "coco" and settings.image_list is None else None,
         )
     for option, value in (("--image-list", settings.image_list), ("--split", settings.split)):
         if value is not None:
             raise ValueError(f"{option} is for MSCOCO folders and scenes; --data {kind}:... takes --count")
     opener = opened_by_tasks[kind]
     return opener.open_data(place, settings.image_count, settings.of_task(opener.name))
+
+
+def _asked_images(settings: RunSettings) -> list[int] | None:
+    """The images that the question files of all tasks ask about; None where a task asks about all images."""
+    asked: dict[int, None] = {}
+    for name in settings.tasks:
+        images = task_class(name).asked_images(settings.of_task(name))
+        if images is None:
+            return None
+        asked |= dict.fromkeys(images)
+    return list(asked)
 
 
 def cut_batches(tasks: dict[str, Task], size: int) -> list[Batch]:

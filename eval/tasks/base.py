@@ -18,10 +18,12 @@ from vlm_guard.eval.tasks.shared.settings import TaskSettings
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
+    from torch import Tensor
 
     from vlm_guard.eval.data.datasets import EvaluationData
     from vlm_guard.eval.tasks.shared.drawing import Drawn
     from vlm_guard.eval.tasks.shared.metric import Column, Metric
+    from vlm_guard.guard import Guard
 
 Record = dict[str, Any]
 """One line of samples.jsonl: the sample, its answer and its score (docs/results-schema.md)."""
@@ -120,6 +122,15 @@ class Task(ABC):
         """
         raise NotImplementedError(f"the task {cls.name} says it opens {cls.own_data}:..., but does not")
 
+    @classmethod
+    def asked_images(cls, settings: TaskSettings) -> list[int] | None:
+        """The ids of the images that the task's question files name; None where it asks about every image of the data.
+
+        Raises:
+            ValueError, FileNotFoundError: a question file is missing or is none.
+        """
+        return None
+
     # ---- asking --------------------------------------------------------------------------------------------------
 
     @property
@@ -138,6 +149,19 @@ class Task(ABC):
     def describe(self) -> dict[str, Any]:
         """Everything that decides what the numbers mean, for results and resume: by default the settings."""
         return {**self.settings.model_dump(mode="json"), "max_new_tokens": self.max_new_tokens}
+
+    def measure(self, guard: Guard, inputs: Mapping[str, Any], sequences: Tensor) -> list[dict[str, Any]] | None:
+        """What is measured of a batch's answers while their model is at hand; None where nothing is.
+
+        Args:
+            guard: of the model, attached.
+            inputs: of `generate`, on the model's device.
+            sequences: [B, P + T] what it returned.
+
+        Returns:
+            For every answer what its record holds under `score` beside what `score` gives, as JSON can hold it.
+        """
+        return None
 
     def picture(self, sample: Sample, read: Callable[[Path], Image]) -> Image:
         """The picture to show with a sample; `read` gives a file as RGB."""
@@ -184,6 +208,11 @@ class Task(ABC):
     def plots(cls) -> dict[str, Callable[[Drawn], Figure]]:
         """Plots by file name, each drawn from finished runs (`vlm_guard.eval.tasks.shared.drawing`)."""
         return {}
+
+    @classmethod
+    def answer_line(cls, record: Record) -> dict[str, Any]:
+        """What a file of answers holds of an answered record (`vlm_guard.eval.run.answers`), besides the method."""
+        return {"image": record["image"], "prompt": record["prompt"], "text": record["text"]}
 
     @classmethod
     def page_entry(cls, record: Record) -> dict[str, Any]:

@@ -10,10 +10,13 @@ from vlm_guard.kernels.attention_edit import TEXT_SINK, VISUAL_CONTENT, VISUAL_S
 from vlm_guard.kernels.edited_attention import AttentionProblem
 from vlm_guard.kernels.policies import MoveSinksToContent, MoveSinksToRest, SegmentPolicy
 
-EDITS = ("none", "var", "act", "act some heads", "outside policy", "bias", "bias and gain", "everything", "masses only")
+EDITS = (
+    "none", "var", "act", "act some heads", "outside policy", "bias", "bias and gain", "slope", "everything",
+    "masses only",
+)  # fmt: skip
 MASKS = ("none", "causal", "left padding", "padded row", "float mask", "mask per head", "lowest float", "static cache")
 LAYOUTS = ("contiguous", "strided")
-OUTPUT_EDITS = ("none", "head scale", "self mix", "both")
+OUTPUT_EDITS = ("none", "head scale", "head scale of rows", "self mix", "both")
 SEGMENTS = ("picture", "text only", "content only", "sinks only", "short", "per head")
 
 
@@ -132,21 +135,26 @@ def _build_edit(case: Case, random: torch.Generator) -> AttentionEdit:
     }
     described = max(1, case.keys - 7) if case.segments == "short" else case.keys
     heads = torch.rand(case.batch, case.heads, generator=random)
-    bias = gain = head_scale = self_mix = policy_rows = None
+    bias = gain = slope = head_scale = self_mix = policy_rows = None
     if case.edit in ("bias", "bias and gain"):
         bias = torch.randn(1, 1, 1, described, generator=random)
     if case.edit == "bias and gain":
         gain = torch.rand(case.batch, case.heads, 1, described, generator=random)
+    if case.edit == "slope":
+        slope = 2 * torch.rand(case.batch, 1, case.rows, described, generator=random) - 1
     if case.edit == "everything":
         bias = torch.randn(case.batch, case.heads, case.rows, described, generator=random)
         bias = bias.masked_fill(torch.rand(bias.shape, generator=random) < 0.05, float("-inf"))
         gain = torch.rand(1, case.heads, case.rows, described, generator=random)
+        slope = torch.rand(case.batch, case.heads, 1, max(1, described - 3), generator=random) - 0.5
         head_scale, self_mix = 0.5 + heads, 0.3 * heads
         policy_rows = torch.arange(case.rows)[None] % 3 != 1
     if case.edit == "outside policy" or case.output_edit == "both":
         head_scale, self_mix = 0.5 + heads, 0.3 * heads
     if case.output_edit == "head scale":
         head_scale = 0.5 + heads
+    if case.output_edit == "head scale of rows":
+        head_scale = 0.5 + torch.rand(case.batch, case.heads, case.rows, generator=random)
     if case.output_edit == "self mix":
         self_mix = 0.3 * heads
     segments = None
@@ -155,6 +163,7 @@ def _build_edit(case: Case, random: torch.Generator) -> AttentionEdit:
     return AttentionEdit(
         bias=bias,
         gain=gain,
+        slope=slope,
         segments=segments,
         policy=policies.get(case.edit),
         policy_rows=policy_rows,
@@ -188,6 +197,7 @@ def _edit_to(edit: AttentionEdit, device: torch.device) -> AttentionEdit:
     return AttentionEdit(
         bias=move(edit.bias),
         gain=move(edit.gain),
+        slope=move(edit.slope),
         segments=None if edit.segments is None else Segments(edit.segments.ids.to(device)),
         policy=policy,
         policy_rows=move(edit.policy_rows),
@@ -220,6 +230,7 @@ def torch_cases() -> list[tuple[Case, str]]:
         Case(edit="everything", model_terms=True, mask="left padding", rows=3, batch=2),
         Case(edit="var", logits=1000.0, rows=4),
         Case(edit="none", value_dim=16, rows=4),
+        Case(edit="slope", batch=2, heads=4, groups=2, rows=3, keys=33, output_edit="head scale of rows"),
     ]
     return [(case, dtype) for case in cases for dtype in ("float32", "bfloat16", "float16")]
 
@@ -235,6 +246,7 @@ def interpreter_cases() -> list[tuple[Case, str]]:
         Case(edit="everything", heads=4, groups=2, rows=3, keys=45, model_terms=True, mask="mask per head"),
         Case(edit="outside policy", heads=4, groups=4, keys=71, segments="short"),
         Case(edit="bias and gain", head_dim=256, groups=1, keys=40, segments="short"),
+        Case(edit="slope", heads=4, groups=2, rows=2, keys=39, segments="short", output_edit="head scale of rows"),
         Case(edit="var", batch=8, heads=2, groups=2, keys=33, head_dim=24, mask="static cache"),
         Case(edit="var", keys=90, logits=1000.0),
         Case(edit="masses only", value_dim=64, keys=64, mask="lowest float"),
@@ -247,6 +259,9 @@ def interpreter_cases() -> list[tuple[Case, str]]:
         Case(edit="outside policy", rows=18, keys=75, mask="causal"),
         Case(edit="everything", rows=18, keys=75, model_terms=True, mask="float mask", segments="short"),
         Case(edit="var", rows=20, keys=300, groups=1, mask="static cache", head_dim=24),
+        Case(
+            edit="slope", rows=20, keys=40, batch=2, mask="left padding", head_dim=24, output_edit="head scale of rows"
+        ),
         Case(edit="none", rows=20, keys=300, groups=1, heads=1, mask="causal", model_terms=True, head_dim=24),
         Case(edit="act", rows=20, keys=100, segments="sinks only", mask="causal"),
         Case(edit="var", rows=20, keys=70, segments="content only", head_dim=24),

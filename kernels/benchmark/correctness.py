@@ -72,10 +72,10 @@ def rounding_terms(problem: AttentionProblem, exact: EditedAttention, rounds_sco
     """Bounds from the sizes and the dtype alone.
 
     With u the unit roundoff of float32, w that of the inputs' dtype:
-    - a dot product of D terms accumulated in float32 is off by at most (D + 1) u sum |q k|; each of the at most 12
-      operations that follow (scaling, soft cap, bias, gain, mask, change to base 2, subtraction of the maximum) by u
-      times the largest score; a backend that stores the products in the inputs' dtype (`rounds_scores`) by w times it.
-      Call the sum `shift`: it moves a weight by a factor of at most e^(2 shift).
+    - a dot product of D terms accumulated in float32 is off by at most (D + 1) u sum |q k|; each of the at most 14
+      operations that follow (scaling, soft cap, bias, gain, slope, mask, change to base 2, subtraction of the maximum)
+      by u times the largest score; a backend that stores the products in the inputs' dtype (`rounds_scores`) by w times
+      it. Call the sum `shift`: it moves a weight by a factor of at most e^(2 shift).
     - sums over K keys in float32 add K u, the exponentials and divisions some 8 u; a policy divides one mass by another
       and multiplies by the result, so it at most triples a relative error.
     - the weights are rounded to the inputs' dtype before they meet the values (w times the sum of |a v|; float16 also
@@ -91,9 +91,9 @@ def rounding_terms(problem: AttentionProblem, exact: EditedAttention, rounds_sco
     for term in (problem.position_bias, problem.edit.bias, problem.mask):
         if term is not None and term.is_floating_point():
             largest += term.double().masked_fill(term < -1e30, 0).abs().max().item()
-    if problem.edit.gain is not None:
-        largest *= 1 + problem.edit.gain.abs().max().item()
-    shift = (head_dim + 1) * unit * products + 12 * unit * largest
+    factors = (term for term in (problem.edit.gain, problem.edit.slope) if term is not None)
+    largest *= 1 + sum(factor.abs().max().item() for factor in factors)
+    shift = (head_dim + 1) * unit * products + 14 * unit * largest
     if rounds_scores:
         shift += narrow * 2 * largest
     relative = math.expm1(min(2 * shift, 600.0)) + (keys + 8) * unit

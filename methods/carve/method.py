@@ -42,6 +42,7 @@ from vlm_guard.method import (
     Method,
     PictureMap,
     ReplacedPicture,
+    answer_opening,
     flat_pictures,
     option,
     padding_id,
@@ -56,7 +57,7 @@ from vlm_guard.method import (
 )
 from vlm_guard.methods.carve.contrastive_map import contrast_steps, refine_picture
 from vlm_guard.methods.carve.image_splice import splice_pictures
-from vlm_guard.methods.shared.question_tokens import answer_opening, with_question
+from vlm_guard.methods.shared.question_tokens import with_question
 
 
 @register("carve")

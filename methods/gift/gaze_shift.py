@@ -6,14 +6,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vlm_guard.method import GenerationState, select_layers, select_layers_of
-from vlm_guard.methods.shared.question_tokens import (
-    ContentWordFinder,
-    answer_opening,
-    content_flags,
-    question_range,
-    without_leading_space,
-)
+from vlm_guard.method import GenerationState, answer_opening, question_range, select_layers, select_layers_of
+from vlm_guard.methods.shared.question_tokens import ContentWordFinder, content_flags, without_leading_space
 
 if TYPE_CHECKING:
     from vlm_guard.method import GuardTarget

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlm_guard.method import INSERTED
-from vlm_guard.methods.shared.question_tokens import token_spans
+from vlm_guard.method import INSERTED, token_spans
 
 _SYSTEM, _QUESTION = "Zq system zq", "Zq question zq"
 _PLAIN_USER = re.compile(r"(?:(?<=\s)|^)(?:USER|User|HUMAN|Human)\s*:")

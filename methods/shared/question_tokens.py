@@ -1,16 +1,14 @@
-"""Where the question stands in a prompt, and which of its tokens carry content.
+"""Which tokens of the question carry content, and the prompt with another question.
 
-The question is the ordinary text after the last visual token, without special tokens and without what the chat format
-puts there to make the model answer (" ASSISTANT:"). Content words are found by rules: every word that is not on a short
-list of English function words. A function of one's own, from text to character spans, can replace the rules.
+Content words are found by rules: every word that is not on a short list of English function words. A function of one's
+own, from text to character spans, can replace the rules.
 """
 
 import re
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Any
 
-from vlm_guard.method import INSERTED, BranchPrompt, GivenPrompt
+from vlm_guard.method import INSERTED, BranchPrompt, GivenPrompt, question_range, token_spans
 
 ContentWordFinder = Callable[[str], list[tuple[int, int]]]
 
@@ -37,46 +35,6 @@ def content_words(text: str) -> list[tuple[int, int]]:
     return [match.span() for match in _WORD.finditer(text) if match[0].lower().replace("’", "'") not in _FUNCTION_WORDS]
 
 
-def answer_opening(processor: Any) -> str | None:
-    """What the processor's chat template puts after the question to make the model answer; None without a template."""
-    tokenizer = getattr(processor, "tokenizer", processor)
-    template = getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)
-    if not template:
-        return None
-    chat = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
-    asked = processor.apply_chat_template(chat, add_generation_prompt=False, tokenize=False)
-    opened = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-    return opened[len(asked) :] if opened.startswith(asked) else None
-
-
-def question_range(
-    ids: Sequence[int], visual_token_ids: Sequence[int], tokenizer: Any = None, opening: str | None = None
-) -> tuple[int, int]:
-    """First index and end of the question in the ids of one unpadded row; equal when nothing follows the image.
-
-    Args:
-        ids: token ids of the row.
-        visual_token_ids: ids that stand for patches.
-        tokenizer: knows special tokens and their text; None takes everything after the image.
-        opening: what follows the question, see `answer_opening`.
-    """
-    visual = [index for index, token in enumerate(ids) if token in visual_token_ids]
-    start = visual[-1] + 1 if visual else 0
-    if tokenizer is None:
-        return start, len(ids)
-    special = set(tokenizer.all_special_ids)
-    while start < len(ids) and ids[start] in special:
-        start += 1
-    stop = next((index for index in range(start, len(ids)) if ids[index] in special), len(ids))
-    spans = token_spans(ids[start:stop], tokenizer)
-    text = tokenizer.decode(ids[start:stop], clean_up_tokenization_spaces=False).rstrip()
-    closing = (opening or "").strip()
-    if closing and text.endswith(closing):
-        end = len(text) - len(closing)
-        stop = start + sum(1 for first, _ in spans if first < len(text[:end].rstrip()))
-    return start, stop
-
-
 def without_leading_space(ids: Sequence[int], start: int, stop: int, tokenizer: Any) -> int:
     """The first index in `start` to `stop` whose token is more than white space; `start` where none is.
 
@@ -86,12 +44,6 @@ def without_leading_space(ids: Sequence[int], start: int, stop: int, tokenizer: 
         return start
     words = (index for index in range(start, stop) if tokenizer.decode([ids[index]]).strip())
     return next(words, start)
-
-
-def token_spans(ids: Sequence[int], tokenizer: Any) -> list[tuple[int, int]]:
-    """Character span of each token in the decoded text of `ids`."""
-    ends = [len(tokenizer.decode(ids[:count], clean_up_tokenization_spaces=False)) for count in range(len(ids) + 1)]
-    return list(pairwise(ends))
 
 
 def content_flags(ids: Sequence[int], tokenizer: Any, find: ContentWordFinder) -> list[bool]:

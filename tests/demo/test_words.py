@@ -1,4 +1,5 @@
-from vlm_guard.demo.words import split_words, token_spans
+from vlm_guard.demo.words import split_words
+from vlm_guard.grounding.answer_text import token_spans
 
 
 class PieceTokenizer:

@@ -12,11 +12,13 @@ import lmms_eval_stand_in
 import pytest
 import torch
 from PIL import Image
+from transformers import Qwen2VLImageProcessor
 
 from vlm_guard import wrap
 from vlm_guard.eval.lmms_eval_plugin import manifest
 from vlm_guard.eval.lmms_eval_plugin.decoding import DEFAULT_MAX_NEW_TOKENS, read_gen_kwargs
 from vlm_guard.eval.lmms_eval_plugin.models import AVAILABLE_MODELS
+from vlm_guard.eval.lmms_eval_plugin.pixel_limits import limit_pixels
 from vlm_guard.eval.lmms_eval_plugin.questions import from_context, from_messages
 from vlm_guard.eval.run.models import load_model
 from vlm_guard.eval.run.prompting import find_template
@@ -313,3 +315,31 @@ def test_importing_vlm_guard_imports_no_lmms_eval():
     code = "import sys, vlm_guard, vlm_guard.eval.lmms_eval_plugin.models; print('lmms_eval' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_pixel_limits_of_qwen_decide_how_many_visual_tokens_there_are(pictures):
+    processor = SimpleNamespace(image_processor=Qwen2VLImageProcessor())
+    large = pictures[0].resize((448, 448))
+
+    def patches() -> int:
+        return int(processor.image_processor(images=[large], return_tensors="pt")["image_grid_thw"].prod())
+
+    before = patches()
+    limit_pixels(processor, None, None)
+    assert patches() == before
+    limit_pixels(processor, 28 * 28, 112 * 112)
+    few = patches()
+    limit_pixels(processor, 448 * 448, 896 * 896)
+    assert few <= 112 * 112 // 14**2 < patches()
+    for limits, message in (
+        ((0, None), "allowed: whole numbers from 1"),
+        ((None, 1.5), "allowed: whole numbers from 1"),
+        ((900 * 900, None), "the first must not be larger"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            limit_pixels(processor, *limits)
+
+
+def test_pixel_limits_are_refused_where_the_processor_has_none(plugin):
+    with pytest.raises(ValueError, match="has none: leave both out"):
+        make(plugin.VLMGuard, "max_pixels=200704")

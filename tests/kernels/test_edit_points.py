@@ -12,6 +12,7 @@ import torch
 from vlm_guard.kernels.attention_edit import AttentionEdit, Segments
 from vlm_guard.kernels.edited_attention import AttentionProblem, default_backend, edited_attention, load_backend
 from vlm_guard.kernels.policies import MoveSinksToContent, MoveSinksToRest
+from vlm_guard.kernels.torch_backend import attention_scores
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 BACKENDS = ("triton",) if INTERPRETING else ("reference", "torch")
@@ -70,6 +71,21 @@ def test_bias_and_gain_both_start_from_the_original_score(backend):
     gain = torch.full((1, 1, 1, 1), 0.5)  # ln 0.4 + ln 2 + |ln 0.4| / 2 = ln(2 sqrt 0.4)
     output, _ = run(backend, AttentionEdit(bias=bias, gain=gain))
     first = 2 * math.sqrt(0.4)
+    assert output == pytest.approx((first + 2 + 10 + 300) / (first + 0.6), rel=1e-5)
+
+
+@every_backend
+def test_slope_adds_a_share_of_the_score_with_its_sign(backend):
+    slope = torch.tensor([[[[0.0, 1.0]]]])  # only two keys are described; 2 ln 0.2 = ln 0.04
+    output, _ = run(backend, AttentionEdit(slope=slope))
+    assert output == pytest.approx((0.4 + 0.4 + 10 + 300) / 0.84)
+
+
+@every_backend
+def test_bias_gain_and_slope_all_start_from_the_original_score(backend):
+    one = torch.ones(1, 1, 1, 1)  # ln 0.4 + ln 2 + |ln 0.4| / 2 - ln 0.4 = ln(2 / sqrt 0.4)
+    output, _ = run(backend, AttentionEdit(bias=one * math.log(2), gain=one / 2, slope=-one))
+    first = 2 / math.sqrt(0.4)
     assert output == pytest.approx((first + 2 + 10 + 300) / (first + 0.6), rel=1e-5)
 
 
@@ -133,6 +149,33 @@ def test_head_scale_and_own_value(backend):
     own[..., 0] = 8
     output, _ = run(backend, edit, own_value=own)
     assert output == pytest.approx(2 * (0.75 * 312.4 + 0.25 * 8))
+
+
+@every_backend
+def test_a_head_scale_of_rows(backend):
+    scale = torch.tensor([[[1.0, 0.5, 2.0], [1.0, 1.0, 0.0], [3.0, 1.0, 1.0], [1.0, 1.0, 0.25]]]).repeat(2, 1, 1)
+    plain = edited_attention(random_problem(AttentionEdit()), backend).output
+    scaled = edited_attention(random_problem(AttentionEdit(head_scale=scale)), backend).output
+    torch.testing.assert_close(scaled, plain * scale.transpose(1, 2)[..., None], rtol=0, atol=1e-6)
+
+
+def test_head_scales_of_rows_and_of_heads_multiply():
+    rows, heads = torch.rand(2, 4, 3), torch.rand(1, 4)
+    merged = AttentionEdit(head_scale=rows).merge(AttentionEdit(head_scale=heads))
+    assert torch.equal(merged.head_scale, rows * heads[..., None])
+    with pytest.raises(ValueError, match=r"head_scale must be \[B or 1, H\] or \[B or 1, H, R\]"):
+        AttentionEdit(head_scale=torch.rand(4))
+
+
+def test_scores_before_the_softmax():
+    """What methods look at: the products as the model scales, caps and biases them, and -inf on masked keys."""
+    kept = torch.tensor([[[[True, False, True, True]]]])
+    found = attention_scores(small_problem(softcap=1.5, mask=kept)).flatten().tolist()
+    capped = [1.5 * math.tanh(math.log(weight) / 1.5) for weight in WEIGHTS]
+    assert found == pytest.approx([capped[0], float("-inf"), capped[2], capped[3]], rel=1e-5)
+    lowest = torch.tensor([[[[0.5, torch.finfo(torch.float32).min, 0.0, float("-inf")]]]])
+    found = attention_scores(small_problem(mask=lowest)).flatten().tolist()
+    assert found == pytest.approx([math.log(0.4) + 0.5, float("-inf"), math.log(0.1), float("-inf")], rel=1e-5)
 
 
 @every_backend

@@ -7,15 +7,10 @@ import torch
 from eager_oracle import eager_attention
 
 from vlm_guard import builtin, wrap
+from vlm_guard.method.question_place import answer_opening, question_range
 from vlm_guard.method.state import GenerationState
 from vlm_guard.methods.gift.gaze_shift import gaze_bias, gaze_saliency, question_flags, top_heads
-from vlm_guard.methods.shared.question_tokens import (
-    answer_opening,
-    content_flags,
-    content_words,
-    question_range,
-    without_leading_space,
-)
+from vlm_guard.methods.shared.question_tokens import content_flags, content_words, without_leading_space
 from zoo import UNEQUAL_PROMPTS, tiny_processor
 
 torch.set_num_threads(1)

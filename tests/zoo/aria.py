@@ -8,18 +8,18 @@ from transformers import AriaConfig, AriaForConditionalGeneration
 from zoo.entry import Family, Inputs, register
 from zoo.llava_like import flat
 from zoo.prompts import IMAGE, Image
-from zoo.shapes import text_shape, vision_shape
+from zoo.shapes import PATCH, text_shape, vision_shape
 
 SIDE = 24  # pixels; 6 x 6 patches, of which 36 are there or 24 (variant 1: lower rows are padding)
 QUERIES = 8
 HEIGHTS = (24, 16)
 
 
-def aria() -> AriaConfig:
+def aria(side: int = SIDE, patch: int = PATCH) -> AriaConfig:
     return AriaConfig(
         text_config=text_shape(moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1),
-        vision_config={"model_type": "idefics3_vision", **vision_shape()},
-        projector_patch_to_query_dict={36: QUERIES},
+        vision_config={"model_type": "idefics3_vision", **vision_shape(image_size=side, patch_size=patch)},
+        projector_patch_to_query_dict={(side // patch) ** 2: QUERIES},
         image_token_index=IMAGE,
     )
 

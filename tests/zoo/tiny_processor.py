@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import Gemma3Processor, LlavaNextProcessor, LlavaProcessor, PreTrainedTokenizerFast, ProcessorMixin
@@ -47,12 +47,20 @@ CHAT_TEMPLATE = (
 )
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """One id per word: the zoo's ten special ids, then words; an unknown word is ``<unk>``."""
+def word_tokenizer(specials: Mapping[int, str], attributes: Mapping[str, str]) -> PreTrainedTokenizerFast:
+    """One id per word: the zoo's ten special ids, then words; an unknown word is ``<unk>``.
+
+    Args:
+        specials: other names of some of the special ids.
+        attributes: what the tokenizer itself calls some of them, such as ``{"image_token": "<image>"}``.
+    """
+    special = [specials.get(number, word) for number, word in enumerate(SPECIAL_TOKENS)]
     words = list(dict.fromkeys(CAPTION_WORDS.split()))
-    words += [f"word{number}" for number in range(VOCABULARY - len(SPECIAL_TOKENS) - len(words))]
-    vocabulary = {word: number for number, word in enumerate(SPECIAL_TOKENS + words)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words += [f"word{number}" for number in range(VOCABULARY - len(special) - len(words))]
+    vocabulary = {word: number for number, word in enumerate(special + words)}
+    unknown = "<unk>" if "<unk>" in vocabulary else words[-1]  # a family may need that id for something else
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=unknown))
+    tokenizer.add_special_tokens(special)
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", BOS)]
@@ -62,10 +70,15 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         pad_token="<pad>",
         bos_token="<s>",
         eos_token="</s>",
-        unk_token="<unk>",
-        extra_special_tokens={"image_token": "<image>", "boi_token": "<im_start>", "eoi_token": "<im_end>"},
+        unk_token=unknown,
+        extra_special_tokens=dict(attributes),
         padding_side="left",
     )
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """The tokenizer of the LLaVA models and of Gemma 3."""
+    return word_tokenizer({}, {"image_token": "<image>", "boi_token": "<im_start>", "eoi_token": "<im_end>"})
 
 
 def _llava() -> LlavaProcessor:
@@ -117,7 +130,7 @@ PROCESSORS: dict[str, Callable[[], ProcessorMixin]] = {
 def tiny_processor(family: str = "llava") -> ProcessorMixin:
     """The processor of a zoo model of ``family``; raises ValueError for a family that has none here.
 
-    The Qwen models are missing because their processor wants a video processor, which wants torchvision.
+    Every family's own processor class is in ``zoo.processor_recipes``.
     """
     if family not in PROCESSORS:
         raise ValueError(f"no tiny processor for {family!r}; there is one for {', '.join(PROCESSORS)}")

@@ -2,7 +2,7 @@
 
 import inspect
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -82,3 +82,50 @@ def _option_type(name: str, annotation: Any) -> Any:
 def _bare(annotation: Any) -> Any:
     """A type without what stands beside it in Annotated."""
     return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+
+
+def with_options(
+    command: Callable[..., Any], flags: Sequence[SettingFlag], run: Callable[..., int], *, behind: int
+) -> Callable[..., int]:
+    """A command with the options of settings among its own.
+
+    Args:
+        command: gives the parameters of its own and the help.
+        flags: the options that are added, in this order.
+        run: called with the command's own parameters by name, and `flags`: what was given, by the settings' names.
+        behind: after how many of the command's own parameters the added ones stand.
+    """
+
+    def full(**given: Any) -> int:
+        values = {flag.name: given.pop(flag.parameter.name) for flag in flags}
+        # An option that may be repeated and was not given is an empty list.
+        return run(**given, flags={name: value for name, value in values.items() if value not in (None, [], ())})
+
+    own = list(inspect.signature(command).parameters.values())
+    parameters = [*own[:behind], *(flag.parameter for flag in flags), *own[behind:]]
+    listed = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+    # Typer reads the options from the signature and the annotations.
+    vars(full)["__signature__"] = inspect.Signature(listed)
+    full.__annotations__ = {parameter.name: parameter.annotation for parameter in listed}
+    full.__doc__ = command.__doc__
+    return full
+
+
+def read_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were given, as settings take them: methods' options apart, tasks one by one."""
+    from vlm_guard.method.method_text import parse_options
+
+    read = dict(flags)
+    if "options" in read:
+        read["options"] = parse_options(read["options"])
+    if "tasks" in read:
+        read["tasks"] = [name.strip() for name in read["tasks"].split(",")]
+    return read
+
+
+def flags_for_own_data() -> list[SettingFlag]:
+    """The options of a run that make sense for pictures and questions of one's own, which have no labels."""
+    from vlm_guard.eval.run.settings import RunSettings
+
+    left_out = {"data", "tasks", "limit", "image_list", "split", "chair_mode", "resamples", "protocol"}
+    return [flag for flag in flags_of(RunSettings) if flag.name not in left_out]

@@ -18,6 +18,13 @@ def command(
     prompt: Annotated[str, typer.Option(help="How a description is asked for.")] = (
         "Please describe this image in detail."
     ),
+    grounding: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Take the weights of grounding scores from a run of eval --task grounding; may be repeated. Nothing "
+            "else is measured then, unless --only says what."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="File to write. [your profile folder]")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
@@ -30,8 +37,8 @@ def command(
     """Measure what methods need to know about a model, and save it as a profile.
 
     Attention sinks (VAR), the layers that look at the image (layers=image), ZeroTuning's strength and IRI's recovery
-    rates. wrap and eval find the profile by themselves afterwards. What the profile already has and is not measured
-    again stays.
+    rates; with --grounding, what turns grounding scores into probabilities. wrap and eval find the profile by
+    themselves afterwards. What the profile already has and is not measured again stays.
     """
     import json
     from dataclasses import asdict
@@ -42,27 +49,37 @@ def command(
     from vlm_guard.calibration.new_profile import new_profile
     from vlm_guard.calibration.run import calibrate, check_measurements, measurements
     from vlm_guard.eval.data.calibration_prompts import calibration_prompts
-    from vlm_guard.eval.report.console import MeasurementBars
+    from vlm_guard.eval.report.progress import MeasurementBars
     from vlm_guard.eval.run.models import load_model
-    from vlm_guard.families.profiles import read_profile, user_profiles
+    from vlm_guard.families.profiles import Fact, read_profile, user_profiles
 
     wanted = tuple(measurements()) if only is None else tuple(part.strip() for part in only.split(","))
     check_measurements(wanted)
-    loaded = load_model(model, dtype=dtype, device=device, device_map=device_map, trust_remote_code=trust_remote_code)
-    descriptions, questions = calibration_prompts(loaded.model, loaded.processor, data, count, prompt)
-    messages = Console(stderr=True)
-    with MeasurementBars(messages) as bars:
-        found = calibrate(loaded.model, loaded.processor, descriptions, questions, only=wanted, progress=bars.show)
-    for name, reason in found.refusals.items():
-        messages.print(f"{name}: not measured, {reason}", markup=False, highlight=False, soft_wrap=True)
     name = model.partition(":")[0] if is_shipped(model) else Path(model).name.lower()
     path = out or user_profiles() / f"{name}.json"
     earlier = read_profile(path) if path.is_file() else None
-    profile = new_profile(loaded.model, name, found.facts, earlier)
+    facts: dict[str, Fact] = {}
+    refusals: dict[str, str] = {}
+    if grounding:
+        from vlm_guard.eval.report.grounding_weights import weights_fact
+        from vlm_guard.grounding.score import FACT
+
+        facts |= weights_fact(grounding, None if earlier is None else earlier.facts.get(FACT))
+    loaded = load_model(model, dtype=dtype, device=device, device_map=device_map, trust_remote_code=trust_remote_code)
+    messages = Console(stderr=True)
+    if not grounding or only is not None:
+        descriptions, questions = calibration_prompts(loaded.model, loaded.processor, data, count, prompt)
+        with MeasurementBars(messages) as bars:
+            found = calibrate(loaded.model, loaded.processor, descriptions, questions, only=wanted, progress=bars.show)
+        facts |= found.facts
+        refusals = found.refusals
+    for refused, reason in refusals.items():
+        messages.print(f"{refused}: not measured, {reason}", markup=False, highlight=False, soft_wrap=True)
+    profile = new_profile(loaded.model, name, facts, earlier)
     profile.save(path)
     if as_json:
-        print(json.dumps(asdict(profile) | {"path": str(path), "refusals": found.refusals}, indent=2))
+        print(json.dumps(asdict(profile) | {"path": str(path), "refusals": refusals}, indent=2))
         return
-    for key, fact in found.facts.items():
+    for key, fact in facts.items():
         print(f"{key}: {fact.value}  ({fact.note})")
     print(f"saved as {path}")

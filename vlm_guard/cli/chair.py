@@ -31,16 +31,25 @@ def command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    """Score captions with CHAIR: which objects they mention that are not in the image. No model is needed."""
+    """Score captions with CHAIR: which objects they mention that are not in the image. No model is needed.
+
+    Reads captions of any tool, of vlm-guard caption (each method apart) and the files of lmms-eval --log_samples.
+    """
     import json
 
-    from vlm_guard.eval.tasks.chair.report import ground_truth, score_captions, summary_lines
+    from vlm_guard.eval.tasks.chair.report import ground_truth, score_methods, summary_lines, write_method_records
+    from vlm_guard.untrusted.printed_text import one_line, printable_json
 
     known = ground_truth(instances or [], reference_captions or [], objects, coco, mode)
-    report = score_captions(captions, known, mode, image_list=image_list, skip_unknown=skip_unknown)
+    reports = score_methods(captions, known, mode, image_list=image_list, skip_unknown=skip_unknown)
     if per_caption is not None:
-        report.write_records(per_caption)
+        write_method_records(reports, per_caption)
     if as_json:
-        typer.echo(json.dumps(report.to_dict(), indent=2))
-    else:
+        found = {method: report.to_dict() for method, report in reports.items()}
+        shown = {"methods": found} if len(found) > 1 else next(iter(found.values()))
+        typer.echo(printable_json(json.dumps(shown, indent=2)))
+        return
+    for place, (method, report) in enumerate(reports.items()):
+        if len(reports) > 1:
+            typer.echo(f"{chr(10) if place else ''}{one_line(method)}")
         typer.echo("\n".join(summary_lines(report)))

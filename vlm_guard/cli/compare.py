@@ -7,7 +7,7 @@ import typer
 
 
 def command(
-    folders: Annotated[list[Path], typer.Argument(help="Folders written by vlm-guard eval.")],
+    folders: Annotated[list[Path], typer.Argument(help="Folders of eval, or files that caption or ask wrote.")],
     baseline: Annotated[str | None, typer.Option(help="Method to compare with; by default the first.")] = None,
     resamples: Annotated[int | None, typer.Option(min=100, help="Bootstrap resamples; by default the run's.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,

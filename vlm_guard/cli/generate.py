@@ -1,9 +1,12 @@
 """`vlm-guard generate`: one picture, one prompt, one or several methods."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from vlm_guard.grounding.answers import Grounding
 
 
 def command(
@@ -27,12 +30,24 @@ def command(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code shipped with the checkpoint.")
     ] = False,
+    grounding: Annotated[
+        bool, typer.Option("--grounding", help="Score everything an answer mentions: is it in the picture?")
+    ] = False,
+    words: Annotated[
+        str | None,
+        typer.Option(
+            help="What counts as a mention: nouns, coco (its 80 objects), or a file with a word a line. [nouns]"
+        ),
+    ] = None,
+    repair: Annotated[
+        str | None,
+        typer.Option(help="Take doubtful mentions out: drop, or rewrite what cannot be cut; with --grounding."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")] = False,
 ) -> None:
     """Ask a model about a picture, guarded; give --method several times to compare answers."""
     import json
     import sys
-    from dataclasses import asdict
 
     if not image.is_file():
         raise FileNotFoundError(f"there is no picture {image}")
@@ -42,6 +57,10 @@ def command(
     from vlm_guard.untrusted.printed_text import printable, printable_json
 
     picture = read_picture(image)
+    # The built-in model knows MSCOCO's 80 objects and has no answer about others.
+    wanted = _grounding(words or ("coco" if model == "builtin" else "nouns"), repair) if grounding else None
+    if repair is not None and wanted is None:
+        raise ValueError("--repair takes out what grounding finds doubtful; give --grounding with it")
     specs = parse_methods(method or ["var"], parse_options(options or []))
     from vlm_guard.eval.run.ask import ask
     from vlm_guard.eval.run.generation import Decoding
@@ -58,14 +77,52 @@ def command(
         max_new_tokens=max_new_tokens,
         seed=seed,
         attention_backend=attention_backend,
+        grounding=wanted,
     )
     if note := note_about(model, picture):
         # Not among the answers, which may be piped on.
         print(f"note: {note}", file=sys.stderr)
     if as_json:
-        print(printable_json(json.dumps([asdict(answer) for answer in answers], indent=2, ensure_ascii=False)))
+        shown = [answer.to_dict(*picture.size) for answer in answers]
+        print(printable_json(json.dumps(shown, indent=2, ensure_ascii=False)))
         return
     for answer in answers:
         if len(answers) > 1:
             print(f"[{printable(answer.method)}, {answer.tokens} tokens, {answer.seconds:.2f} s]")
-        print(printable(answer.text))
+        if answer.mentions is None:
+            print(printable(answer.text))
+            continue
+        from rich.console import Console
+
+        from vlm_guard.eval.report.mentions import print_mentions
+
+        print_mentions(Console(), answer.text, answer.mentions, picture.size, answer.repaired)
+
+
+def _grounding(words: str, repair: str | None) -> "Grounding":
+    """How mentions are found and scored.
+
+    Raises:
+        ValueError: a repair that does not exist, or a file without words.
+        FileNotFoundError: there is no such file of words.
+    """
+    from vlm_guard.grounding.answers import REPAIRS, Grounding
+    from vlm_guard.grounding.nouns import find_mentions, word_finder
+
+    chosen = next((name for name in REPAIRS if name == repair), None)
+    if repair is not None and chosen is None:
+        raise ValueError(f"--repair is {repair!r}; allowed: {', '.join(REPAIRS)}")
+    if words == "nouns":
+        return Grounding(find=find_mentions, repair=chosen)
+    if words == "coco":
+        from vlm_guard.eval.tasks.grounding.task import coco_mentions
+
+        return Grounding(find=coco_mentions, repair=chosen)
+    file = Path(words)
+    if not file.is_file():
+        raise FileNotFoundError(f"--words is {words!r}: neither nouns nor coco, and no file of that name")
+    try:
+        listed = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no text in UTF-8 ({error.reason}); give a file with one word a line") from None
+    return Grounding(find=word_finder([line.strip() for line in listed if line.strip()]), repair=chosen)

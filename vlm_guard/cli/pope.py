@@ -1,16 +1,20 @@
 """`vlm-guard pope`: score a file of yes/no answers."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 
 def command(
     answers: Annotated[
-        list[Path], typer.Argument(help="JSONL: question_id and answer (or text). One file per question file, or one.")
+        list[Path],
+        typer.Argument(help="JSONL: question_id and answer (or text). One file per question file, or one."),
     ],
-    questions: Annotated[list[Path], typer.Option(help="POPE question file; repeat for more strategies.")],
+    questions: Annotated[
+        list[Path] | None,
+        typer.Option(help="POPE question file; repeat for more strategies. Not for answers with a label (ask, lmms)."),
+    ] = None,
     parser: Annotated[str, typer.Option(help="How to read the answers: strict, pope, opera or vcd.")] = "strict",
     leading: Annotated[
         list[Path] | None,
@@ -18,18 +22,34 @@ def command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    """Score answers to POPE's questions ("Is there a dog in the image?"). No model is needed."""
+    """Score answers to POPE's questions ("Is there a dog in the image?"). No model is needed.
+
+    Reads answers of any tool, of vlm-guard ask (each method apart) and the files of lmms-eval --log_samples.
+    """
     import json
 
+    from vlm_guard.eval.tasks.pope.answer_files import read_method_answered
     from vlm_guard.eval.tasks.pope.leading_queries import score_leading
     from vlm_guard.eval.tasks.pope.report import leading_lines, summary_lines
-    from vlm_guard.eval.tasks.pope.scoring import read_answered, score_answers
+    from vlm_guard.eval.tasks.pope.scoring import score_answers
+    from vlm_guard.untrusted.printed_text import one_line, printable_json
 
-    asked, texts = read_answered(questions, answers)
-    summary = score_answers(asked, texts, parser)
-    record, lines = summary.to_dict(), list(summary_lines(summary))
-    if leading:
-        changes = score_leading(asked, texts, read_answered(questions, leading)[1], parser)
-        record["leading"] = changes.to_dict()
-        lines += leading_lines(changes)
-    typer.echo(json.dumps(record, indent=2) if as_json else "\n".join(lines))
+    if leading and not questions:
+        raise ValueError("--leading needs --questions: both sets of answers are to the same questions")
+    answered = read_method_answered(questions or [], answers)
+    led = read_method_answered(questions or [], leading) if leading else {}
+    if leading and led.keys() != answered.keys():
+        raise ValueError("the answers and the leading ones are of other methods; give files of the same methods")
+    records: dict[str, Any] = {}
+    lines: list[str] = []
+    for method, (asked, texts) in answered.items():
+        summary = score_answers(asked, texts, parser)
+        records[method] = summary.to_dict()
+        lines += ["", one_line(method)] if len(answered) > 1 else []
+        lines += summary_lines(summary)
+        if leading:
+            changes = score_leading(asked, texts, led[method][1], parser)
+            records[method]["leading"] = changes.to_dict()
+            lines += leading_lines(changes)
+    found = {"methods": records} if len(records) > 1 else next(iter(records.values()))
+    typer.echo(printable_json(json.dumps(found, indent=2)) if as_json else "\n".join(lines).lstrip("\n"))

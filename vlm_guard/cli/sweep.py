@@ -25,35 +25,46 @@ def command(
     without such a setting does not help this model on these pictures.
     """
     import json
+    import sys
 
     from rich.console import Console
-    from rich.table import Table
+    from rich.text import Text
 
-    from vlm_guard.eval.report.console import ProgressBar
+    from vlm_guard.eval.report.fitting import fitting_tables, folded_label
+    from vlm_guard.eval.report.progress import ProgressBar
     from vlm_guard.eval.run.settings import read_settings
     from vlm_guard.eval.run.strength_sweep import methods_to_sweep, sweep
     from vlm_guard.eval.tasks.shared.registry import task_class
+    from vlm_guard.untrusted.printed_text import one_line
 
     method = method or methods_to_sweep(model, device)
     settings = read_settings(
         None, {"model": model, "data": data, "count": count, "batch_size": batch_size, "device": device}
     )
-    report = sweep(settings, method, out, progress=ProgressBar(Console(stderr=True)))
+    progress = ProgressBar(Console(stderr=True))
+    try:
+        report = sweep(settings, method, out, progress=progress)
+    except KeyboardInterrupt:
+        print(progress.interrupted_text(out), file=sys.stderr)
+        raise typer.Exit(130) from None
     if as_json:
         print(json.dumps(report, indent=2))
         return
     console = Console()
-    table = Table(box=None, title=f"{model} on {report['data']}, {report['images']} images, in percent")
     names = {column.metric: column.label.rstrip(" ↑↓") for column in task_class(report["task"]).columns}
     lower, keep = report["lower"], report["keep"]
-    for column in ("setting", names.get(lower, lower), "change", names.get(keep, keep), "change", ""):
-        table.add_column(column, justify="left" if column == "setting" else "right", overflow="fold")
-    rows = [(report["baseline"], False)]
-    rows += [(point, point["label"] == entry["chosen"]) for entry in report["methods"] for point in entry["points"]]
-    for point, chosen in rows:
+    points = [(report["baseline"], False)]
+    points += [(point, point["label"] == entry["chosen"]) for entry in report["methods"] for point in entry["points"]]
+    rows = []
+    for point, chosen in points:
         cells = []
         for name in (lower, keep):
             cells += [f"{100 * point[name]:.1f}", f"{100 * point.get(f'{name}_change', 0):+.1f}"]
-        table.add_row(point["label"], *cells, "use this" if chosen else "")
-    console.print(table)
+        label = folded_label(point["label"], console.width)
+        rows.append([Text(cell) for cell in (label, *cells, "use this" if chosen else "")])
+    title = one_line(f"{model} on {report['data']}, {report['images']} images, in percent")
+    console.print(title, style="bold", markup=False, highlight=False)
+    head = ["setting", names.get(lower, lower), "change", names.get(keep, keep), "change", ""]
+    for table in fitting_tables(head, rows, console.width):
+        console.print(table)
     console.print(f"\nsweep: {out / 'sweep.json'}", soft_wrap=True, markup=False, highlight=False)

@@ -7,7 +7,7 @@ import typer
 
 
 def command(
-    folders: Annotated[list[Path], typer.Argument(help="Folders written by vlm-guard eval.")],
+    folders: Annotated[list[Path], typer.Argument(help="Folders of eval, or files that caption or ask wrote.")],
     style: Annotated[str, typer.Option("--format", help="markdown, csv, json or html.")] = "markdown",
     baseline: Annotated[str | None, typer.Option(help="Method to compare with; by default the first.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write; by default the terminal.")] = None,

@@ -16,7 +16,9 @@ from transformers import GenerationConfig, StoppingCriteriaList, StopStringCrite
 from transformers.generation import GenerationMode
 
 from vlm_guard.contrast.branched_model import BranchedModel, StandIn
+from vlm_guard.contrast.first_token import FirstTokenModel
 from vlm_guard.contrast.layer_contrast import LayerContrastModel
+from vlm_guard.contrast.own_search import answer_by_search
 from vlm_guard.families.architecture import GenerativeModel
 from vlm_guard.method.branch_prompt import GivenPrompt
 from vlm_guard.method.contrasting import Branch, ContrastCall, padding_id
@@ -75,6 +77,11 @@ class ContrastGenerate:
     ) -> Any:
         """Decode; the arguments are those that `generate` passes, and its two that it drops under own names."""
         self._check(model, input_ids, generation_config, model_kwargs)
+        if self.method.overrides("search") and self.guard is not None:
+            return answer_by_search(
+                self.target, self.method, self.guard, model, input_ids, logits_processor, stopping_criteria,
+                generation_config, contrast_streamer, model_kwargs,
+            )  # fmt: skip
         name = _LOOPS[generation_config.get_generation_mode()]
         loop = getattr(type(model), name)
         keywords: dict[str, Any] = {"synced_gpus": contrast_synced_gpus}
@@ -99,6 +106,9 @@ class ContrastGenerate:
         layers = self.method.early_layers(self.target)
         if layers:
             return LayerContrastModel(model, self.target.architecture, self.method, layers)
+        if self.method.overrides("edit_logits"):
+            active = self.call(input_ids, model_kwargs.get("attention_mask")).prompt.has_image
+            return FirstTokenModel(model, self.method, active) if bool(active.any()) else None
         branch = self.branch(input_ids, model_kwargs)
         if branch is None:
             return None

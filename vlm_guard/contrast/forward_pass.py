@@ -74,6 +74,8 @@ class ContrastForward:
         self._layers = self.method.early_layers(guard.target)
         self._followed: weakref.WeakKeyDictionary[Any, _Followed] = weakref.WeakKeyDictionary()
         self._early: EarlyStates | None = None
+        # Logits [B, V] of the first token of an answer whose cache a pass of this guard has begun.
+        self._first: weakref.WeakKeyDictionary[Any, Tensor] = weakref.WeakKeyDictionary()
 
     def begin(self, running: "RunningPass", kwargs: Mapping[str, Any]) -> None:
         """Before a pass.
@@ -84,6 +86,11 @@ class ContrastForward:
         if running.open_call or running.state is None:
             return
         target, name = self.guard.target, self.method.name
+        if self.method.overrides("search"):
+            raise ValueError(
+                f"{name} is a search, which one forward pass is no part of: call model.generate(...), or "
+                "guard.suspended() for a plain pass"
+            )
         if target.architecture.generator is not target.model:
             raise ValueError(
                 f"{name} contrasts logits inside generate only for {target.architecture.model_type}, which generates "
@@ -94,7 +101,7 @@ class ContrastForward:
         if kwargs.get("return_dict") is False:
             raise ValueError(f"{name} changes the logits of model(...), which needs return_dict=True")
         cache, offset = kwargs.get("past_key_values"), running.state.offset
-        if offset and not self._layers and cache not in self._followed:
+        if offset and not self._layers and cache not in self._followed and cache not in self._first:
             raise ValueError(
                 f"{name} goes on with a cache only where model(...) has read the whole prompt into it under this "
                 "guard; start from the whole prompt, or call model.generate(...)"
@@ -122,6 +129,9 @@ class ContrastForward:
             return output
         if early is not None:
             return self._with(output, self._combine_early(output.logits, early, places), kwargs)
+        if self.method.overrides("edit_logits"):
+            first = self._first_logits(output, places, state.offset, kwargs.get("past_key_values"))
+            return self._with(output, self._edit_each(output.logits, first, places), kwargs)
         cache = kwargs.get("past_key_values")
         if state.offset:
             second, known = self._follow(self._followed[cache], input_ids, state.offset)
@@ -280,6 +290,36 @@ class ContrastForward:
                 combined = self.method.combine_layers(given[:, column].float(), layers, self._layers)
                 chosen = wanted[:, None].to(given.device)
                 logits[:, column] = torch.where(chosen, combined.to(given.dtype), given[:, column])
+        return logits
+
+    def _first_logits(self, output: Any, places: _Places, offset: int, cache: Any) -> Tensor:
+        """[B, V] float32 logits of the first token of each row's answer, which a cache's later passes go on with."""
+        if offset:
+            return self._first[cache]
+        kept, length = output.logits.shape[1], places.wanted.shape[1]
+        column = places.wanted.to(torch.int8).argmax(-1) - (length - kept)
+        if bool((column < 0)[places.wanted.any(-1)].any()):
+            raise ValueError(
+                f"{self.method.name} needs the logits of the answer's first token, which logits_to_keep={kept} leaves "
+                "out; keep those of the whole answer"
+            )
+        rows = torch.arange(column.shape[0], device=output.logits.device)
+        first = output.logits[rows, column.clamp_min(0).to(output.logits.device)].float()
+        made = _cache_of(output)
+        if made is not None:
+            self._first[made] = first
+        return first
+
+    def _edit_each(self, given: Tensor, first: Tensor, places: _Places) -> Tensor:
+        """[B, K, V] the given logits, those at `places` edited with the answer's first ones."""
+        logits, kept = given.clone(), given.shape[1]
+        for column in range(kept):
+            wanted = places.wanted[:, column - kept]
+            if bool(wanted.any()):
+                step = int(places.step[column - kept])
+                edited = self.method.edit_logits(given[:, column].float(), first, step)
+                chosen = wanted[:, None].to(given.device)
+                logits[:, column] = torch.where(chosen, edited.to(given.dtype), given[:, column])
         return logits
 
     def _with(self, output: ModelOutput, logits: Tensor, kwargs: Mapping[str, Any]) -> ModelOutput:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # On a CPU a product of so many rows is about a third faster with the weights on its left (MKL, float32 and bfloat16,
 # vocabularies of 32 to 150 thousand); with fewer or more rows it is not.
 _WEIGHTS_LEFT = range(5, 21)
-_FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
+_FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "embedding_norm")
 
 
 class LayerContrastModel(StandIn):

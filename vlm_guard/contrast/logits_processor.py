@@ -36,12 +36,14 @@ class ContrastLogitsProcessor(LogitsProcessor):
         inputs: what `generate` is given.
 
     Raises:
-        ValueError: the method contrasts layers, or the model keeps states that cannot be taken back.
+        ValueError: the method has no second branch, or the model keeps states that cannot be taken back.
     """
 
     def __init__(self, target: "GuardTarget", method: "Method", inputs: Mapping[str, Any]) -> None:
         if method.early_layers(target):
             raise ValueError(f"{method.name} reads early layers, not a second branch; use wrap or contrast_generate")
+        if method.overrides("edit_logits"):
+            raise ValueError(f"{method.name} has no second branch to follow; use wrap or contrast_generate")
         if target.architecture.generator is not target.model:
             raise ValueError(
                 f"{target.architecture.model_type} generates from embeddings, which a logits processor does not see; "

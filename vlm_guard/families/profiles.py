@@ -24,7 +24,7 @@ class Fact:
     """One value of a profile.
 
     Attributes:
-        value: a number or a list of numbers.
+        value: a number, a list of numbers, or numbers by name.
         source: where it comes from: "paper", "code" (the authors' release), "calibrated" (measured by this project)
             "third party" (somebody else measured it), "secondary" (said to be the paper's by another text; not checked
             in the paper) or "inferred" (another model's value, the nearest that is known).

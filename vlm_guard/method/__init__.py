@@ -23,7 +23,14 @@ if TYPE_CHECKING:
     from vlm_guard.method.base import Method, RowScope, Sign, option, variant_option
     from vlm_guard.method.branch_prompt import INSERTED, BranchPrompt, GivenPrompt, first_visual, image_markers
     from vlm_guard.method.contrast_method import ContrastMethod, plausibility_option
-    from vlm_guard.method.contrasting import Branch, ContrastCall, contrast_logits, cut_implausible, padding_id
+    from vlm_guard.method.contrasting import (
+        Branch,
+        ContrastCall,
+        contrast_logits,
+        cut_implausible,
+        lower_implausible,
+        padding_id,
+    )
     from vlm_guard.method.early_exit import StopForward, run_until_stopped
     from vlm_guard.method.findings import (
         Finding,
@@ -40,7 +47,9 @@ if TYPE_CHECKING:
     from vlm_guard.method.key_edit_method import KeyEditMethod
     from vlm_guard.method.measure_call import MeasureCall
     from vlm_guard.method.model_inputs import TOKEN_TYPES, image_inputs, token_types
+    from vlm_guard.method.question_place import answer_opening, question_range, token_spans
     from vlm_guard.method.registry import register
+    from vlm_guard.method.search_call import CandidatePasses, SearchCall
     from vlm_guard.method.split_heads import all_heads, own_heads, refuse_split_tower
     from vlm_guard.method.state import GenerationState
     from vlm_guard.method.target import GuardTarget
@@ -61,7 +70,14 @@ _HOMES = {
     "method.base": ("Method", "RowScope", "Sign", "option", "variant_option"),
     "method.branch_prompt": ("INSERTED", "BranchPrompt", "GivenPrompt", "first_visual", "image_markers"),
     "method.contrast_method": ("ContrastMethod", "plausibility_option"),
-    "method.contrasting": ("Branch", "ContrastCall", "contrast_logits", "cut_implausible", "padding_id"),
+    "method.contrasting": (
+        "Branch",
+        "ContrastCall",
+        "contrast_logits",
+        "cut_implausible",
+        "lower_implausible",
+        "padding_id",
+    ),
     "method.early_exit": ("StopForward", "run_until_stopped"),
     "method.findings": ("Finding", "FindingsCall", "MarkedHeads", "MarkedTokens", "PictureMap", "ReplacedPicture"),
     "method.forward_call": ("ForwardCall", "InputsCall"),
@@ -71,7 +87,9 @@ _HOMES = {
     "method.key_edit_method": ("KeyEditMethod",),
     "method.measure_call": ("MeasureCall",),
     "method.model_inputs": ("TOKEN_TYPES", "image_inputs", "token_types"),
+    "method.question_place": ("answer_opening", "question_range", "token_spans"),
     "method.registry": ("register",),
+    "method.search_call": ("CandidatePasses", "SearchCall"),
     "method.split_heads": ("all_heads", "own_heads", "refuse_split_tower"),
     "method.state": ("GenerationState",),
     "method.target": ("GuardTarget",),
@@ -86,6 +104,7 @@ __all__ = [
     "AttentionCall",
     "Branch",
     "BranchPrompt",
+    "CandidatePasses",
     "ContrastCall",
     "ContrastMethod",
     "Fact",
@@ -110,6 +129,7 @@ __all__ = [
     "ReplacedPicture",
     "RowScope",
     "RowSelection",
+    "SearchCall",
     "Sign",
     "StopForward",
     "VisionEditCall",
@@ -119,6 +139,7 @@ __all__ = [
     "VisionTower",
     "acts_in_model",
     "all_heads",
+    "answer_opening",
     "attending_parts",
     "contrast_logits",
     "cut_implausible",
@@ -133,12 +154,14 @@ __all__ = [
     "image_inputs",
     "image_markers",
     "layer_ranges",
+    "lower_implausible",
     "magnify_regions",
     "option",
     "own_heads",
     "padding_id",
     "place_images",
     "plausibility_option",
+    "question_range",
     "recover_pictures",
     "refuse_split_tower",
     "register",
@@ -151,6 +174,7 @@ __all__ = [
     "select_layers_of",
     "spread_over_visual_tokens",
     "stretch",
+    "token_spans",
     "token_types",
     "unwrap",
     "variant_option",

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from vlm_guard.families.attention_window import has_window
 from vlm_guard.kernels.attention_edit import AttentionEdit
 from vlm_guard.kernels.edited_attention import AttentionProblem, EditedAttention, edited_attention
+from vlm_guard.kernels.torch_backend import attention_scores
 from vlm_guard.method.base import Method, RowScope, Sign
 from vlm_guard.method.state import GenerationState
 from vlm_guard.method.visual_tokens import RowSelection
@@ -136,6 +138,25 @@ class AttentionCall:
     def weights(self) -> Tensor:
         """[B, H, R, T] float32 attention of the asked rows as it is, over all keys; 0 on dropped ones."""
         return self.over_all_keys(self.attend(AttentionEdit(), return_weights=True).asked_weights())
+
+    def scores(self, *, wide: bool = True) -> Tensor:
+        """[B, H, R, K] float32 scores of the asked rows before the softmax as they are; -inf on masked keys.
+
+        Args:
+            wide: compute the products of half-precision inputs in float32 too, for what is decided by them.
+        """
+        return attention_scores(self.problem(AttentionEdit()), wide)
+
+    def visual_keys(self) -> Tensor:
+        """[B, K] bool, the visual tokens among the keys that the layer holds."""
+        visual, keys = self.state.visual.to(self.key.device), self.key.shape[2]
+        held = visual[:, self.first_key : self.first_key + keys]
+        return torch.nn.functional.pad(held, (0, keys - held.shape[1]))
+
+    @property
+    def has_window(self) -> bool:
+        """Whether the layer sees only the latest tokens, or those of its chunk."""
+        return has_window(self.target.model.config.get_text_config(decoder=True), self.layer)
 
     def over_all_keys(self, values: Tensor) -> Tensor:
         """[..., K] values of the keys the layer holds as [..., T] of all keys, 0 on the dropped ones."""

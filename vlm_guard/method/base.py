@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from vlm_guard.method.forward_call import ForwardCall, InputsCall
     from vlm_guard.method.hidden_edit_call import HiddenEditCall
     from vlm_guard.method.measure_call import MeasureCall
+    from vlm_guard.method.search_call import SearchCall
     from vlm_guard.method.target import GuardTarget
     from vlm_guard.method.vision_calls import VisionEditCall, VisionPassCall, VisionPlan, VisionRowCall
 
@@ -150,7 +151,7 @@ class Method:
     def __post_init__(self) -> None:
         if getattr(self, "variant", DEFAULT) == PUBLISHED:
             departing = (item for item in fields(self) if "published" in item.metadata)
-            self._take({item.name: (item.metadata["published"], PUBLISHED) for item in departing})
+            self.take_values({item.name: (item.metadata["published"], PUBLISHED) for item in departing})
         for item in fields(self):
             _check_option(type(self), item, getattr(self, item.name))
 
@@ -171,13 +172,13 @@ class Method:
             return self
         method = copy.copy(self)
         object.__setattr__(method, "_sources", dict(self._sources))
-        method._take({name: (setting.value, setting.origin) for name, setting in values.items()})
+        method.take_values({name: (setting.value, setting.origin) for name, setting in values.items()})
         for item in fields(method):
             _check_option(type(self), item, getattr(method, item.name))
         return method
 
-    def _take(self, values: "Mapping[str, tuple[Any, str]]") -> None:
-        """Set options that were not given; values are pairs of the value and what it comes from."""
+    def take_values(self, values: "Mapping[str, tuple[Any, str]]") -> None:
+        """Set options that were not given, while the method is made; pairs of the value and what it comes from."""
         for name, (value, source) in values.items():
             if self._sources.get(name) != "given":
                 object.__setattr__(self, name, value)
@@ -252,7 +253,7 @@ class Method:
         """Change `call.inputs` of a forward pass that reads a prompt, before it runs."""
 
     def contrasts(self) -> bool:
-        """Whether this method, with its options, changes the logits; then one of the two pairs below is used."""
+        """Whether this method, with its options, changes the logits; then one of the two pairs or the last is used."""
         return False
 
     def contrast_branch(self, call: "ContrastCall") -> "Branch | None":
@@ -270,6 +271,14 @@ class Method:
     def combine_layers(self, final: "Tensor", early: "Tensor", layers: tuple[int, ...]) -> "Tensor":
         """The final logits [B, V] and those of the early `layers` [E, B, V] as one [B, V]."""
         return final
+
+    def edit_logits(self, logits: "Tensor", first: "Tensor", step: int) -> "Tensor":
+        """Other logits [B, V] of generated token `step`, from the model's and those of the `first` token [B, V]."""
+        return logits
+
+    def search(self, call: "SearchCall") -> "tuple[Tensor, Tensor]":
+        """The whole answer [T] by a search of its own, and its score, a scalar; needs an option `beams`."""
+        raise NotImplementedError(f"{type(self).__name__} has no search of its own")
 
     # -- what it must know ------------------------------------------------------------------------------------
 

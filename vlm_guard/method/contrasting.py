@@ -51,7 +51,12 @@ def cut_implausible(scores: Tensor, positive: Tensor, plausibility: float) -> Te
     if plausibility <= 0:
         return scores
     least = positive.amax(-1, keepdim=True) + math.log(plausibility)
-    return torch.where(positive < least, positive - IMPLAUSIBLE, scores)
+    return torch.where(positive < least, lower_implausible(positive), scores)
+
+
+def lower_implausible(logits: Tensor) -> Tensor:
+    """Logits of any shape so far down that their tokens have no probability, and keep their order."""
+    return logits - IMPLAUSIBLE
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

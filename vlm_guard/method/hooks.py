@@ -45,6 +45,8 @@ HOOKS: dict[str, Hook] = {
     "contrast_branch": Hook(station="logits", before_logits=False, in_model=False),
     "combine_logits": Hook(station="logits", before_logits=False, in_model=False, per_step=True),
     "combine_layers": Hook(station="logits", before_logits=False, in_model=False, per_step=True),
+    "edit_logits": Hook(station="logits", before_logits=False, in_model=False, per_step=True),
+    "search": Hook(station="logits", before_logits=False, in_model=False, per_step=True),
 }
 
 

@@ -52,10 +52,15 @@ def method_files() -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
+@cache
+def _offered() -> dict[str, metadata.EntryPoint]:
+    """The methods of other installed packages by name, not loaded; read once, since every `wrap` asks for the names."""
+    return {entry.name: entry for entry in metadata.entry_points(group=ENTRY_POINT_GROUP)}
+
+
 def method_names() -> list[str]:
     """All names that `wrap` understands: built-in files, entry points and classes registered by hand."""
-    offered = {entry.name for entry in metadata.entry_points(group=ENTRY_POINT_GROUP)}
-    return sorted({*method_files(), *offered, *_REGISTERED})
+    return sorted({*method_files(), *_offered(), *_REGISTERED})
 
 
 def method_class(name: str) -> type[Method]:
@@ -71,10 +76,8 @@ def method_class(name: str) -> type[Method]:
     if name not in _REGISTERED:
         if name in method_files():
             import_module(f"vlm_guard.methods.{name}")
-        else:
-            for entry in metadata.entry_points(group=ENTRY_POINT_GROUP):
-                if entry.name == name:
-                    entry.load()
+        elif name in _offered():
+            _offered()[name].load()
     if name not in _REGISTERED:
         near = difflib.get_close_matches(name.lower(), method_names(), n=2, cutoff=0.4)
         near = near[:1] if name.lower() in near else near

@@ -256,7 +256,8 @@ def _edit_rows(context: AttentionContext, output: Tensor, biased: bool) -> Tenso
         edit = context.edit(rows, scope, wider=False)
         if edit is not None and (edit.head_scale is not None or edit.self_mix is not None):
             # A head scale for all rows needs no selection of rows: where nothing is edited it is 1.
-            everywhere = scope == "all" and edit.self_mix is None
+            of_rows = edit.head_scale is not None and edit.head_scale.dim() == 3
+            everywhere = scope == "all" and edit.self_mix is None and not of_rows
             output = _edit_output(output, edit, context, None if everywhere else rows)
     return output
 
@@ -269,6 +270,6 @@ def _edit_output(output: Tensor, edit: AttentionEdit, context: AttentionContext,
         own = context.own_value(rows).repeat_interleave(heads_per_group, 1).transpose(1, 2)
         mix = edit.self_mix[:, None, :, None].to(output.dtype)
         chosen = (1 - mix) * chosen + mix * own
-    if edit.head_scale is not None:
-        chosen = chosen * edit.head_scale[:, None, :, None].to(output.dtype)
+    if edit.head_factors is not None:
+        chosen = chosen * edit.head_factors.transpose(1, 2).to(output.dtype)
     return chosen if rows is None else rows.write(output, chosen)

@@ -39,6 +39,7 @@ class VLMGuard(lmms):
         device: "auto", "cpu", "cuda", "cuda:1"; with several processes each takes the GPU of its local rank.
         dtype, device_map, revision, trust_remote_code: as in `vlm_guard.eval.run.models.load_model`.
         attn_implementation: transformers' name of an attention function; None keeps the checkpoint's.
+        min_pixels, max_pixels: for Qwen's processors and their relatives: between how many pixels a picture is scaled.
         max_batch_size: accepted because lmms-eval may pass it; there is no search for a batch size.
         **options: the methods' options by dotted name, `var.move_fraction=0.5`.
 
@@ -60,6 +61,8 @@ class VLMGuard(lmms):
         attn_implementation: str | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
         max_batch_size: int | None = None,
         **options: Any,
     ) -> None:
@@ -75,6 +78,8 @@ class VLMGuard(lmms):
             attn_implementation=attn_implementation,
             revision=revision,
             trust_remote_code=trust_remote_code,
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
         )
 
     @property
@@ -179,7 +184,8 @@ def _read_options(given: dict[str, Any]) -> dict[str, str]:
         if "." not in name:
             raise ValueError(
                 f"vlm_guard has no argument {name!r}; allowed: pretrained, method, dtype, device_map, "
-                "attn_implementation, revision, trust_remote_code, and options of methods such as var.move_fraction=0.5"
+                "attn_implementation, revision, trust_remote_code, min_pixels, max_pixels, and options of methods such "
+                "as var.move_fraction=0.5"
             )
         text = str(value).lower() if isinstance(value, bool) else str(value)
         quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""

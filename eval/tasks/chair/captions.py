@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from vlm_guard.eval.data.coco import image_id
-from vlm_guard.untrusted.json_files import read_records, whole_number
+from vlm_guard.eval.data.lmms_eval_samples import plain_record
+from vlm_guard.untrusted.json_files import read_records, text_field, whole_number
 from vlm_guard.untrusted.printed_text import SHOWN_CHARACTERS, one_line
 
 _IMAGE_KEYS = ("image_id", "image", "question_id")
@@ -15,10 +16,11 @@ _CAPTION_KEYS = ("caption", "text")
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionRecord:
-    """One generated caption and the image it is about."""
+    """One generated caption, the image it is about, and the method that gave it ("" where the file names none)."""
 
     image_id: int
     caption: str
+    method: str = ""
 
 
 def read_image_list(path: str | Path) -> dict[int, int]:
@@ -55,7 +57,9 @@ def _image_of(value: Any, where: str) -> int:
         raise ValueError(f"{where}: {error}") from error
 
 
-def _caption_record(record: Mapping[str, Any], where: str, images: Mapping[int, int] | None) -> CaptionRecord:
+def _caption_record(record: dict[str, Any], where: str, images: Mapping[int, int] | None) -> CaptionRecord:
+    method = text_field(record, "method", where, optional=True)
+    record = plain_record(record, where)
     image_key = next((key for key in _IMAGE_KEYS if key in record), None)
     caption_key = next((key for key in _CAPTION_KEYS if key in record), None)
     if image_key is None or caption_key is None:
@@ -73,14 +77,14 @@ def _caption_record(record: Mapping[str, Any], where: str, images: Mapping[int, 
         number = images[question]
     else:
         number = _image_of(record[image_key], where)
-    return CaptionRecord(image_id=number, caption=caption)
+    return CaptionRecord(image_id=number, caption=caption, method=method)
 
 
 def read_captions(path: str | Path, images: Mapping[int, int] | None = None) -> list[CaptionRecord]:
     """Captions from a JSONL file (or JSON lists, or objects in a row), in the order of the file.
 
     A record names its image by `image_id`, `image` or `question_id`, in this order of preference, as an id or a
-    file name, and holds the text as `caption` or `text`.
+    file name, and holds the text as `caption` or `text`; a sample of lmms-eval is read too. `method` says who wrote it.
 
     Args:
         path: the file, which may be gzipped.

@@ -71,11 +71,6 @@ class ChairReport:
         """The summary as JSON can hold it, with the number of captions left out."""
         return {"metric": "CHAIR", **self.summary.to_dict(), "unknown_images": self.unknown_images}
 
-    def write_records(self, path: str | Path) -> None:
-        """Write one JSON line per caption (`CaptionScore.to_dict`)."""
-        lines = (json.dumps(score.to_dict(), ensure_ascii=False) + "\n" for score in self.scores)
-        write_atomically(Path(path), "".join(lines))
-
 
 def score_captions(
     path: str | Path,
@@ -84,7 +79,25 @@ def score_captions(
     image_list: str | Path | None = None,
     skip_unknown: bool = False,
 ) -> ChairReport:
-    """Score every caption of a file.
+    """Score every caption of a file of one method; see `score_methods`.
+
+    Raises:
+        ValueError: as `score_methods`, and where the file holds captions of several methods.
+    """
+    reports = score_methods(path, objects, mode, image_list, skip_unknown)
+    if len(reports) > 1:
+        raise ValueError(f"{path} holds captions of several methods ({', '.join(reports)}); use score_methods")
+    return next(iter(reports.values()))
+
+
+def score_methods(
+    path: str | Path,
+    objects: Mapping[int, Collection[str]],
+    mode: str = "pattern",
+    image_list: str | Path | None = None,
+    skip_unknown: bool = False,
+) -> dict[str, ChairReport]:
+    """Score every caption of a file, those of each method apart.
 
     Args:
         path: caption file (`vlm_guard.eval.tasks.chair.captions.read_captions`).
@@ -92,6 +105,9 @@ def score_captions(
         mode: text pipeline.
         image_list: question file for captions that only have a `question_id`.
         skip_unknown: leave out and count captions of images that are not in `objects`, instead of an error.
+
+    Returns:
+        The report of each method, by the name its records have under `method`; "" where they have none.
 
     Raises:
         ValueError: a record is incomplete, or (without `skip_unknown`) about an unknown image.
@@ -106,8 +122,24 @@ def score_captions(
             f"{len(unknown)} of {len(records)} captions in {path} are about images the ground truth does not have, "
             f"for example image {unknown[0]}; give the annotations these images belong to, or --skip-unknown"
         )
-    scores = tuple(scorer.score(record.image_id, record.caption) for record in records if record.image_id in objects)
-    return ChairReport(summary=summarise(scores, mode), scores=scores, unknown_images=len(unknown))
+    reports = {}
+    for method in dict.fromkeys(record.method for record in records):
+        own = [record for record in records if record.method == method]
+        known = [record for record in own if record.image_id in objects]
+        scores = tuple(scorer.score(record.image_id, record.caption) for record in known)
+        reports[method] = ChairReport(
+            summary=summarise(scores, mode), scores=scores, unknown_images=len(own) - len(known)
+        )
+    return reports
+
+
+def write_method_records(reports: Mapping[str, ChairReport], path: Path) -> None:
+    """Write one JSON line per caption, with its method where the file named one."""
+    lines = []
+    for method, report in reports.items():
+        named = {"method": method} if method else {}
+        lines += [json.dumps({**score.to_dict(), **named}, ensure_ascii=False) + "\n" for score in report.scores]
+    write_atomically(path, "".join(lines))
 
 
 def summary_lines(report: ChairReport) -> Iterator[str]:

@@ -13,36 +13,36 @@ from vlm_guard.untrusted.printed_text import one_line
 
 
 def _row(name: str, accuracy: float, precision: float, recall: float, f1: float, yes_ratio: float) -> str:
-    return f"{one_line(name, 40):<14}" + "".join(
+    return f"{one_line(name, 40):<12}" + "".join(
         f"{100 * rate:10.2f}" for rate in (accuracy, precision, recall, f1, yes_ratio)
     )
 
 
 def _score_row(name: str, score: PopeScore) -> str:
     rates = _row(name, score.accuracy, score.precision, score.recall, score.f1, score.yes_ratio)
-    return f"{rates}{score.unparsed:10d}{score.questions:11d}"
+    return f"{rates}{score.unparsed:7d}{score.questions:10d}"
 
 
-_HEADER = f"{'':<14}" + "".join(
-    f"{name:>10}" for name in ("accuracy", "precision", "recall", "F1", "yes ratio", "unparsed")
-)
+# 79 columns with the number of questions: a terminal has 80.
+_HEADER = f"{'':<12}" + "".join(f"{name:>10}" for name in ("accuracy", "precision", "recall", "F1", "yes ratio"))
+_HEADER += f"{'unread':>7}"
 
 
 def summary_lines(summary: PopeSummary) -> Iterator[str]:
     """POPE's scores as a person reads them, in percent, one line per strategy and their mean."""
     yield f"POPE, answers read by '{summary.parser}'"
-    yield f"{_HEADER}  questions"
+    yield f"{_HEADER} questions"
     for name, score in summary.strategies.items():
         yield _score_row(name, score)
     if len(summary.strategies) > 1:
-        yield f"{_row('mean', **summary.mean)}{summary.unparsed:10d}"
+        yield f"{_row('mean', **summary.mean)}{summary.unparsed:7d}"
 
 
 def leading_lines(changes: LeadingSummary) -> Iterator[str]:
     """The comparison with leading queries as a person reads it, rates in percent."""
     yield ""
     yield "With leading queries, all strategies together"
-    yield f"{_HEADER}  questions"
+    yield f"{_HEADER} questions"
     yield _score_row("neutral", changes.neutral)
     yield _score_row("leading", changes.leading)
     yield (

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vlm_guard.eval.data.lmms_eval_samples import plain_record
 from vlm_guard.eval.tasks.pope.parsers import PARSERS, Answer, parse_answer, token_readout, yes_no_token_ids
 from vlm_guard.eval.tasks.pope.questions import (
     SUFFIXES,
@@ -217,22 +218,29 @@ def read_answers(path: str | Path) -> list[tuple[int | None, str | None, str]]:
         FileNotFoundError: there is no such file.
         ValueError: a record has no text, its question id is no whole number, or its strategy is no text.
     """
-    answers = []
-    for number, record in read_records(path):
-        where = f"{path}: record {number}"
-        key = next((key for key in _ANSWER_KEYS if key in record), None)
-        if key is None or not isinstance(record[key], str):
-            raise ValueError(
-                f"{where} needs the answer as text under one of {', '.join(_ANSWER_KEYS)}; it has "
-                f"{one_line(', '.join(record), SHOWN_CHARACTERS) or 'nothing'}"
-            )
-        given = record.get("question_id")
-        question_id = None if given is None else whole_number(given, "question_id", where)
-        strategy = text_field(record, "strategy", where, optional=True) or None
-        answers.append((question_id, strategy, record[key]))
+    answers = [answer_in(record, f"{path}: record {number}") for number, record in read_records(path)]
     if not answers:
         raise ValueError(f"{path} has no answers")
     return answers
+
+
+def answer_in(record: dict[str, Any], where: str) -> tuple[int | None, str | None, str]:
+    """Question id and strategy of an answer's record, where given, and its text; also of one of lmms-eval's samples.
+
+    Raises:
+        ValueError: it has no text, its question id is no whole number, or its strategy is no text.
+    """
+    record = plain_record(record, where)
+    key = next((key for key in _ANSWER_KEYS if key in record), None)
+    if key is None or not isinstance(record[key], str):
+        raise ValueError(
+            f"{where} needs the answer as text under one of {', '.join(_ANSWER_KEYS)}; it has "
+            f"{one_line(', '.join(record), SHOWN_CHARACTERS) or 'nothing'}"
+        )
+    given = record.get("question_id")
+    question_id = None if given is None else whole_number(given, "question_id", where)
+    strategy = text_field(record, "strategy", where, optional=True) or None
+    return question_id, strategy, record[key]
 
 
 def match_answers(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from vlm_guard.eval.data.datasets import EvaluationData
     from vlm_guard.eval.tasks.shared.drawing import Drawn
+    from vlm_guard.eval.tasks.shared.settings import TaskSettings
 
 
 @register_task("pope")
@@ -67,6 +68,14 @@ class PopeTask(Task):
         if not self.questions:
             raise ValueError("none of the POPE questions is about an image of this data")
         self._by_key = self._grouped()
+
+    @classmethod
+    def asked_images(cls, settings: TaskSettings) -> list[int] | None:
+        """The images of the question files, in the order they are first asked about; None for built questions."""
+        if not isinstance(settings, PopeSettings) or not settings.questions:
+            return None
+        questions = [question for path in settings.questions for question in read_questions(path)]
+        return list(dict.fromkeys(question.image_id for question in questions if question.image_id is not None))
 
     def _grouped(self) -> dict[str, list[PopeQuestion]]:
         """The questions by sample key: those with the same text about the same picture are one sample."""

@@ -49,7 +49,7 @@ def _read(record: Mapping[str, Any], where: str, number: int, folder: Path) -> C
     missing = [name for name in ("question", "options", "answer", "image") if name not in record]
     if missing:
         raise ValueError(f"{where} has no {', '.join(missing)}; it needs question, options, answer and image")
-    options = _options(record["options"], where)
+    options = options_of(record["options"], where)
     question, answer, image = (record[name] for name in ("question", "answer", "image"))
     if not all(isinstance(value, str) and value.strip() for value in (question, answer, image)):
         raise ValueError(f"{where}: question, answer and image must be text")
@@ -65,11 +65,15 @@ def _read(record: Mapping[str, Any], where: str, number: int, folder: Path) -> C
     return ChoiceRecord(number=number, question=question, options=options, answer=letters[0], image=file, rest=rest)
 
 
-def _options(value: Any, where: str) -> dict[str, str]:
-    """The options by letter; a list gets the letters A, B, ..."""
+def options_of(value: Any, where: str) -> dict[str, str]:
+    """The options of a record by letter; a list gets the letters A, B, ...
+
+    Raises:
+        ValueError: there are fewer than two or more than 26, or they are no texts.
+    """
     if isinstance(value, list):
         value = dict(zip(ascii_uppercase, value)) if len(value) <= len(ascii_uppercase) else None
     valid = isinstance(value, Mapping) and len(value) > 1
-    if not valid or not all(isinstance(text, str) and letter in ascii_uppercase for letter, text in value.items()):
+    if not valid or not all(isinstance(text, str) and letter in set(ascii_uppercase) for letter, text in value.items()):
         raise ValueError(f"{where}: options must be two to 26 texts, or letters with texts, {{'A': 'a dog', ...}}")
     return dict(value)
