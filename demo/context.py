@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlm_guard.builtin_model import BUILTIN_DIR, SMOL
+from vlm_guard.builtin_model import BUILTIN_DIR, SMOL, is_shipped
 from vlm_guard.demo.answering import Answer, AnsweringModel, GenerationSettings
 from vlm_guard.demo.attention_record import AttentionRecord, RecordStore, read_record, with_view
 from vlm_guard.demo.comparing import USER_ERRORS, Comparison, search_example
@@ -138,7 +138,7 @@ class DemoContext:
                 sides[side] = answer
         if not sides:
             raise ValueError("there is no answer to check yet; run the comparison first")
-        find = coco_mentions if self.model_name == "builtin" else find_mentions
+        find = coco_mentions if is_shipped(self.model_name) else find_mentions
         settings = Grounding(find=find, repair="drop")
         found = self.model.ground(comparison.picture.image, comparison.prompt, list(sides.values()), settings)
         return Checked(number=comparison.number, answers=dict(zip(sides, found, strict=True)))
