@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+MOST_BYTES = 16 * 2**20
+"""Of the trained part in the package."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:

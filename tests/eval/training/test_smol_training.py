@@ -18,6 +18,7 @@ from vlm_guard.eval.training.smol.pictures import draw_pictures
 from vlm_guard.eval.training.smol.recipe import Recipe
 from vlm_guard.eval.training.smol.run import train
 from vlm_guard.eval.training.smol.seeing import cosine_rate
+from vlm_guard.eval.training.smol.ship import ship
 from vlm_guard.eval.training.smol.speaking import Speaker
 from vlm_guard.eval.training.smol.text_replay import text_questions
 from vlm_guard.eval.training.smol.views import far_view, mirrored, near_view
@@ -212,3 +213,19 @@ def test_a_folder_of_another_recipe_is_refused(tmp_path):
         train(tmp_path, Recipe(seed=2))
     with pytest.raises(ValueError, match="at least 1"):
         Recipe(workers=0)
+
+
+def test_only_a_finished_run_is_shipped(tmp_path):
+    out, target = tmp_path / "out", tmp_path / "trained"
+    out.mkdir()
+    with pytest.raises(FileNotFoundError, match="goes on with it"):
+        ship(out, target)
+    (out / "trained.safetensors").write_bytes(b"weights")
+    (out / "recipe.json").write_text("{}")
+    (out / "log.jsonl").write_text('{"stage": "speak", "step": 40, "of": 250}\n')
+    with pytest.raises(ValueError, match="ends with step 40 of 250 of speak"):
+        ship(out, target)
+    (out / "log.jsonl").write_text('{"stage": "speak", "step": 249, "of": 250}\n')
+    ship(out, target)
+    assert sorted(path.name for path in target.iterdir()) == ["log.jsonl", "recipe.json", "trained.safetensors"]
+    assert (target / "trained.safetensors").read_bytes() == b"weights"
