@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vlm_guard.builtin_model import BUILTIN_DIR
 
 if TYPE_CHECKING:
-    from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerBase
+    from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
 
 IMAGE_TOKEN = "<image>"
 IMAGE_ID = 16
@@ -72,7 +72,7 @@ def set_generation_defaults(model: LlavaForConditionalGeneration) -> None:
     )
 
 
-def with_image_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+def with_image_token(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
     """SmolLM2's tokenizer with its unused token renamed to `<image>`, padding on the left."""
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
@@ -89,7 +89,7 @@ def with_image_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerB
     )
 
 
-def new_processor(tokenizer: PreTrainedTokenizerBase) -> LlavaProcessor:
+def new_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
     """The processor: pictures as the built-in model takes them (96 x 96), text in SmolLM2's format.
 
     Args:
