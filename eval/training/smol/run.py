@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import LlamaForCausalLM, LlavaForConditionalGeneration, PreTrainedTokenizerBase
+from transformers import LlamaForCausalLM, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from vlm_guard.builtin_model import builtin
 from vlm_guard.environment import library_versions, processor_name
@@ -25,7 +25,7 @@ from vlm_guard.smol_model.layout import configuration, new_processor, with_image
 from vlm_guard.whole_files import write_atomically
 
 
-def start_model(recipe: Recipe, source: str | None) -> tuple[LlavaForConditionalGeneration, PreTrainedTokenizerBase]:
+def start_model(recipe: Recipe, source: str | None) -> tuple[LlavaForConditionalGeneration, PreTrainedTokenizerFast]:
     """The model before training, float32: SmolLM2, the built-in model's tower, a projector from nothing."""
     language = load_language_model(source)
     torch.manual_seed(recipe.seed)
