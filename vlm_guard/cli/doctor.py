@@ -76,6 +76,7 @@ def examine() -> dict[str, dict[str, Any]]:
     from vlm_guard.environment import devices, dtype_advice, library_versions
     from vlm_guard.families.profiles import all_profiles, user_profiles
     from vlm_guard.method.registry import method_names
+    from vlm_guard.smol_model.language_model import INSTALL_LINE, missing_parts
 
     return {
         "versions": library_versions(),
@@ -86,6 +87,7 @@ def examine() -> dict[str, dict[str, Any]]:
             "methods": ", ".join(method_names()),
             "profiles": ", ".join(profile.name for profile in all_profiles()) or "none",
             "your profiles go to": str(user_profiles()),
+            "model smol": f"lacks {', '.join(lacking)}: {INSTALL_LINE}" if (lacking := missing_parts()) else "ready",
         },
         "problems": problems(),
     }
