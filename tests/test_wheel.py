@@ -24,6 +24,7 @@ DATA = (
     "vlm_guard/builtin/model.safetensors",
     "vlm_guard/builtin/chat_template.jinja",
     "vlm_guard/builtin/tokenizer.json",
+    "vlm_guard/smol_model/trained/trained.safetensors",
     "vlm_guard/profiles/llava-1.5-7b.json",
     "vlm_guard/demo/page.js",
     "vlm_guard/demo/style.css",

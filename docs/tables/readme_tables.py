@@ -17,6 +17,7 @@ from code_map import code_map_markdown, rooms_markdown
 from generate_features import features_markdown
 from house import ROOT
 from measured_digest import digest_markdown, helps_markdown
+from measured_grounding import grounding_markdown
 from measured_table import linear_markdown, measured_markdown, timings_markdown
 from vlm_guard.eval.run.protocols import protocols_markdown
 from vlm_guard.eval.tasks.shared.table import tasks_markdown
@@ -42,6 +43,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "gates": gates_markdown,
     "gatecosts": gate_costs_markdown,
     "tuning": tuning_markdown,
+    "grounding": grounding_markdown,
     "rooms": rooms_markdown,
     "codemap": code_map_markdown,
     "api": api_markdown,

@@ -53,9 +53,12 @@ def command(
     from vlm_guard.families.profiles import read_profile, user_profiles
     from vlm_guard.whole_files import write_atomically
 
-    if (images is None) == (data is None):
+    if images is not None and data is None:
+        pictures = pictures_of_folder(images, count)
+    elif data is not None and images is None:
+        pictures = pictures_of_data(data, count)
+    else:
         raise ValueError("give pictures: either --images FOLDER, or --data scenes:SPLIT[:SEED] or coco:FOLDER")
-    pictures = pictures_of_data(data, count) if images is None else pictures_of_folder(images, count)
     loaded = load_model(model, dtype=dtype, device=device, device_map=device_map, trust_remote_code=trust_remote_code)
     with MeasurementBars(Console(stderr=True)) as bars:
         tuning = tune(

@@ -74,9 +74,9 @@ class LayerContrastModel(StandIn):
         else:
             self._hooks.append(head.register_forward_pre_hook(self._look))
         # Quantised, offloaded or otherwise changed output embeddings compute as they do.
-        plain = type(head) is nn.Linear and head.bias is None and "forward" not in vars(head)
-        self._plain_head = head if plain and self._gate is None else None
-        if self._plain_head is not None:
+        self._plain_head: nn.Linear | None = None
+        if self._gate is None and type(head) is nn.Linear and head.bias is None and "forward" not in vars(head):
+            self._plain_head = head
             head.forward = partial(_read_out, head)
 
     def __exit__(self, *exception: object) -> None:

@@ -289,7 +289,8 @@ class LayerCall:
         if self.index not in request.edits:
             groups, dim, heads = self.key.shape[1], self.key.shape[2], self.query.shape[1]
             key = self.key.new_zeros(()).expand(1, groups, state.length, dim)
-            edit = edit_of_later_steps(layer.slot, state, layer.module, key, key, heads)
+            with layer.slot.guard.reading.running(state, state.findings):
+                edit = edit_of_later_steps(layer.slot, state, layer.module, key, key, heads)
             request.edits[self.index] = edit
         return request.edits[self.index]
 
@@ -312,5 +313,6 @@ class LayerCall:
         given = FinishedInput(
             "sdpa", layer.module, query, key, value, found.mask, kwargs, self.output[None, rows].clone()
         )
-        edited, _ = attend(layer.slot, found.state, given)
+        with layer.slot.guard.reading.running(found.state, found.state.findings):
+            edited, _ = attend(layer.slot, found.state, given)
         self.output[rows] = edited[0]
