@@ -41,7 +41,7 @@ from vlm_guard.method import (
     select_heads_of,
     variant_option,
 )
-from vlm_guard.methods.act.received_attention import received_attention
+from vlm_guard.methods.shared.received_attention import received_attention
 
 
 @register("act")

@@ -48,5 +48,7 @@ def _verdict(model: nn.Module, processor: Any, name: str) -> dict[str, str]:
     except (ValueError, TypeError) as error:
         return {"method": name, "layers": "-", "verdict": str(error)}
     layers = sorted(guard.methods[0].layers)
-    edits = guard.methods[0].method.edits_attention()
-    return {"method": name, "layers": layer_ranges(layers) if edits else "-", "verdict": "ready"}
+    chosen = guard.methods[0].method
+    idle = chosen.why_idle(guard.target)
+    verdict = f"ready, but it changes nothing here: {idle}" if idle else "ready"
+    return {"method": name, "layers": layer_ranges(layers) if chosen.edits_attention() else "-", "verdict": verdict}

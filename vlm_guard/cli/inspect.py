@@ -7,7 +7,7 @@ import typer
 
 
 def command(
-    model: Annotated[str, typer.Argument(help="builtin, a folder or a Hugging Face id.")],
+    model: Annotated[str, typer.Argument(help="builtin, smol, a folder or a Hugging Face id.")],
     attention: Annotated[
         bool, typer.Option("--attention", help="Also measure where attention goes, on a few pictures, with plots.")
     ] = False,

@@ -8,7 +8,7 @@ import typer
 
 def command(
     out: Annotated[Path, typer.Option(help="Folder of the run: sweep.json and every answer.")],
-    model: Annotated[str, typer.Option(help="builtin, a folder or a Hugging Face id.")] = "builtin",
+    model: Annotated[str, typer.Option(help="builtin, smol, a folder or a Hugging Face id.")] = "builtin",
     data: Annotated[
         str, typer.Option(help="Pictures to choose with, others than those to judge with: scenes:SPLIT:SEED, ...")
     ] = "scenes:common:31",

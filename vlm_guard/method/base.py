@@ -209,6 +209,10 @@ class Method:
 
         return select_layers_of(getattr(self, "layers", "all"), target)
 
+    def why_idle(self, target: "GuardTarget") -> str:
+        """Why it changes nothing on this model although the model takes it; empty where it does, or nobody knows."""
+        return ""
+
     def prompt_layers(self, target: "GuardTarget") -> tuple[int, ...]:
         """The decoder layers of which it must see more rows of a prompt than the last; none by default.
 

@@ -33,7 +33,7 @@ class VLMGuard(lmms):
     """A guarded model for tasks that give a text and a list of pictures.
 
     Args:
-        pretrained: "builtin", a folder or a Hugging Face id.
+        pretrained: "builtin", "smol", a folder or a Hugging Face id.
         method: "auto", "var+vcd", ...; "none" runs the same model unguarded.
         batch_size: questions per batch; only those of equal generation settings are put together.
         device: "auto", "cpu", "cuda", "cuda:1"; with several processes each takes the GPU of its local rank.
