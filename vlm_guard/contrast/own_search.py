@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+from torch import LongTensor, Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 from transformers.generation import GenerateBeamDecoderOnlyOutput, GenerationMode
@@ -89,7 +89,7 @@ def answer_by_search(
     # Of the model, before each token of the answers; zeros where an answer has ended.
     logits_of_steps = tuple(pad_sequence(steps)) if wants_logits else None
     return GenerateBeamDecoderOnlyOutput(
-        sequences=sequences, sequences_scores=torch.stack(scores), logits=logits_of_steps
+        sequences=cast(LongTensor, sequences), sequences_scores=torch.stack(scores), logits=logits_of_steps
     )
 
 

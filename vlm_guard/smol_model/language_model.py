@@ -68,6 +68,7 @@ def load_language_model(source: str | None = None) -> LanguageModel:
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
     place: str | Path = packaged_folder() if source is None else source
     options: dict[str, Any] = {"gguf_file": GGUF_FILE, "local_files_only": True} if source is None else {}
@@ -77,6 +78,10 @@ def load_language_model(source: str | None = None) -> LanguageModel:
     except (OSError, ValueError, ImportError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise ValueError(f"cannot load the language model from {str(place)!r}: {reason}") from error
+    if not isinstance(tokenizer, TokenizersBackend):
+        raise ValueError(
+            f"the tokenizer of {str(place)!r} is a {type(tokenizer).__name__}; SmolLM2's has a tokenizer.json"
+        )
     shape = {name: getattr(loaded.config, name, None) for name in SHAPE}
     if shape != SHAPE:
         raise ValueError(f"{str(place)!r} is no SmolLM2-135M: its shape is {shape}, wanted {SHAPE}")

@@ -81,7 +81,9 @@ def magnified(model: Any, tokenizer: Any, count: int) -> dict[str, Any]:
     from vlm_guard.eval.training.answers import SceneReader
     from vlm_guard.eval.training.presence import read_yes_no
 
-    pixels, parts, questions = [], [], []
+    pixels: list[np.ndarray] = []
+    parts: list[np.ndarray] = []
+    questions: list[list[str]] = []
     draws, index = Draws(SEED), 0
     while len(pixels) < count:
         scene = render("common", SEED, index)

@@ -6,10 +6,11 @@ import json
 import os
 import platform
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors.torch import save_file
-from transformers import LlamaForCausalLM, LlavaForConditionalGeneration, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from vlm_guard.builtin_model import builtin
 from vlm_guard.environment import library_versions, processor_name
@@ -73,7 +74,7 @@ def train(folder: Path, recipe: Recipe, source: str | None = None) -> Path:
     _check_recipe(folder, recipe)
     model, tokenizer = start_model(recipe, source)
     new_processor(tokenizer).save_pretrained(folder / "processor")
-    text = LlamaForCausalLM(model.config.get_text_config())
+    text = LlamaForCausalLM(cast(LlamaConfig, model.config.get_text_config()))
     text.model = model.model.language_model
     text.tie_weights()
     own_answers(folder / "text.json", text.eval(), tokenizer, recipe.text_questions, recipe.seed)

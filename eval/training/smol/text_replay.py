@@ -10,9 +10,10 @@ import json
 from pathlib import Path
 
 import torch
-from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from vlm_guard.eval.scenes.draws import Draws
+from vlm_guard.families.architecture import GenerativeModel
 from vlm_guard.smol_model.layout import CHAT_TEMPLATE, EOS
 from vlm_guard.whole_files import write_atomically
 
@@ -62,7 +63,7 @@ def text_prompt(tokenizer: PreTrainedTokenizerBase, question: str) -> str:
 
 @torch.no_grad()
 def own_answers(
-    path: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, count: int, seed: int
+    path: Path, model: GenerativeModel, tokenizer: PreTrainedTokenizerBase, count: int, seed: int
 ) -> TextPairs:
     """Token ids of prompts and of SmolLM2's answers, at most 40 tokens each; kept in `path`.
 
