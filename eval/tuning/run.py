@@ -19,6 +19,7 @@ from vlm_guard.eval.tuning.votes import SELF_CHECK, Votes, collect_votes
 from vlm_guard.families.architecture import inference_device
 from vlm_guard.families.profiles import Fact, Profile
 from vlm_guard.grounding import find_mentions
+from vlm_guard.grounding.mention import MentionFinder
 from vlm_guard.guard import wrap
 from vlm_guard.method.model_choice import FACT
 from vlm_guard.untrusted.picture_reader import read_picture
@@ -49,6 +50,7 @@ def tune(
     pictures: TuningPictures,
     *,
     methods: Sequence[str] | None = None,
+    find: MentionFinder = find_mentions,
     prompt: str = PROMPT,
     max_new_tokens: int = 256,
     batch_size: int = 8,
@@ -60,6 +62,7 @@ def tune(
         loaded: the model, not guarded.
         pictures: what it describes; annotations, if there are any, are compared with the choice and not used for it.
         methods: as `candidates` takes them; by default all that the model takes.
+        find: from a caption to the things it names.
         prompt: how a description is asked for.
         max_new_tokens: token limit of a caption.
         batch_size: pictures described together.
@@ -74,7 +77,7 @@ def tune(
     refused: dict[str, str] = {}
     for number, label in enumerate([PLAIN, *labels], 1):
         try:
-            captions[label] = _captions(loaded, label, batches, max_new_tokens)
+            captions[label] = _captions(loaded, label, batches, find, max_new_tokens)
         except ValueError as error:
             if label == PLAIN:
                 raise
@@ -132,7 +135,11 @@ def _batches(
 
 
 def _captions(
-    loaded: LoadedModel, label: str, batches: Sequence[tuple[tuple[int, ...], Any]], max_new_tokens: int
+    loaded: LoadedModel,
+    label: str,
+    batches: Sequence[tuple[tuple[int, ...], Any]],
+    find: MentionFinder,
+    max_new_tokens: int,
 ) -> dict[int, Caption]:
     """What a setting says of every picture."""
     found = {}
@@ -140,7 +147,7 @@ def _captions(
         for numbers, inputs in batches:
             answered = generate_batch(loaded.model, loaded.processor, inputs, Decoding(), max_new_tokens, 0)
             for number, answer in zip(numbers, answered.answers, strict=True):
-                nouns = tuple(mention.noun for mention in find_mentions(answer.text))
+                nouns = tuple(mention.noun for mention in find(answer.text))
                 found[number] = Caption(text=answer.text, nouns=nouns)
     return found
 

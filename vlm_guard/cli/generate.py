@@ -107,23 +107,10 @@ def _grounding(words: str, repair: str | None) -> "Grounding":
         ValueError: a repair that does not exist, or a file without words.
         FileNotFoundError: there is no such file of words.
     """
-    from vlm_guard.grounding.nouns import find_mentions, word_finder
+    from vlm_guard.eval.tasks.grounding.finders import finder_named
     from vlm_guard.grounding.settings import REPAIRS, Grounding
 
     chosen = next((name for name in REPAIRS if name == repair), None)
     if repair is not None and chosen is None:
         raise ValueError(f"--repair is {repair!r}; allowed: {', '.join(REPAIRS)}")
-    if words == "nouns":
-        return Grounding(find=find_mentions, repair=chosen)
-    if words == "coco":
-        from vlm_guard.eval.tasks.grounding.task import coco_mentions
-
-        return Grounding(find=coco_mentions, repair=chosen)
-    file = Path(words)
-    if not file.is_file():
-        raise FileNotFoundError(f"--words is {words!r}: neither nouns nor coco, and no file of that name")
-    try:
-        listed = file.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no text in UTF-8 ({error.reason}); give a file with one word a line") from None
-    return Grounding(find=word_finder([line.strip() for line in listed if line.strip()]), repair=chosen)
+    return Grounding(find=finder_named(words), repair=chosen)

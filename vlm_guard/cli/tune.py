@@ -18,6 +18,10 @@ def command(
         list[str] | None,
         typer.Option(help="Method or setting to try: pai, pai:gain=0.4; repeat it. [all the model takes]"),
     ] = None,
+    words: Annotated[
+        str | None,
+        typer.Option(help="Which things count: nouns, coco (its 80 objects), or a file with a word a line. [nouns]"),
+    ] = None,
     prompt: Annotated[str, typer.Option(help="How a description is asked for.")] = (
         "Please describe this image in detail."
     ),
@@ -37,22 +41,26 @@ def command(
     """Choose a method and its strength for a model by your own pictures, which need no annotations.
 
     Each setting describes the pictures; the plain model is asked about every thing that was named. The setting that
-    lowers the share of absent things most, surely and without losing present ones, is what wrap(model, processor) and
+    by two votes lowers the share of absent things most without losing present ones is what wrap(model, processor) and
     --method auto use from then on; where there is none, the plain model is. At least 50 pictures.
     """
     import json
 
     from rich.console import Console
 
+    from vlm_guard.builtin_model import is_shipped
     from vlm_guard.eval.report.progress import MeasurementBars
     from vlm_guard.eval.run.models import load_model
     from vlm_guard.eval.run.statistics import LEAST_PICTURES
+    from vlm_guard.eval.tasks.grounding.finders import COCO, NOUNS, finder_named
     from vlm_guard.eval.tuning.pictures import pictures_of_data, pictures_of_folder
     from vlm_guard.eval.tuning.report import print_tuning
     from vlm_guard.eval.tuning.run import profile_with_choice, tune
     from vlm_guard.families.profiles import read_profile, user_profiles
     from vlm_guard.whole_files import write_atomically
 
+    # The models that ship with the package know MSCOCO's 80 objects and have no answer about others.
+    finder = finder_named(words or (COCO if is_shipped(model) else NOUNS))
     if images is not None and data is None:
         pictures = pictures_of_folder(images, count)
     elif data is not None and images is None:
@@ -65,6 +73,7 @@ def command(
             loaded,
             pictures,
             methods=method,
+            find=finder,
             prompt=prompt,
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
