@@ -88,9 +88,9 @@ def answer_by_search(
         return sequences
     # Of the model, before each token of the answers; zeros where an answer has ended.
     logits_of_steps = tuple(pad_sequence(steps)) if wants_logits else None
-    return GenerateBeamDecoderOnlyOutput(
-        sequences=sequences, sequences_scores=torch.stack(scores), logits=logits_of_steps
-    )
+    # transformers declares its fields as LongTensor and FloatTensor, types that no function of torch returns.
+    output: Any = GenerateBeamDecoderOnlyOutput
+    return output(sequences=sequences, sequences_scores=torch.stack(scores), logits=logits_of_steps)
 
 
 def _greedy(call: SearchCall, beams: int) -> tuple[Tensor, Tensor]:
