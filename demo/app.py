@@ -16,7 +16,6 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from vlm_guard.demo.answering import AnsweringModel
 from vlm_guard.demo.context import DemoContext
 from vlm_guard.demo.layout import FIRST_PROMPT, lay_out
-from vlm_guard.demo.opening import opening_setting
 from vlm_guard.demo.pictures import open_pictures
 from vlm_guard.demo.uploads import MAX_UPLOAD_BYTES
 from vlm_guard.demo.visitors import Visitors
@@ -59,7 +58,7 @@ def build_app(
     """
     context = DemoContext(model=AnsweringModel(model=model, processor=processor), browser=open_pictures(data))
     if opening:
-        setting = opening_setting(context.model_name)
+        setting = context.setting
         context.find_opening(FIRST_PROMPT, setting.methods, setting.options)
     visitors = Visitors()
     # Files of uploads that no page ever asked about are deleted too, and all of them when the server stops.

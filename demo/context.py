@@ -3,24 +3,28 @@
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from vlm_guard.builtin_model import BUILTIN_DIR
+from vlm_guard.builtin_model import BUILTIN_DIR, SMOL, is_shipped
 from vlm_guard.demo.answering import Answer, AnsweringModel, GenerationSettings
 from vlm_guard.demo.attention_record import AttentionRecord, RecordStore, read_record, with_view
 from vlm_guard.demo.comparing import USER_ERRORS, Comparison, search_example
 from vlm_guard.demo.method_options import chosen_methods
+from vlm_guard.demo.opening import OpeningSetting, opening_setting
 from vlm_guard.demo.patches import view_of
 from vlm_guard.demo.pictures import Picture, PictureBrowser
 from vlm_guard.demo.sure_panel import SIDES, Checked, Side
 from vlm_guard.eval.scenes.recognise import note_about
 from vlm_guard.eval.tasks.grounding.task import coco_mentions
 from vlm_guard.families.architecture import describe_architecture
+from vlm_guard.families.profiles import find_profile
 from vlm_guard.grounding.nouns import find_mentions
 from vlm_guard.grounding.settings import Grounding
 from vlm_guard.guard import Guard
 from vlm_guard.method.base import Method
 from vlm_guard.runtime.trace import AttentionTrace
+from vlm_guard.smol_model.assembly import is_assembled
 
 OPENING_TRIES = 25
 """So many pictures are tried for the opening example; the built-in model takes some tenths of a second for each."""
@@ -34,6 +38,7 @@ class DemoContext:
         model: answers, one generation at a time.
         browser: the pictures to choose from.
         records: attention of the answers that were looked at last.
+        setting: the method and options that a visitor finds, made from the model.
         opening: an answered example that the page opens with, and a line on how it was found.
     """
 
@@ -41,16 +46,20 @@ class DemoContext:
     browser: PictureBrowser
     records: RecordStore = field(default_factory=RecordStore)
     opening: tuple[Comparison, str] | None = None
+    setting: OpeningSetting = field(init=False)
 
     def __post_init__(self) -> None:
         self.architecture = describe_architecture(self.model.model)
+        self.setting = opening_setting(self.architecture, find_profile(self.model.model.config))
 
     @property
     def model_name(self) -> str:
-        """`builtin`, a Hugging Face id, or the last part of a folder's name (never a path of this machine)."""
+        """`builtin`, `smol`, a Hugging Face id, or the last part of a folder's name (never a path of this machine)."""
         name = str(getattr(self.model.model.config, "_name_or_path", "") or type(self.model.model).__name__)
         if name == str(BUILTIN_DIR):
             return "builtin"
+        if is_assembled(Path(name)):
+            return SMOL
         return (
             name.rstrip("/\\").replace("\\", "/").rpartition("/")[2]
             if name.startswith(("/", ".", "~")) or "\\" in name
@@ -134,7 +143,7 @@ class DemoContext:
                 sides[side] = answer
         if not sides:
             raise ValueError("there is no answer to check yet; run the comparison first")
-        find = coco_mentions if self.model_name == "builtin" else find_mentions
+        find = coco_mentions if is_shipped(self.model_name) else find_mentions
         settings = Grounding(find=find, repair="drop")
         found = self.model.ground(comparison.picture.image, comparison.prompt, list(sides.values()), settings)
         return Checked(number=comparison.number, answers=dict(zip(sides, found, strict=True)))

@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vlm_guard.builtin_model import is_shipped
 from vlm_guard.demo.answering import GenerationSettings
 from vlm_guard.demo.method_options import changed_options
 
@@ -15,15 +16,15 @@ def as_python(
     """Code that guards a model with the chosen methods and asks the prompt about `picture.png`.
 
     Args:
-        model: "builtin", or the checkpoint's id.
+        model: "builtin" or "smol", or the checkpoint's id.
         names: the chosen methods.
         values: what the controls hold.
         prompt: the visitor's prompt.
         settings: how tokens are chosen.
     """
-    if model == "builtin":
+    if is_shipped(model):
         imports = "from vlm_guard.builtin_model import builtin"
-        loading = "model, processor = builtin()"
+        loading = f"model, processor = builtin({'' if model == 'builtin' else repr(model)})"
     else:
         imports = "from transformers import AutoModelForImageTextToText, AutoProcessor"
         loading = (

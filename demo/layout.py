@@ -12,7 +12,6 @@ from vlm_guard.demo.context import DemoContext
 from vlm_guard.demo.look_panel import ALL_HEADS, METHOD_LAYERS, head_choices, layer_choices
 from vlm_guard.demo.marked_answer import legend_html
 from vlm_guard.demo.method_options import method_choices, setting_text
-from vlm_guard.demo.opening import opening_setting
 from vlm_guard.demo.sure_panel import SURE_HINT
 from vlm_guard.demo.uploads import read_once
 from vlm_guard.eval.tasks.pope.leading_queries import LEADING_TEMPLATES
@@ -61,7 +60,7 @@ def lay_out(context: DemoContext) -> Page:
     # States begin empty: Gradio copies a start value for every visitor.
     parts["picture"] = gr.State(None)
     parts["comparison"] = gr.State(None)
-    setting = opening_setting(context.model_name)
+    setting = context.setting
     parts["options"] = gr.State(dict(setting.options))
     parts["selection"] = gr.State(None)
     parts["checked"] = gr.State(None)
@@ -122,7 +121,7 @@ def _picture_column(page: Page) -> None:
     )
     parts["methods"] = gr.Dropdown(
         choices=method_choices(),
-        value=opening_setting(page.context.model_name).methods,
+        value=page.context.setting.methods,
         multiselect=True,
         label="Guarded by",
         info="One method, or several in this order.",
@@ -144,7 +143,7 @@ def _picture_column(page: Page) -> None:
 def _compare_tab(page: Page) -> None:
     parts = page.parts
     if page.context.opening is None:
-        setting = opening_setting(page.context.model_name)
+        setting = page.context.setting
         title = setting_text(setting.methods, setting.options)
         cards = panels.empty_card("plain", ""), panels.empty_card("guarded", title)
         below = legend_html(page.context.first_picture.objects is not None)

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from vlm_guard.method.base import Method
@@ -64,7 +64,7 @@ def controls_of(name: str) -> list[OptionControl]:
     if is_outside(name):
         # `wrap` runs a method's file when it is named; a visitor of a page must not choose what is run.
         raise ValueError(f"{name!r} is none of this page's methods: {', '.join(guarding_methods())}")
-    return [_control(name, item) for item in fields(method_class(name))]
+    return [_control(name, item) for item in method_class(name).options()]
 
 
 def _control(method: str, item: Any) -> OptionControl:

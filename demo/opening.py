@@ -6,8 +6,12 @@ from typing import Any
 
 from vlm_guard.demo.method_options import guarding_methods
 from vlm_guard.eval.data.datasets import EvaluationData, open_dataset
+from vlm_guard.families.architecture import Architecture
+from vlm_guard.families.profiles import Profile
+from vlm_guard.method.model_choice import choice_of
+from vlm_guard.method.registry import read_method_text, resolve_methods
 
-FIRST_CHOICE = ("pai", "vcd", "zerotuning")
+FALLBACK = ("pai", "vcd", "zerotuning")
 BROKEN, CROWDED = "scenes:broken", "scenes:crowded"
 BROKEN_COUNT, CROWDED_COUNT = 200, 50
 
@@ -25,18 +29,20 @@ class OpeningSetting:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-TUNED = {"builtin": OpeningSetting(methods=["pai"], options={"pai.gain": 0.4})}
-"""By model, the setting that `vlm-guard sweep` chose on other scenes than those of the page: of all settings that lose
-no recall, the one that lowers CHAIR_i most (eval/results/sweep_common_32.json). It also helps on both splits that it
-was tried on afterwards (eval/results/tuned_common.json, tuned_broken.json). PAI's default helps less."""
+def opening_setting(architecture: Architecture, profile: Profile | None) -> OpeningSetting:
+    """What `auto` stands for on a model, which the page opens with; where that is "none", a method to compare with.
 
-
-def opening_setting(model_name: str) -> OpeningSetting:
-    """The setting for a model: the one that was chosen for it, or the first of a few methods with its defaults."""
+    Of the built-in model that is the setting which a sweep over other scenes than the page's chose: of all that lose no
+    recall the one that lowers CHAIR_i most (eval/results/sweep_common_32.json). It helps on both splits that it was
+    tried on afterwards, too (eval/results/tuned_common.json, tuned_broken.json).
+    """
     names = guarding_methods()
-    if model_name in TUNED:
-        return TUNED[model_name]
-    return OpeningSetting(methods=[next((name for name in FIRST_CHOICE if name in names), names[0])])
+    written, settings = read_method_text(choice_of(architecture, profile).text)
+    if not set(written) <= set(names):
+        return OpeningSetting(methods=[next((name for name in FALLBACK if name in names), names[0])])
+    made = {method.name: method for method in resolve_methods(written, settings)}
+    options = {key: getattr(made[key.partition(".")[0]], key.partition(".")[2]) for key in settings}
+    return OpeningSetting(methods=written, options=options)
 
 
 def example_data() -> tuple[EvaluationData, dict[int, str]]:

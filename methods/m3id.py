@@ -10,20 +10,18 @@ Station: logits. At generated token t = start, start + 1, ...
 with log-probabilities l, which is the common contrast formula with strength (1 - g_t) / g_t = exp(forgetting * t) - 1.
 
 The authors released no code. The paper counts t from 1, cuts nothing, and contrasts only where the model is unsure:
-where its largest probability is below 0.3 (`gate`). The public re-implementations in AvisC and ONLY count from 0 (so
-that the first token is not contrasted), contrast always, and cut at 0.1. The default is the re-implementations',
-because every figure that other papers print for M3ID comes from one of them; `variant="published"` is the paper's. The
-rate 0.02 is theirs too, and none is known from the paper. The weight grows without bound (1.7 at token 50, 53 at token
-200), hence `max_strength`, which neither has and the default leaves out of reach of short answers.
+where its largest probability is below 0.3 (the option `gate`, which every method has). The public re-implementations in
+AvisC and ONLY count from 0 (so that the first token is not contrasted), contrast always, and cut at 0.1. The default is
+the re-implementations', because every figure that other papers print for M3ID comes from one of them;
+`variant="published"` is the paper's. The rate 0.02 is theirs too, and none is known from the paper. The weight grows
+without bound (1.7 at token 50, 53 at token 200), hence `max_strength`, which neither has and the default leaves out of
+reach of short answers.
 
 The text-only prompt is the given one without image tokens and their markers; it is read apart and costs little.
 """
 
 import math
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
 
 from vlm_guard.method import Branch, ContrastCall, ContrastMethod, option, plausibility_option, register, variant_option
 
@@ -45,12 +43,11 @@ class M3ID(ContrastMethod):
         paper="lambda = 0.02 in the public re-implementations",
     )
     plausibility: float = plausibility_option("0.1 in the public re-implementations, none in the paper", published=0.0)
-    gate: float = option(
-        1.0,
-        help="contrast only where the most probable token has less than this probability; 1 contrasts always",
-        range=(0.0, 1.0),
-        paper="alpha = 0.3 in the paper, none in the public re-implementations",
-        published=0.3,
+    gate: str = option(
+        "",
+        help="act only at unsure steps: entropy>0.5 (nats) or max_p<0.7; empty acts at all",
+        paper="max_p<0.3 in the paper (alpha), none in the public re-implementations",
+        published="max_p<0.3",
     )
     start: int = option(
         0,
@@ -77,16 +74,6 @@ class M3ID(ContrastMethod):
     def contrast_branch(self, call: ContrastCall) -> Branch:
         """The prompt without its picture."""
         return call.text_branch()
-
-    def combine_logits(self, positive: Tensor, negative: Tensor, step: int) -> Tensor:
-        """The contrast with the strength of generated token `step`, in the rows that pass the gate."""
-        mixed = super().combine_logits(positive, negative, step)
-        if self.gate == 1:
-            return mixed
-        # The largest probability is exp(max - logsumexp): nothing of the vocabulary's size has to be kept for it.
-        wide = positive.float()
-        largest = (wide.amax(-1, keepdim=True) - wide.logsumexp(-1, keepdim=True)).exp()
-        return torch.where(largest < self.gate, mixed, positive)
 
     def contrast_strength(self, step: int) -> float:
         """(1 - g) / g for generated token `step` (counted from 0), at most `max_strength`."""

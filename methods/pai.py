@@ -29,10 +29,13 @@ from vlm_guard.method import (
     Branch,
     ContrastCall,
     ContrastMethod,
+    GuardTarget,
     KeyEditMethod,
     option,
+    own_heads,
     plausibility_option,
     register,
+    select_heads_of,
 )
 
 
@@ -62,12 +65,34 @@ class PAI(ContrastMethod, KeyEditMethod):
     )
     plausibility: float = plausibility_option("0.1, fixed in the released code")
     layers: str = option("2-", help="decoder layers whose attention is edited", paper="2 to 31 of 32")
+    heads: str = option(
+        "all",
+        help="heads whose scores are raised: all, items such as 2:0,7:1-3, or retrieval, image, dormant",
+        paper="all",
+    )
+
+    def prepare(self, target: GuardTarget) -> dict[int, torch.Tensor] | None:
+        """The chosen heads by layer, or None for all of them.
+
+        Raises:
+            ValueError: `heads` names heads that the model does not have, or a list that no profile has.
+        """
+        return select_heads_of(self.heads, target)
+
+    def active_layers(self, target: GuardTarget) -> tuple[int, ...]:
+        """The layers of `layers` that have a chosen head."""
+        layers, chosen = super().active_layers(target), self.prepare(target)
+        return layers if chosen is None else tuple(layer for layer in layers if layer in chosen)
 
     def edit_keys(self, call: AttentionCall) -> AttentionEdit | None:
-        """The gain on visual keys."""
+        """The gain on visual keys, in the chosen heads."""
         if self.gain == 0:
             return None
-        return AttentionEdit(gain=call.state.visual.to(call.query.device, torch.float32)[:, None, None] * self.gain)
+        gain = call.state.visual.to(call.query.device, torch.float32)[:, None, None] * self.gain
+        if call.prepared is not None:
+            own = own_heads(call.prepared[call.layer], 0, call.query.shape[1], call.target)
+            gain = gain * own.to(gain)[None, :, None, None]
+        return AttentionEdit(gain=gain)
 
     @property
     def cross_attention(self) -> str:

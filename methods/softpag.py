@@ -36,7 +36,7 @@ from vlm_guard.method import (
     own_heads,
     plausibility_option,
     register,
-    select_heads,
+    select_heads_of,
     select_layers_of,
 )
 
@@ -125,8 +125,9 @@ class SoftPAG(ContrastMethod, KeyEditMethod):
 
 def chosen_heads(heads: str, layers: str, target: GuardTarget) -> dict[int, Tensor]:
     """[H] bool of each layer with a chosen head; see the options `heads` and `layers`."""
-    count, depth = target.architecture.heads, target.architecture.depth
-    chosen = select_heads(heads, depth, count)
+    chosen = select_heads_of(heads, target)
     if chosen is None:
-        return {layer: torch.ones(count, dtype=torch.bool) for layer in select_layers_of(layers, target)}
+        return {
+            layer: torch.ones(target.architecture.heads, dtype=torch.bool) for layer in select_layers_of(layers, target)
+        }
     return chosen

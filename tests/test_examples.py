@@ -15,7 +15,9 @@ from vlm_guard.eval.scenes import load_scenes
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
 LONGEST = 75
-TESTED = {"generate", "batch_and_stream", "own_pictures", "own_method", "read_results", "serve", "service"}
+TESTED = {
+    "generate", "batch_and_stream", "own_pictures", "own_method", "read_results", "score_mentions", "serve", "service",
+}  # fmt: skip
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -55,6 +57,15 @@ def test_a_batch_is_answered_and_one_answer_is_streamed(run):
     assert [name for name, _, _ in lines] == [picture(number).name for number in (1, 2, 3)]
     assert all(answer for _, _, answer in lines)
     assert streamed.strip() == lines[0][2], "alone and in a padded batch a picture gets one answer"
+
+
+def test_mentions_are_scored_and_doubtful_ones_taken_out(run):
+    answer, *scores, repaired = run("score_mentions").splitlines()
+    read = [line.strip().partition(": ") for line in scores]
+    assert read and all(name in answer for name, _, _ in read)
+    unlikely = [name for name, _, verdict in read if float(verdict.partition(",")[0]) < 0.06]
+    assert unlikely and not any(name in repaired for name in unlikely)
+    assert repaired.startswith("repaired: The image shows") and repaired.endswith(".")
 
 
 def test_own_pictures_are_scored(run, tmp_path):

@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import accelerate
@@ -15,7 +16,7 @@ import torch
 
 from vlm_guard import wrap
 from vlm_guard.families.architecture import inference_device
-from vlm_guard.methods.var.sink_search import measure_sinks
+from vlm_guard.methods.var.sink_look import look_at_prompts
 from zoo import Prompt, assert_pristine, build
 
 torch.set_num_threads(1)
@@ -100,7 +101,9 @@ def test_offloaded_models_are_calibrated_and_fed_where_they_run(offloaded):
     zoo, model = offloaded
     inputs = zoo.make_inputs(PROMPTS)
     assert inference_device(model).type == "cpu"
-    assert torch.equal(measure_sinks(model, [inputs]).first_token, measure_sinks(zoo.model, [inputs]).first_token)
+    guarded = look_at_prompts([inputs], partial(wrap, model, None))
+    for mine, theirs in zip(guarded, look_at_prompts([inputs], partial(wrap, zoo.model, None)), strict=True):
+        assert mine.layer == theirs.layer and torch.equal(mine.drawn, theirs.drawn)
 
 
 # -- tensor parallelism ---------------------------------------------------------------------------------------

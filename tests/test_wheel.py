@@ -24,6 +24,7 @@ DATA = (
     "vlm_guard/builtin/model.safetensors",
     "vlm_guard/builtin/chat_template.jinja",
     "vlm_guard/builtin/tokenizer.json",
+    "vlm_guard/smol_model/trained/trained.safetensors",
     "vlm_guard/profiles/llava-1.5-7b.json",
     "vlm_guard/demo/page.js",
     "vlm_guard/demo/style.css",
@@ -106,11 +107,23 @@ def test_an_installed_wheel_works_without_the_checkout(installed):
     assert "llava-1.5-7b" in report["vlm_guard"]["profiles"]
 
 
+# Modules that vLLM calls need vLLM itself, which no environment of the tests has to have.
+IMPORT_ALL = """
+import importlib, sys
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if not (name.startswith("vlm_guard.serving.vllm.") and error.name.partition(".")[0] == "vllm"):
+            raise
+print("all")
+"""
+
+
 def test_every_module_of_an_installed_wheel_can_be_imported(installed):
     """All but those that start something, or belong to an extra that is not there."""
     names = [name for name in modules() if not name.endswith("__main__") and "lmms_eval_plugin.models." not in name]
-    code = "import importlib, sys\nfor name in sys.argv[1:]:\n    importlib.import_module(name)\nprint('all')"
-    assert installed("python", "-c", code, *names).strip().endswith("all")
+    assert installed("python", "-c", IMPORT_ALL, *names).strip().endswith("all")
 
 
 def test_the_dockerfile_installs_what_is_tested():

@@ -20,7 +20,7 @@ from vlm_guard.method.attention_calls import SLOT, BoundMethod, LayerSlot
 from vlm_guard.method.base import Method
 from vlm_guard.method.forward_call import InputsCall
 from vlm_guard.method.hooks import acts_before_logits
-from vlm_guard.method.registry import resolve_methods
+from vlm_guard.method.registry import acting_methods, methods_for_model, resolve_methods
 from vlm_guard.method.requirements import refuse_trace, refuse_unmet_needs
 from vlm_guard.method.split_heads import HeadSplit
 from vlm_guard.method.state import GenerationState, PromptTokens
@@ -30,6 +30,7 @@ from vlm_guard.runtime.attention_switch import follow_attention, restore_attenti
 from vlm_guard.runtime.compiled_decode import CompiledDecode, refuse_compiled_parts
 from vlm_guard.runtime.coverage import Coverage, hooked_modules
 from vlm_guard.runtime.forward_hooks import follow_forwards
+from vlm_guard.runtime.gates import Gates
 from vlm_guard.runtime.generate_arguments import generate_arguments
 from vlm_guard.runtime.hidden_edits import install_hidden_edits
 from vlm_guard.runtime.installation import GUARD_ATTRIBUTE, Undo, put_on
@@ -45,7 +46,7 @@ from vlm_guard.self_check import check_unknown_family
 def wrap(
     model: nn.Module,
     processor: Any = None,
-    method: str | Method | Sequence[str | Method] = "var",
+    method: str | Method | Sequence[str | Method] = "auto",
     *,
     profile: Profile | None = None,
     attention_backend: str | None = None,
@@ -56,7 +57,9 @@ def wrap(
     Args:
         model: a vision-language model from transformers (also inside PEFT, quantised, or spread by `device_map`).
         processor: its processor; may be None for methods that need none (`vlm-guard methods` says which do).
-        method: a name ("var"), a combination ("var+vcd"), a `Method`, or a list of these, applied in order.
+        method: a name ("var"), a combination ("var+vcd"), a `Method`, or a list of these, applied in order. "auto" is
+            what the model's profile chooses (`vlm-guard tune`), else a default that every model takes; see
+            `guard.describe()` for what it came to.
         profile: facts about the model that some methods need; by default the matching shipped or saved one.
         attention_backend: "reference", "torch" or "triton"; by default the fastest that the device supports.
         **options: the method's options (`vlm-guard methods NAME` lists them).
@@ -77,9 +80,12 @@ def wrap(
             f"this model is already guarded by {active!r}; call .remove() on that guard first, "
             f"or combine methods in one call, for example '{active}+vcd'"
         )
-    methods = resolve_methods(method, options)
+    architecture, profile = describe_architecture(inner), profile or find_profile(inner.config)
+    methods = methods_for_model(resolve_methods(method, options), architecture, profile)
     check_unknown_family(inner, methods, Guard)
-    guard = Guard(model, processor, methods, profile=profile, attention_backend=attention_backend)
+    guard = Guard(
+        model, processor, methods, profile=profile, attention_backend=attention_backend, architecture=architecture
+    )
     guard.attach()
     return guard
 
@@ -98,6 +104,7 @@ class Guard(AbstractContextManager):
         observers: shows methods the hidden states of a prompt.
         placement: sees whether the model's modules are where they were.
         coverage: sees whether every edit was asked for when a prompt has been read.
+        gates: where the methods with a gate act.
         contrasting: contrasts the logits of passes outside of `generate`, or None.
         switched: the configurations whose attention implementation was switched.
     """
@@ -124,6 +131,7 @@ class Guard(AbstractContextManager):
             split=split,
         )
         profile = self.target.profile
+        methods, idle = acting_methods(methods, self.target)
         if profile is not None:
             methods = [item.with_settings(profile.settings_of(item.name)) for item in methods]
         refuse_unmet_needs(methods, self.target)
@@ -134,6 +142,7 @@ class Guard(AbstractContextManager):
         self.reading = Reading(self.target, self.methods)
         self.placement = Placement(inner, self.target.architecture, hooked_modules(self.target, self.methods))
         self.coverage = Coverage(self.target, self.methods)
+        self.gates = Gates(self.methods)
         self.decoding = CompiledDecode(self)
         self.observers = LayerObservers(self)
         self.contrasting = None if self.contrast is None else ContrastForward(self, self.contrast)
@@ -144,6 +153,8 @@ class Guard(AbstractContextManager):
         self._attached = False
         self._follows_passes = False
         self._per_call = PerCall(self)
+        for sentence in idle:
+            self.reading.say(sentence)
 
     @property
     def state(self) -> GenerationState | None:

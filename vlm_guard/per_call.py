@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_guard.method.base import Method
 from vlm_guard.method.method_text import is_outside, parse_method_text
+from vlm_guard.method.model_choice import AUTO
 from vlm_guard.method.registry import method_class, method_names, resolve_methods
 from vlm_guard.untrusted.printed_text import shown
 
@@ -87,7 +88,7 @@ def _chosen(choice: Choice, kwargs: Mapping[str, Any]) -> tuple[tuple[Method, ..
     for entry in listed:
         if isinstance(entry, str):
             # Such text may come from who asks a service; a file or module in it would be run.
-            named = [part.reference for part in parse_method_text(entry, method_names())]
+            named = [part.reference for part in parse_method_text(entry, [*method_names(), AUTO])]
             outside = [name for name in named if is_outside(name)]
             if outside:
                 raise ValueError(

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from choice_tables import default_markdown, gate_costs_markdown, gates_markdown, tuning_markdown
 from which_method import which_markdown
 
 from api_page import api_markdown
@@ -16,6 +17,7 @@ from code_map import code_map_markdown, rooms_markdown
 from generate_features import features_markdown
 from house import ROOT
 from measured_digest import digest_markdown, helps_markdown
+from measured_grounding import grounding_markdown
 from measured_table import linear_markdown, measured_markdown, timings_markdown
 from vlm_guard.eval.run.protocols import protocols_markdown
 from vlm_guard.eval.tasks.shared.table import tasks_markdown
@@ -37,6 +39,11 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "timings": timings_markdown,
     "linear": linear_markdown,
     "helps": helps_markdown,
+    "defaults": default_markdown,
+    "gates": gates_markdown,
+    "gatecosts": gate_costs_markdown,
+    "tuning": tuning_markdown,
+    "grounding": grounding_markdown,
     "rooms": rooms_markdown,
     "codemap": code_map_markdown,
     "api": api_markdown,

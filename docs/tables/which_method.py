@@ -57,11 +57,10 @@ def which_markdown() -> str:
 
 def _measured(split: str) -> dict[str, str]:
     """By method, what its defaults did on one split, in words; with the number of scenes where it is not the usual."""
+    first = [path.stem.removesuffix(f"_{split}") for path in sorted(EVALUATIONS.glob(f"fewer_*_{split}.json"))]
     found = {}
-    for kind in ("fewer", "builtin"):
-        if not (EVALUATIONS / f"{kind}_{split}.json").is_file():
-            continue
-        note = f" ({scenes(kind, split)} scenes)" if kind == "fewer" else ""
+    for kind in (*first, "builtin"):
+        note = "" if kind == "builtin" else f" ({scenes(kind, split)} scenes)"
         for label, difference in differences(kind, split).items():
             found[label] = verdict(difference["chair_i"], difference["recall"]) + note
     return found

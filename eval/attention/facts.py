@@ -31,7 +31,7 @@ SINK_RATIO = 5.0
 """A visual token is counted as a sink if it gets this many times the mean attention of the image's tokens."""
 
 
-def _blind_ids(processor: Any, prompt: str) -> Tensor:
+def blind_ids(processor: Any, prompt: str) -> Tensor:
     """The prompt without a picture, [1, P]."""
     tokenizer = getattr(processor, "tokenizer", processor)
     template = find_template(processor)
@@ -44,7 +44,7 @@ def _blind_ids(processor: Any, prompt: str) -> Tensor:
     return tokenizer(text, return_tensors="pt", add_special_tokens=special)["input_ids"]
 
 
-def _extended(inputs: dict[str, Any], answer: Tensor) -> dict[str, Any]:
+def extended(inputs: dict[str, Any], answer: Tensor) -> dict[str, Any]:
     """Prompt inputs with the answer's tokens [A] appended."""
     ids = torch.cat([inputs["input_ids"], answer[None]], dim=1)
     kept = {key: value for key, value in inputs.items() if key not in ("input_ids", "attention_mask")}
@@ -111,7 +111,7 @@ def attention_facts(
         raise ValueError("attention is measured on pictures; none were given")
     architecture = describe_architecture(unwrap(model))
     template, device = find_template(processor), next(model.parameters()).device
-    blind_prompt = {"input_ids": _blind_ids(processor, prompt).to(device)}
+    blind_prompt = {"input_ids": blind_ids(processor, prompt).to(device)}
     collected: dict[str, list[Tensor]] = {}
     for picture in images:
         inputs = dict(template.encode(processor, [picture.convert("RGB")], [prompt]).to(device))
@@ -119,11 +119,11 @@ def attention_facts(
         generate: Any = model.generate
         generated = generate(**inputs, max_new_tokens=128, do_sample=False)
         answer = generated[0, prompt_length:]
-        whole = _extended(inputs, answer)
+        whole = extended(inputs, answer)
         seen = record_attention(model, whole)
         visual = visual_mask(whole["input_ids"], architecture.visual_token_ids)[0]
         facts = _picture_facts(seen, visual, prompt_length - 1)
-        blind = record_attention(model, _extended(blind_prompt, answer))
+        blind = record_attention(model, extended(blind_prompt, answer))
         facts["image_dependence_by_head"] = _image_dependence(seen, blind, len(answer))
         facts["answer_tokens"] = torch.tensor(float(len(answer)))
         for name, value in facts.items():

@@ -28,6 +28,7 @@ class AttentionRecord:
     Attributes:
         weights: Attention weights of each layer, float32 [H, L, L].
         outputs: Head outputs of each layer before the output projection, float32 [L, H, D].
+        value_norms: Length of each key's value by layer and query head, float32 [H, L].
         norms: Length of the hidden state after the embedding and after each layer, float32 [layers + 1, L]; [0, 0]
             while the pass runs, as `peaks`.
         peaks: Largest absolute entry of the same hidden states, float32 [layers + 1, L].
@@ -35,6 +36,7 @@ class AttentionRecord:
 
     weights: list[Tensor] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
+    value_norms: list[Tensor] = field(default_factory=list)
     norms: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
     peaks: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
 
@@ -61,6 +63,7 @@ def _recording_attention(
     output = (weights.to(value.dtype) @ value).transpose(1, 2).contiguous()
     _current[-1].weights.append(weights[0].detach())
     _current[-1].outputs.append(output[0].detach().float())
+    _current[-1].value_norms.append(value[0].detach().float().norm(dim=-1))
     return output, weights
 
 

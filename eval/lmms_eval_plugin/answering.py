@@ -20,7 +20,7 @@ class GuardedModel:
     """A model with its processor and its guard.
 
     Args:
-        pretrained: "builtin", a folder or a Hugging Face id.
+        pretrained: "builtin", "smol", a folder or a Hugging Face id.
         method: as in `wrap`; "none" leaves the model unguarded.
         options: the methods' options by dotted name ("var.move_fraction"), as text.
         dtype, device, device_map, revision, trust_remote_code: as in `load_model`.

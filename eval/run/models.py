@@ -1,4 +1,4 @@
-"""Loading the model of an evaluation: the built-in one, a local folder or a Hugging Face id."""
+"""Loading the model of an evaluation: one that comes with the package, a local folder or a Hugging Face id."""
 
 import hashlib
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vlm_guard.builtin_model import BUILTIN_DIR, builtin
+from vlm_guard.builtin_model import builtin, is_shipped, shipped_folder
 from vlm_guard.families.architecture import inference_device
 from vlm_guard.families.processor_needs import advice, refuse_missing_folder
 
@@ -77,7 +77,7 @@ def load_model(
     """Load a vision-language model with its processor.
 
     Args:
-        name: "builtin", a folder, or a Hugging Face id such as "llava-hf/llava-1.5-7b-hf".
+        name: "builtin", "smol", a folder, or a Hugging Face id such as "llava-hf/llava-1.5-7b-hf".
         dtype: "auto", "float32", "bfloat16" or "float16".
         device: "auto", "cpu", "cuda", "cuda:1", ...
         revision: branch, tag or commit of a Hugging Face id.
@@ -91,8 +91,8 @@ def load_model(
     """
     chosen = choose_device(device)
     weights_type = choose_dtype(dtype, chosen)
-    if name == "builtin":
-        model, processor = builtin(dtype=weights_type, device=chosen)
+    if is_shipped(name):
+        model, processor = builtin(name, dtype=weights_type, device=chosen)
     else:
         folder = Path(name)
         if folder.is_dir() and not (folder / "config.json").is_file():
@@ -125,7 +125,7 @@ def load_config(name: str, revision: str | None = None, trust_remote_code: bool 
     """
     from transformers import AutoConfig
 
-    source = BUILTIN_DIR if name == "builtin" else name
+    source = shipped_folder(name) if is_shipped(name) else name
     try:
         return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
@@ -147,10 +147,11 @@ def identify(name: str, model: "PreTrainedModel") -> dict[str, Any]:
     A local folder is named by its last part, so that no machine's paths get into results, and by a hash of its
     weight files; a Hugging Face model by its id and commit.
     """
-    folder = BUILTIN_DIR if name == "builtin" else Path(name)
+    shipped = is_shipped(name)
+    folder = shipped_folder(name) if shipped else Path(name)
     local = folder.is_dir()
     return {
-        "name": name if name == "builtin" or not local else folder.resolve().name,
+        "name": name.partition(":")[0] if shipped else folder.resolve().name if local else name,
         "revision": None if local else getattr(model.config, "_commit_hash", None),
         "weights": hash_weights(folder) if local else None,
         "class": type(model).__name__,

@@ -39,14 +39,14 @@ class RunSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-    model: str = _field("builtin", "builtin, a folder or a Hugging Face id.")
+    model: str = _field("builtin", "builtin, smol, a folder or a Hugging Face id.")
     data: str = _field("scenes:common", "scenes:SPLIT[:SEED], coco:FOLDER, or what the task needs (vlm-guard tasks).")
     protocol: str | None = _field(
         None, "Settings of published numbers, such as opera-chair-500; others go on top (vlm-guard protocols)."
     )
     methods: list[str] = _field(
-        ["none", "var"],
-        "none, var, var+vcd, pai:gain=0.4+var, my_file.py, ...; repeat it, the first is the baseline.",
+        ["none", "auto"],
+        "none, auto, var+vcd, pai:gain=0.4+var, my_file.py, ...; repeat it, the first is the baseline.",
         "--method",
     )
     options: dict[str, Any] = _field(

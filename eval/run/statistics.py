@@ -16,6 +16,8 @@ import numpy as np
 from vlm_guard.eval.tasks.shared.metric import Metric
 
 LEVEL = 0.95
+LEAST_PICTURES = 50
+"""With fewer pictures intervals are so wide that no setting is recommended by them."""
 _CHUNK_CELLS = 2**23
 
 

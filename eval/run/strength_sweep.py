@@ -3,8 +3,8 @@
 The main strength of a method is its first option with a neutral value. Tried are the default, and half and twice its
 distance from the neutral value, each with the default and the further values that other options of the method name as
 worth trying (a contrast's plausibility). A task says by which of its metrics to choose (`Task.sweep`): chosen is the
-setting that lowers one most among those that keep another, against the plain model; there may be none. Captions are
-asked, CHAIR_i is to be lower, recall to be kept.
+setting that lowers one most, by an interval that leaves out 0, among those that keep another, against the plain model;
+there may be none, and there is none with few pictures. Captions are asked, CHAIR_i is to be lower, recall to be kept.
 """
 
 import json
@@ -19,6 +19,7 @@ from vlm_guard.eval.run.models import load_config, load_model
 from vlm_guard.eval.run.results import RunResults
 from vlm_guard.eval.run.runner import Progress, evaluate
 from vlm_guard.eval.run.settings import RunSettings
+from vlm_guard.eval.run.statistics import LEAST_PICTURES
 from vlm_guard.eval.tasks.base import SweepRule
 from vlm_guard.eval.tasks.shared.registry import DEFAULT_TASKS, task_class
 from vlm_guard.families.profiles import Setting, find_profile
@@ -52,6 +53,10 @@ class Strength:
         """The entries of an evaluation, `pai:gain=0.4`; the default, a bare name, among them even without a number."""
         tried = [self._label(values) for values in product(self.values, *self.beside.values())]
         return tried if self.method in tried else [self.method, *tried]
+
+    def label(self, value: float, beside: Mapping[str, float]) -> str:
+        """The entry of one strength, with other options at the given values and else at their defaults."""
+        return self._label([value, *(beside.get(name, first) for name, (first, *_) in self.beside.items())])
 
     def _label(self, values: Sequence[float]) -> str:
         defaults = {self.option: self.default} | {name: first for name, (first, *_) in self.beside.items()}
@@ -135,12 +140,13 @@ def sweep(
     report = {
         "data": results.data["name"],
         "images": results.data["images"],
+        "images_needed": LEAST_PICTURES,
         "task": task,
         "lower": rule.lower,
         "keep": rule.keep,
         f"{rule.keep}_slack": rule.slack,
         "baseline": _point(results, BASELINE, rule),
-        "methods": [_choice(results, strength) for strength in strengths],
+        "methods": [_choice(results, strength, results.data["images"]) for strength in strengths],
         "environment": results.environment,
     }
     write_atomically(out / "sweep.json", json.dumps(report, indent=1) + "\n")
@@ -154,17 +160,30 @@ def sweep_rule() -> tuple[str, SweepRule]:
 
 
 def _point(results: RunResults, label: str, rule: SweepRule) -> dict[str, Any]:
+    """A setting's metrics, and what the two that decide change against the plain model, each with its interval."""
     entry = next(method for method in results.methods if method.label == label)
-    point: dict[str, Any] = {"label": label} | {name: entry.estimates[name].value for name in rule.shown}
-    changes = entry.difference_to_baseline
-    return point | {f"{name}_change": changes[name].value for name in (rule.lower, rule.keep) if name in changes}
+    point: dict[str, Any] = {"label": label}
+    for name in rule.shown:
+        point[name] = entry.estimates[name].value
+        if name in (rule.lower, rule.keep):
+            point[f"{name}_interval"] = [entry.estimates[name].low, entry.estimates[name].high]
+    for name in (rule.lower, rule.keep):
+        if name in entry.difference_to_baseline:
+            change = entry.difference_to_baseline[name]
+            point[f"{name}_change"] = change.value
+            point[f"{name}_change_interval"] = [change.low, change.high]
+    return point
 
 
-def _choice(results: RunResults, strength: Strength) -> dict[str, Any]:
+def _choice(results: RunResults, strength: Strength, images: int) -> dict[str, Any]:
+    """The points of a method and the setting to use, None where no fall is sure or the pictures are too few."""
     _, rule = sweep_rule()
     points = [_point(results, label, rule) for label in strength.labels]
     kept = [
-        point for point in points if point[f"{rule.lower}_change"] < 0 and point[f"{rule.keep}_change"] >= -rule.slack
+        point
+        for point in points
+        if point[f"{rule.lower}_change_interval"][1] < 0 and point[f"{rule.keep}_change"] >= -rule.slack
     ]
-    chosen = min(kept, key=lambda point: point[rule.lower])["label"] if kept else None
+    enough = images >= LEAST_PICTURES
+    chosen = min(kept, key=lambda point: point[rule.lower])["label"] if kept and enough else None
     return asdict(strength) | {"points": points, "chosen": chosen}

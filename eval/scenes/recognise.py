@@ -13,6 +13,7 @@ photographs. Statistics of colours do not tell these from scenes, either.
 import numpy as np
 from PIL import Image
 
+from vlm_guard.builtin_model import is_shipped
 from vlm_guard.eval.scenes.render import SIZE
 
 MOST_ALIKE = 0.3
@@ -46,4 +47,4 @@ def note_about(model: str, picture: Image.Image) -> str:
         model: the name the model was loaded by.
         picture: in any mode and size.
     """
-    return NO_SCENE if model == "builtin" and not may_be_scene(picture) else ""
+    return NO_SCENE if is_shipped(model) and not may_be_scene(picture) else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,12 +54,17 @@ class Scene:
         scene_type: Index into ``SCENE_TYPES``.
         objects: What is visible; objects hidden for the most part are not listed and must not be claimed.
         patches: uint8 array of shape (8, 8): 0 for background, otherwise the category index plus one.
+        owner: int64 array of shape (96, 96): 0 for background, otherwise the number of the drawing that shows there,
+            the first of `drawn` being 1.
+        drawn: Category index of every drawing, those hidden for the most part among them.
     """
 
     pixels: np.ndarray
     scene_type: int
     objects: tuple[SceneObject, ...]
     patches: np.ndarray
+    owner: np.ndarray
+    drawn: tuple[int, ...]
 
     @property
     def present(self) -> set[int]:
@@ -162,8 +168,13 @@ def _finish(draws: Draws, picture: np.ndarray) -> np.ndarray:
     return np.clip(picture + draws.noise(picture.shape, sigma), 0, 255).astype(np.uint8)
 
 
-def _patch_labels(owner: np.ndarray, categories: list[int]) -> np.ndarray:
-    """The category that covers most of each patch, if any covers an eighth of it."""
+def patch_labels(owner: np.ndarray, categories: Sequence[int]) -> np.ndarray:
+    """The category, plus one, that covers most of each patch, if any covers an eighth of it; uint8 (8, 8).
+
+    Args:
+        owner: as in :class:`Scene`.
+        categories: of every drawing.
+    """
     table = np.array([0] + [category + 1 for category in categories])
     side = SIZE // GRID
     tiles = table[owner].reshape(GRID, side, GRID, side).transpose(0, 2, 1, 3).reshape(GRID * GRID, side * side)
@@ -174,6 +185,25 @@ def _patch_labels(owner: np.ndarray, categories: list[int]) -> np.ndarray:
         if counts.max() * 8 >= side * side:
             labels[place] = counts.argmax()
     return labels.reshape(GRID, GRID)
+
+
+def visible_objects(owner: np.ndarray, categories: Sequence[int], full_areas: Sequence[int]) -> tuple[SceneObject, ...]:
+    """The objects that can be asked about.
+
+    Args:
+        owner: as in :class:`Scene`.
+        categories: of every drawing.
+        full_areas: the pixels that every drawing would have with nothing in front of it.
+    """
+    objects = []
+    for number, (category, full) in enumerate(zip(categories, full_areas), start=1):
+        ys, xs = np.nonzero(owner == number)
+        # What is covered for the most part is no ground truth: naming it would be a guess.
+        if len(ys) >= 25 and 100 * len(ys) >= 45 * full:
+            left, top = int(xs.min()), int(ys.min())
+            box = (left, top, int(xs.max()) - left + 1, int(ys.max()) - top + 1)
+            objects.append(SceneObject(category=category, box=box, area=len(ys)))
+    return tuple(objects)
 
 
 def render(split: str, *seed: int) -> Scene:
@@ -207,18 +237,13 @@ def render_law(law: SplitLaw, draws: Draws) -> Scene:
         picture[rows, columns] = part[..., :3] + picture[rows, columns] * (255 - part[..., 3:]) // 255
         owner[rows, columns][part[..., 3] > 34] = number
         full_areas.append(int((drawn[..., 3] > 34).sum()))
-    objects = []
-    for number, (category, full) in enumerate(zip(categories, full_areas), start=1):
-        ys, xs = np.nonzero(owner == number)
-        # What is covered for the most part is no ground truth: naming it would be a guess.
-        if len(ys) >= 25 and 100 * len(ys) >= 45 * full:
-            left, top = int(xs.min()), int(ys.min())
-            box = (left, top, int(xs.max()) - left + 1, int(ys.max()) - top + 1)
-            objects.append(SceneObject(category=category, box=box, area=len(ys)))
-    labels = _patch_labels(owner, categories)
+    objects = visible_objects(owner, categories, full_areas)
+    labels = patch_labels(owner, categories)
     return Scene(
         pixels=_finish(draws, picture),
         scene_type=SCENE_TYPES.index(scene),
-        objects=tuple(objects),
+        objects=objects,
         patches=labels,
+        owner=owner,
+        drawn=tuple(categories),
     )

@@ -21,6 +21,7 @@ from vlm_guard.eval.tasks.shared.own_data import folder_of, question_data
 from vlm_guard.eval.tasks.shared.registry import register_task
 from vlm_guard.eval.tasks.shared.settings import FilePath, TaskSettings, setting
 from vlm_guard.untrusted.paths import Inside, relative_name
+from vlm_guard.untrusted.printed_text import shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,11 +67,12 @@ class RepopeTask(PopeTask):
         names = [_FILE.format(strategy) for strategy in STRATEGIES]
         within = next((path for path in (folder / "annotations", folder) if (path / names[0]).is_file()), folder)
         files = [within / name for name in names]
-        questions = [question for path in files for question in read_questions(path)]
+        by_file = {path: read_questions(path) for path in files}
         pictures = Path(chosen.images) if chosen.images is not None else folder
         if not pictures.is_dir():
             raise FileNotFoundError(f"repope.images: there is no folder {pictures}")
-        images = find_pictures(pictures, questions)
+        images = find_pictures(pictures, by_file)
+        questions = [question for asked in by_file.values() for question in asked]
         return question_data("repope", folder, images, questions, count=count, files=files)
 
     def find_questions(self) -> tuple[list[PopeQuestion], str]:
@@ -83,18 +85,18 @@ class RepopeTask(PopeTask):
         return {}
 
 
-def find_pictures(folder: Path, questions: list[PopeQuestion]) -> dict[int, Path]:
-    """The picture of every question by its number, in the order they are asked: in the folder, or below it.
+def find_pictures(folder: Path, questions: Mapping[Path, list[PopeQuestion]]) -> dict[int, Path]:
+    """The picture of every question (by their file) by its number, in the order they are asked: in the folder or below.
 
     Raises:
         ValueError: a question names no numbered picture, or one outside of the folder.
     """
     inside, found = Inside(folder), dict[int, Path]()
     below: Mapping[str, Path] | None = None
-    for question in questions:
-        where = f"question {question.question_id} ({question.strategy})"
+    for file, question in ((file, question) for file, asked in questions.items() for question in asked):
+        where = f"{file}: question {question.question_id}"
         if question.image_id is None:
-            raise ValueError(f"{where}: {question.image!r} names no picture of MSCOCO")
+            raise ValueError(f"{where}: {shown(question.image)} names no picture of MSCOCO")
         if question.image_id in found:
             continue
         path = folder / relative_name(question.image, where)

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from vlm_guard.eval.training.targets import Target
 
 CHOICE_SEED = 501
 EVALUATION_SEEDS = (701, 702)
 SMALL = 200
+PARTS = ("common", "broken", "held-out", "crowded", "details")
 
 
 def average(measures: list[Any]) -> Any:
@@ -82,7 +87,7 @@ def _age(snapshot: Path) -> tuple[int, float]:
     return STAGES.index(progress["stage"]), progress["elapsed"]
 
 
-def _measure_part(folder: Path, part: str, seed: int, count: int) -> dict[str, Any]:
+def _measure_part(folder: Path, part: str, seed: int, count: int, dtype: str) -> dict[str, Any]:
     """One split's captions and POPE, or (``details``) everything else, of an exported model."""
     import torch
     from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
@@ -90,7 +95,7 @@ def _measure_part(folder: Path, part: str, seed: int, count: int) -> dict[str, A
     from vlm_guard.eval.training import behaviour_measures as measures
 
     torch.set_num_threads(1)
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     if part != "details":
         return {part: measures.Trial(model, tokenizer, part, seed, count).basics()}
@@ -104,7 +109,16 @@ def _measure_part(folder: Path, part: str, seed: int, count: int) -> dict[str, A
     }
 
 
-def measure(folder: Path, count: int, pool: Executor, seeds: tuple[int, ...] = EVALUATION_SEEDS) -> dict[str, Any]:
+def measure(
+    folder: Path,
+    count: int,
+    pool: Executor,
+    seeds: tuple[int, ...] = EVALUATION_SEEDS,
+    *,
+    targets: Sequence[Target] | None = None,
+    dtype: str = "float32",
+    parts: Sequence[str] = PARTS,
+) -> dict[str, Any]:
     """The full measurement of an exported model, averaged over ``seeds``.
 
     Args:
@@ -112,27 +126,30 @@ def measure(folder: Path, count: int, pool: Executor, seeds: tuple[int, ...] = E
         count: Scenes per split and seed; wordings, counts, positions and leading questions use 200 at most.
         pool: Where the parts are measured.
         seeds: Evaluation seeds.
+        targets: What is wanted; the built-in model's by default.
+        dtype: Type of the weights in memory.
+        parts: What to measure, out of `PARTS`.
     """
     from vlm_guard.eval.training.targets import FULL_TARGETS, total_shortfall, verdicts
 
-    parts = ("common", "broken", "held-out", "crowded", "details")
-    waiting = {seed: [pool.submit(_measure_part, folder, part, seed, count) for part in parts] for seed in seeds}
+    wanted = FULL_TARGETS if targets is None else tuple(targets)
+    waiting = {seed: [pool.submit(_measure_part, folder, part, seed, count, dtype) for part in parts] for seed in seeds}
     runs = []
     for seed, tasks in waiting.items():
         run: dict[str, Any] = {}
         for task in tasks:
             run |= task.result()
-        for split in parts[:-1]:
+        for split in [part for part in parts if part != "details"]:
             print(f"seed {seed}, {split}: {json.dumps(run[split]['detailed'])}", flush=True)
         runs.append(run)
     mean = average(runs)
     return {
-        "decoding": "greedy, float32",
+        "decoding": f"greedy, {dtype}",
         "seeds": list(seeds),
         "scenes_per_split_and_seed": count,
         "scenes_per_seed_for_wording_unknown_counting_positions_leading": min(SMALL, count),
-        "targets": verdicts(mean),
-        "shortfall": total_shortfall(mean, FULL_TARGETS),
+        "targets": verdicts(mean, wanted),
+        "shortfall": total_shortfall(mean, wanted),
         "mean": mean,
         "runs": dict(zip(map(str, seeds), runs)),
     }
@@ -164,6 +181,11 @@ def main(
                 write_atomically(target / f"training_{name}", (folder / name).read_text(encoding="utf-8"))
         report = measure(target, count, pool)
     write_atomically(target / "behaviour.json", json.dumps(report, indent=1) + "\n")
+    print_verdicts(report)
+
+
+def print_verdicts(report: dict[str, Any]) -> None:
+    """One line for each target of a measurement."""
     for verdict in report["targets"]:
         mark = "met " if verdict["met"] else "MISS"
         print(f"{mark}  {verdict['target']}: {verdict['value']} (wanted {verdict['low']} to {verdict['high']})")

@@ -164,10 +164,16 @@ def yes_no_question(draws: Draws, noun: str) -> str:
     return form.format(x=with_article(noun), xs=plural(noun))
 
 
-def presence_exchange(draws: Draws, noun: str, present: bool, side: str | None = None) -> Exchange:
-    """A yes/no exchange: plain, with a suffix, or led by a suggestion."""
+LEADING_SHARE = 22
+"""Percentage of yes/no questions that are led by a suggestion."""
+
+
+def presence_exchange(
+    draws: Draws, noun: str, present: bool, side: str | None = None, leading: int = LEADING_SHARE
+) -> Exchange:
+    """A yes/no exchange: plain, with a suffix, or led by a suggestion (`leading` in 100)."""
     question = yes_no_question(draws, noun)
-    if draws.chance(22):
+    if draws.chance(leading):
         suggests_yes = present == draws.chance(LEADING_RIGHT)
         template = draws.choice(LEADING_YES if suggests_yes else LEADING_NO)
         question = template.format(x=with_article(noun), n=noun, q=question)
@@ -282,6 +288,7 @@ def exchanges(
     frequency: np.ndarray,
     presence_pairs: int = 3,
     rare_absent: int = 70,
+    leading: int = LEADING_SHARE,
 ) -> list[Exchange]:
     """One description and several questions about a scene.
 
@@ -292,19 +299,20 @@ def exchanges(
         frequency: int array (80,), number of training scenes with each category.
         presence_pairs: Present and absent categories asked about, each this many at most.
         rare_absent: Percentage of the absent ones that are among the rarer half of all.
+        leading: Percentage of yes/no questions that are led by a suggestion.
     """
     present = {item.category for item in objects}
     out = [caption_exchange(draws, scene_type, objects)]
     sides = {group.category: group.side for group in groups(objects) if group.count == 1}
     for category in draws.sample(sorted(present), presence_pairs):
-        out.append(presence_exchange(draws, NAMES[category], True, sides.get(category)))
+        out.append(presence_exchange(draws, NAMES[category], True, sides.get(category), leading))
     for _ in range(min(presence_pairs, len(present))):
         if draws.chance(12):
             unknown = invented_noun(draws) if draws.chance(40) else draws.choice(UNKNOWN)
-            out.append(presence_exchange(draws, unknown, False))
+            out.append(presence_exchange(draws, unknown, False, leading=leading))
         else:
             absent = absent_category(draws, present, frequency, rare_absent)
-            out.append(presence_exchange(draws, NAMES[absent], False))
+            out.append(presence_exchange(draws, NAMES[absent], False, leading=leading))
     absent = absent_category(draws, present, frequency, rare_absent)
     out.append(count_exchange(draws, objects, absent))
     roll = draws.below(10)

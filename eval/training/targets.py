@@ -78,6 +78,33 @@ FULL_TARGETS: tuple[Target, ...] = (
 """The targets and those that only the full measurement has."""
 
 
+SMOL_TARGETS: tuple[Target, ...] = (
+    Target(name="common: recall", path="common.detailed.recall", low=70),
+    Target(name="common: CHAIR_i", path="common.detailed.chair_i", low=8, high=20),
+    Target(name="broken: recall", path="broken.detailed.recall", low=60),
+    Target(name="broken: CHAIR_i", path="broken.detailed.chair_i", low=18, high=36),
+    Target(name="common: POPE F1, random", path="common.presence.random.f1", low=90),
+    Target(
+        name="common: F1 random above popular", path="common.presence.random.f1 - common.presence.popular.f1", low=0.01
+    ),
+    Target(
+        name="common: F1 popular above adversarial",
+        path="common.presence.popular.f1 - common.presence.adversarial.f1",
+        low=0.01,
+    ),
+    Target(name="common: repeated mentions", path="common.detailed.repeated", high=5),
+    Target(name="broken: repeated mentions", path="broken.detailed.repeated", high=5),
+    Target(name="common: valid yes/no answers", path="common.presence.valid", low=99),
+    Target(name="broken: valid yes/no answers", path="broken.presence.valid", low=99),
+    Target(
+        name="leading questions move accuracy",
+        path="leading.accuracy_when_helped - leading.accuracy_when_misled",
+        low=3,
+    ),
+)
+"""The same for the model with a real language model inside."""
+
+
 def total_shortfall(measured: dict[str, Any], targets: tuple[Target, ...] = TARGETS) -> float:
     """Sum of the distances of all numbers to their ranges, in percentage points; 0 when all are met."""
     return round(sum(target.shortfall(measured) for target in targets), 3)

@@ -38,10 +38,10 @@ from vlm_guard.method import (
     option,
     own_heads,
     register,
-    select_heads,
+    select_heads_of,
     variant_option,
 )
-from vlm_guard.methods.act.received_attention import received_attention
+from vlm_guard.methods.shared.received_attention import received_attention
 
 
 @register("act")
@@ -117,7 +117,7 @@ class ACT(Method):
         Raises:
             ValueError: `heads` names heads that the model does not have.
         """
-        return select_heads(self.heads, target.architecture.depth, target.architecture.heads)
+        return select_heads_of(self.heads, target)
 
     def active_layers(self, target: GuardTarget) -> tuple[int, ...]:
         """The layers of `layers` that have a chosen head."""

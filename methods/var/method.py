@@ -36,6 +36,7 @@ from vlm_guard.method import (
     Method,
     option,
     register,
+    select_layers,
 )
 from vlm_guard.methods.var.sink_search import calibrate_sinks
 
@@ -43,11 +44,18 @@ PUBLISHED_THRESHOLD = 20.0
 
 
 @dataclass(frozen=True)
-class SinkRule:
-    """How sinks are recognised in one model: the dimensions and the threshold of their normalised activation."""
+class KnownSinks:
+    """How sinks are recognised in one model.
+
+    Attributes:
+        dimensions: of massive activations; empty for a model without sinks.
+        threshold: of their normalised activation.
+        layers: in which that holds, as text; everywhere where nothing else is known.
+    """
 
     dimensions: tuple[int, ...]
     threshold: float
+    layers: str = "all"
 
 
 @register("var")
@@ -99,10 +107,10 @@ class VAR(Method):
 
     @classmethod
     def measure(cls, call: MeasureCall) -> dict[str, Fact]:
-        """The dimensions in which the first token stands out, and the activation that makes a sink."""
-        return calibrate_sinks(call.model, call.descriptions, progress=call.progress)
+        """The dimensions that mark the tokens which draw attention, from which value on, and in which layers."""
+        return calibrate_sinks(call)
 
-    def prepare(self, target: GuardTarget) -> SinkRule:
+    def prepare(self, target: GuardTarget) -> KnownSinks:
         """The sink rule from the options, or from the model's profile.
 
         Raises:
@@ -111,6 +119,7 @@ class VAR(Method):
         profile = target.profile
         dimensions = self._given_dimensions(target.architecture.hidden_size)
         known = None if profile is None else profile.value("sink_dimensions")
+        layers = "all"
         if not dimensions:
             if known is None:
                 raise ValueError(
@@ -118,14 +127,22 @@ class VAR(Method):
                     "them. Run 'vlm-guard calibrate MODEL' once, or pass sink_dimensions='1415,2533'"
                 )
             dimensions = tuple(known)
+            layers = (None if profile is None else profile.value("sink_layers")) or "all"
         threshold = self.sink_threshold
         if threshold is None and profile is not None:
             threshold = profile.value("sink_threshold")
-        return SinkRule(dimensions, PUBLISHED_THRESHOLD if threshold is None else threshold)
+        return KnownSinks(dimensions, PUBLISHED_THRESHOLD if threshold is None else threshold, layers)
 
     def active_layers(self, target: GuardTarget) -> tuple[int, ...]:
-        """The layers of `layers`; none of a model whose profile says that it has no sinks."""
-        return super().active_layers(target) if self.prepare(target).dimensions else ()
+        """Those of `layers` in which sinks can be recognised; none of a model whose profile says that it has none."""
+        sinks = self.prepare(target)
+        known = select_layers(sinks.layers, target.architecture.depth) if sinks.dimensions else ()
+        return tuple(layer for layer in super().active_layers(target) if layer in known)
+
+    def why_idle(self, target: GuardTarget) -> str:
+        """What the profile says about a model in which it edits no layer."""
+        fact = None if target.profile is None else target.profile.facts.get("sink_dimensions")
+        return "" if fact is None or self.active_layers(target) else fact.note
 
     def _given_dimensions(self, hidden_size: int) -> tuple[int, ...]:
         try:
@@ -140,7 +157,7 @@ class VAR(Method):
 
     def observe_hidden(self, call: HiddenCall) -> None:
         """Find the sinks among the prompt tokens that enter this layer (again for every prompt and every row)."""
-        rule: SinkRule = call.prepared
+        rule: KnownSinks = call.prepared
         activation = sink_activation(call.hidden, rule.dimensions)
         state, first = call.state, call.state.offset
         real = state.real[:, first : first + call.hidden.shape[1]].to(activation.device)

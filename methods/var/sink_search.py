@@ -1,128 +1,201 @@
-"""Finding the sink dimensions of a model from the model itself.
+"""Finding a model's attention sinks by what they do, and then the rule that recognises them by what marks them.
 
-In many language models the first token carries massive activations in a few fixed dimensions of the
-hidden state, and every other token that draws attention without content shows them in the same dimensions (VAR,
-arXiv 2503.03321). They are found here by what sets the first token apart from the ordinary ones.
+VAR (arXiv 2503.03321) takes a token for a sink when one of a few fixed dimensions of its hidden state is massive. Which
+dimensions, above which value, and in which layers this tells sinks from other tokens is found here from the model
+itself, with the errors of the rule counted. A model may have sinks that no dimension marks, or none at all; then the
+reason is said.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from vlm_guard.method import Fact, describe_architecture, unwrap
+from vlm_guard.method import Fact, MeasureCall, layer_ranges
+from vlm_guard.methods.var.sink_look import MIN_DRAWN, MIN_TIMES_EVEN, Look, look_at_prompts
 
-# A dimension stands out when the first token carries this share of its squared norm there ...
-MIN_ENERGY_SHARE = 0.05
-# ... and this many times the 90th percentile of the other tokens (sinks among them are rarer than one in ten).
-MIN_CONTRAST = 3.0
+# A dimension marks the sinks of a layer when the least of them is this many times above the ordinary tokens, of which
+# one in two hundred may be higher; the threshold lies in the middle of that gap.
+MIN_GAP = 1.15
+ORDINARY_QUANTILE = 0.995
 # Published sets have one or two dimensions; more than four would no longer be "a few fixed dimensions".
 MAX_DIMENSIONS = 4
-# The first two layers show no sinks in any published model; VAR skips them for this reason.
-FIRST_LAYER = 2
-# A token is a sink when it reaches this share of the first token's activation.
-THRESHOLD_SHARE = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class SinkMeasurement:
-    """Normalised activations of the first token against the others, median over prompts and layers.
+class SinkRule:
+    """How sinks are recognised in a model, and how well.
 
     Attributes:
-        first_token: [hidden size] |x_d| / rms(x) of the first token.
-        others: [hidden size] 90th percentile of the same over the other tokens.
+        dimensions: of massive activations, ascending.
+        threshold: of their normalised activation.
+        layers: in which the rule holds, ascending.
+        gap: least activation of a sink over the largest of ordinary tokens (99.5th percentile), in these layers.
+        sinks: how many sinks there were, over all prompts and these layers; `missed` of them are not recognised.
+        missed: see `sinks`.
+        ordinary: how many ordinary tokens there were; `mistaken` of them are taken for sinks.
+        mistaken: see `ordinary`.
+        visual: recognised visual tokens for each picture and layer, mean.
     """
 
-    first_token: Tensor
-    others: Tensor
+    dimensions: tuple[int, ...]
+    threshold: float
+    layers: tuple[int, ...]
+    gap: float
+    sinks: int = 0
+    missed: int = 0
+    ordinary: int = 0
+    mistaken: int = 0
+    visual: float = 0.0
 
-    def dimensions(self) -> list[int]:
-        """The dimensions that stand out, the strongest first; empty when none does."""
-        energy = self.first_token.square() / self.first_token.numel()
-        contrast = self.first_token / self.others.clamp_min(1e-6)
-        standing_out = ((energy >= MIN_ENERGY_SHARE) & (contrast >= MIN_CONTRAST)).nonzero().flatten()
-        ranked = standing_out[self.first_token[standing_out].argsort(descending=True)]
-        return ranked[:MAX_DIMENSIONS].tolist()
-
-    def strongest(self, count: int = 3) -> str:
-        """The largest activations of the first token in words, for error messages."""
-        values, dimensions = self.first_token.topk(count)
-        return ", ".join(
-            f"{int(d)} ({float(v):.1f}, others {float(self.others[d]):.1f})" for v, d in zip(values, dimensions)
+    def describe(self) -> str:
+        """The counted errors in words."""
+        if self.visual:
+            pictures = f"{self.visual:.1f} visual tokens of a picture and layer are recognised"
+        else:
+            pictures = "no visual token is recognised, so VAR, which edits a head only where there is one, edits none"
+        return (
+            f"{self.missed} of {self.sinks} sinks missed, {self.mistaken} of {self.ordinary} ordinary tokens mistaken, "
+            f"sinks {self.gap:.2f} times above the ordinary tokens' 99.5th percentile; {pictures}"
         )
 
 
-def measure_sinks(
-    model: nn.Module,
-    prompts: Sequence[Mapping[str, Any]],
-    *,
-    progress: Callable[[int, int], None] | None = None,
-) -> SinkMeasurement:
-    """Run the prompts (keyword arguments of the model's forward, batch 1 or left-padded) and look at the first tokens.
+def drawing_layers(looks: Sequence[Look]) -> tuple[int, ...]:
+    """The layers in which at least half of the prompts have a token that clearly draws attention."""
+    seen: dict[int, list[bool]] = {}
+    for look in looks:
+        seen.setdefault(look.layer, []).append(bool(look.sinks.any()))
+    return tuple(sorted(layer for layer, found in seen.items() if 2 * sum(found) >= len(found)))
 
-    `progress` is called with (finished, all) prompts.
 
-    Raises:
-        ValueError: no prompt was given, or the decoder has too few layers.
+def find_rule(looks: Sequence[Look]) -> SinkRule | None:
+    """The rule that tells sinks from ordinary tokens in as many layers as possible; None where no dimension does.
+
+    First the dimensions: those that alone tell sinks apart, in at least half as many layers as the best of them does,
+    at most four. Then the layers: those where the largest activation among the dimensions tells them apart, without the
+    layers that would close the gap for the others. The threshold is the geometric mean of the two sides of the gap.
     """
-    inner = unwrap(model)
-    architecture = describe_architecture(inner)
-    layers = [entry for entry in architecture.layers if entry.index >= FIRST_LAYER]
-    if not prompts or not layers:
-        raise ValueError(f"calibration needs at least one prompt and a decoder with more than {FIRST_LAYER} layers")
-    seen: list[tuple[Tensor, Tensor]] = []
-
-    def look(real: Tensor, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        hidden = (args[0] if args else kwargs["hidden_states"]).detach().float()
-        normalised = hidden.abs() * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + 1e-6)
-        for row, keep in zip(normalised, real.to(hidden.device)):
-            tokens = row[keep]
-            seen.append((tokens[0].cpu(), tokens[1:].quantile(0.9, dim=0).cpu()))
-
-    for done, prompt in enumerate(prompts, 1):
-        ids = prompt["input_ids"]
-        mask = prompt.get("attention_mask")
-        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-        hooks = [
-            entry.layer.register_forward_pre_hook(lambda *given, real=real: look(real, *given), with_kwargs=True)
-            for entry in layers
-        ]
-        try:
-            with torch.no_grad():
-                inner(**prompt)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        if progress is not None:
-            progress(done, len(prompts))
-    first = torch.stack([item[0] for item in seen]).median(0).values
-    others = torch.stack([item[1] for item in seen]).median(0).values
-    return SinkMeasurement(first_token=first, others=others)
-
-
-def calibrate_sinks(model: nn.Module, prompts: Sequence[Mapping[str, Any]], **options: Any) -> dict[str, Fact]:
-    """The profile facts `sink_dimensions` and `sink_threshold`; see `measure_sinks` for the arguments.
-
-    Raises:
-        ValueError: no dimension stands out: the model has no attention sinks of this kind, and VAR cannot work on it.
-    """
-    measured = measure_sinks(model, prompts, **options)
-    dimensions = measured.dimensions()
-    if not dimensions:
-        raise ValueError(
-            f"no hidden dimension of the first token stands out (strongest: {measured.strongest()}; wanted "
-            f"{MIN_ENERGY_SHARE:.0%} of its squared norm and {MIN_CONTRAST:g} times the other tokens): this model "
-            "shows no attention sinks of the kind VAR moves attention from"
-        )
-    reached = float(measured.first_token[dimensions].max())
-    note = f"first token against the others in {len(prompts)} prompts, median over layers {FIRST_LAYER} and up"
-    return {
-        "sink_dimensions": Fact(value=sorted(dimensions), source="calibrated", note=note),
-        "sink_threshold": Fact(
-            value=round(THRESHOLD_SHARE * reached, 3),
-            source="calibrated",
-            note=f"{THRESHOLD_SHARE:g} of the first token's activation, {reached:.2f}",
-        ),
+    layers = drawing_layers(looks)
+    of_layer = {layer: [look for look in looks if look.layer == layer] for layer in layers}
+    candidates = sorted({dimension for look in looks if look.layer in layers for dimension in look.dimensions})
+    marked = {
+        dimension: [layer for layer in layers if _is_gap(_sides(of_layer[layer], (dimension,)))]
+        for dimension in candidates
     }
+    best = max((len(found) for found in marked.values()), default=0)
+    if not best:
+        return None
+    ranked = sorted((dim for dim in marked if 2 * len(marked[dim]) >= best), key=lambda dim: -len(marked[dim]))
+    dimensions = tuple(sorted(ranked[:MAX_DIMENSIONS]))
+    sides = {layer: _sides(of_layer[layer], dimensions) for layer in layers}
+    gaps = {layer: pair for layer, pair in sides.items() if pair is not None and _is_gap(pair)}
+    while gaps:
+        low, high = min(low for low, _ in gaps.values()), max(high for _, high in gaps.values())
+        if _is_gap((low, high)):
+            break
+        # The layer whose absence leaves the wider gap.
+        outer = (min(gaps, key=lambda layer: gaps[layer][0]), max(gaps, key=lambda layer: gaps[layer][1]))
+        gaps = max(({k: v for k, v in gaps.items() if k != layer} for layer in outer), key=_gap_of)
+    if not gaps:
+        return None
+    rule = SinkRule(
+        dimensions=dimensions,
+        threshold=round((low * high) ** 0.5, 3),
+        layers=tuple(sorted(gaps)),
+        gap=round(low / high, 3),
+    )
+    return _counted(rule, looks)
+
+
+def _sides(looks: Sequence[Look], dimensions: Sequence[int]) -> tuple[float, float] | None:
+    """The least activation of a layer's sinks, and the 99.5th percentile of its ordinary tokens.
+
+    Prompts in which another dimension is massive were not looked at in this one; the others must be the majority.
+    """
+    seen = [(look, values) for look in looks if (values := look.of(dimensions)) is not None]
+    sinks = [values[look.sinks] for look, values in seen]
+    ordinary = [values[look.ordinary] for look, values in seen]
+    if 2 * len(seen) < len(looks) or not sum(map(len, sinks)) or not sum(map(len, ordinary)):
+        return None
+    low = float(torch.cat(sinks).min())
+    return low, max(1e-6, float(torch.cat(ordinary).quantile(ORDINARY_QUANTILE)))
+
+
+def _is_gap(sides: tuple[float, float] | None) -> bool:
+    return sides is not None and sides[0] >= MIN_GAP * sides[1]
+
+
+def _gap_of(gaps: dict[int, tuple[float, float]]) -> float:
+    return min(low for low, _ in gaps.values()) / max(high for _, high in gaps.values()) if gaps else 0.0
+
+
+def _counted(rule: SinkRule, looks: Sequence[Look]) -> SinkRule:
+    """The rule with its errors on `looks`."""
+    counts = {"sinks": 0, "missed": 0, "ordinary": 0, "mistaken": 0}
+    visual, seen = 0, 0
+    for look in looks:
+        values = look.of(rule.dimensions)
+        if look.layer not in rule.layers or values is None:
+            continue
+        recognised = values > rule.threshold
+        counts["sinks"] += int(look.sinks.sum())
+        counts["missed"] += int((look.sinks & ~recognised).sum())
+        counts["ordinary"] += int(look.ordinary.sum())
+        counts["mistaken"] += int((look.ordinary & recognised).sum())
+        visual, seen = visual + int((look.visual & recognised).sum()), seen + 1
+    return SinkRule(**(vars(rule) | counts | {"visual": round(visual / max(1, seen), 3)}))
+
+
+def sink_facts(looks: Sequence[Look], prompts: int) -> dict[str, Fact]:
+    """The profile facts `sink_dimensions`, `sink_threshold` and `sink_layers` of what was seen in so many prompts.
+
+    Raises:
+        ValueError: no token draws attention like a sink, or no dimension marks those that do; with what was measured.
+    """
+    drawing = drawing_layers(looks)
+    most = max((float(look.drawn.max()) for look in looks), default=0.0)
+    truth = f"tokens that draw {MIN_DRAWN:.0%} of later rows' attention and {MIN_TIMES_EVEN:g} times an even share"
+    if not drawing:
+        raise ValueError(
+            f"no layer has sinks, {truth} (the most that one draws in any of {prompts} prompts is {most:.0%}): this "
+            "model shows no attention sinks, so VAR has nothing to move"
+        )
+    rule = find_rule(looks)
+    if rule is None:
+        raise ValueError(
+            f"layers {layer_ranges(drawing)} have sinks, {truth} (at most {most:.0%}), but no hidden dimension tells "
+            f"them from ordinary tokens: {_nearest(looks, drawing)}. VAR recognises sinks by such a dimension only, so "
+            "it cannot work on this model"
+        )
+    note = f"sinks are {truth}, here in layers {layer_ranges(drawing)}; over {prompts} prompts {rule.describe()}"
+    middle = f"the middle of the gap, on a logarithmic scale; {rule.describe()}"
+    where = f"the layers in which the dimensions tell sinks apart, out of {layer_ranges(drawing)} that have them"
+    return {
+        "sink_dimensions": Fact(value=list(rule.dimensions), source="calibrated", note=note),
+        "sink_threshold": Fact(value=rule.threshold, source="calibrated", note=middle),
+        "sink_layers": Fact(value=layer_ranges(rule.layers), source="calibrated", note=where),
+    }
+
+
+def _nearest(looks: Sequence[Look], layers: Sequence[int]) -> str:
+    """The dimension and layer that come nearest to telling sinks apart, in words."""
+    best: tuple[float, str] = (0.0, "none holds a twentieth of a sink's squared norm")
+    for layer in layers:
+        here = [look for look in looks if look.layer == layer]
+        for dimension in {dimension for look in here for dimension in look.dimensions}:
+            sides = _sides(here, (dimension,))
+            if sides is not None and sides[0] / sides[1] > best[0]:
+                text = f"nearest is {dimension} in layer {layer}, {sides[0]:.1f} against {sides[1]:.1f}"
+                best = (sides[0] / sides[1], f"{text} where {MIN_GAP:g} times as much is wanted")
+    return best[1]
+
+
+def calibrate_sinks(call: MeasureCall) -> dict[str, Fact]:
+    """The facts of `sink_facts`, from the prompts of a measurement.
+
+    Raises:
+        ValueError: see `sink_facts`.
+    """
+    looks: Any = look_at_prompts(call.descriptions, call.wrapped, progress=call.progress)
+    return sink_facts(looks, len(call.descriptions))

@@ -37,7 +37,7 @@ from vlm_guard.method import (
     option,
     own_heads,
     register,
-    select_heads,
+    select_heads_of,
 )
 from vlm_guard.methods.zerotuning.output_entropy import calibrate_zerotuning
 
@@ -98,13 +98,13 @@ class ZeroTuning(KeyEditMethod):
                 f"zerotuning needs its factor for this {target.architecture.model_type} model, and no profile has "
                 "it. Run 'vlm-guard calibrate MODEL' once, or pass factor=0.6 (below 1 takes attention from BOS)"
             )
-        heads = select_heads(self.heads, target.architecture.depth, target.architecture.heads)
+        heads = select_heads_of(self.heads, target)
         return FirstTokenBias(math.log(factor), heads)
 
     def active_layers(self, target: GuardTarget) -> tuple[int, ...]:
         """The layers of `layers` that have a chosen head."""
         layers = super().active_layers(target)
-        chosen = select_heads(self.heads, target.architecture.depth, target.architecture.heads)
+        chosen = select_heads_of(self.heads, target)
         return layers if chosen is None else tuple(layer for layer in layers if layer in chosen)
 
     def edit_keys(self, call: AttentionCall) -> AttentionEdit | None:

@@ -1,5 +1,5 @@
 import shlex
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import pytest
 
@@ -47,7 +47,7 @@ def test_controls_come_from_the_fields(every_kind):
     kinds = {name: control.kind for name, control in controls.items()}
     assert kinds == {
         "share": "slider", "count": "slider", "wide": "number", "unset": "number",
-        "way": "choice", "flag": "switch", "layers": "text",
+        "way": "choice", "flag": "switch", "layers": "text", "gate": "text",
     }  # fmt: skip
     assert (controls["share"].low, controls["share"].high, controls["share"].step) == (0.0, 1.0, 0.01)
     assert controls["count"].step == 1 and controls["way"].choices == ("up", "down")
@@ -57,7 +57,7 @@ def test_controls_come_from_the_fields(every_kind):
 def test_every_registered_method_is_offered_with_every_option(name):
     assert name in guarding_methods() and name in [value for _, value in method_choices()]
     controls = controls_of(name)
-    assert [control.name for control in controls] == [item.name for item in fields(method_class(name))]
+    assert [control.name for control in controls] == [item.name for item in method_class(name).options()]
     for control in controls:
         if control.kind == "slider":
             assert control.low <= control.default <= control.high

@@ -8,11 +8,14 @@ import pytest
 from PIL import Image
 
 from vlm_guard import cli
+from vlm_guard.builtin_model import builtin
 from vlm_guard.demo.method_options import setting_text
-from vlm_guard.demo.opening import TUNED, opening_setting
+from vlm_guard.demo.opening import opening_setting
 from vlm_guard.demo.pictures import Picture, open_pictures
 from vlm_guard.demo.ports import FIRST, LAST, free_port
 from vlm_guard.eval.scenes.recognise import NO_SCENE
+from vlm_guard.families.architecture import describe_architecture
+from vlm_guard.families.profiles import Fact, Profile, find_profile
 
 RESULTS = Path(__file__).resolve().parents[2] / "eval" / "results"
 
@@ -21,27 +24,36 @@ def read(name):
     return json.loads((RESULTS / name).read_text(encoding="utf-8"))
 
 
+def setting_of(name):
+    """The opening setting of the built-in model, as its profile has it, or as if there were no profile."""
+    model = builtin()[0]
+    architecture = describe_architecture(model)
+    return opening_setting(architecture, find_profile(model.config) if name == "builtin" else None)
+
+
 def test_the_setting_is_the_sweeps_choice():
     sweep = read("sweep_common_32.json")
     points = [point for method in sweep["methods"] for point in method["points"]]
     kept = [point for point in points if point["recall_change"] >= -sweep["recall_slack"]]
     best = min(kept, key=lambda point: (point["chair_i"], len(point["label"])))
-    setting = opening_setting("builtin")
+    setting = setting_of("builtin")
     assert best["label"] == setting_text(setting.methods, setting.options)
 
 
 @pytest.mark.parametrize("split", ["common", "broken"])
 def test_the_setting_helps_on_scenes_it_was_not_chosen_on(split):
-    setting = opening_setting("builtin")
+    setting = setting_of("builtin")
     label = setting_text(setting.methods, setting.options)
     found = next(entry for entry in read(f"tuned_{split}.json")["methods"] if entry["label"] == label)
     change = found["difference_to_baseline"]
     assert change["chair_i"]["high"] < 0 <= change["recall"]["high"]
 
 
-def test_other_models_open_with_a_methods_defaults():
-    setting = opening_setting("llava-hf/llava-1.5-7b-hf")
-    assert setting.methods == ["pai"] and setting.options == {} and TUNED.keys() == {"builtin"}
+def test_other_models_open_with_the_default_of_auto():
+    setting = setting_of("another")
+    assert setting.methods == ["pai"] and setting.options == {"pai.gain": 0.3, "pai.guidance": 1.0}
+    nothing = Profile(name="x", match={}, facts={"auto": Fact(value="none", source="calibrated")})
+    assert opening_setting(describe_architecture(builtin()[0]), nothing).methods == ["pai"]
 
 
 def test_the_settings_are_written_as_wrap_takes_them():

@@ -73,7 +73,7 @@ def test_another_template_is_used_and_named(coco, tmp_path, capsys):
         (("--data", "coco:/nowhere/at/all"), "/nowhere/at/all"),
         (("--data", "scenes:unheard-of"), "splits are"),
         (("--method", "vra"), "Did you mean"),
-        (("--task", "mmhal"), "allowed: chair, pope"),
+        (("--task", "nonsense"), "allowed: chair, pope"),
         (("--set", "var.move_fraction"), "METHOD.OPTION=VALUE"),
         (("--device", "cuda:77"), "cuda:77"),
         (("--dtype", "float8"), "allowed: auto, float32"),

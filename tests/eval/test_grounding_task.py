@@ -109,11 +109,11 @@ def test_what_repair_changes():
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run about twelve scenes."""
+    """A run about eight scenes."""
     out = tmp_path_factory.mktemp("grounding") / "run"
     settings = RunSettings(
         data="scenes:broken:5",
-        count=12,
+        count=8,
         device="cpu",
         tasks=["grounding"],
         methods=["none", "pai:gain=0.4"],
@@ -127,7 +127,7 @@ def finished(tmp_path_factory):
 def test_a_run_has_scores_a_table_a_plot_and_weights(finished, tmp_path):
     results = read_results(finished)
     records = read_records(finished / "none" / "samples.jsonl")[0]
-    assert len(records) == 12
+    assert len(records) == 8
     for record in records.values():
         text = record["text"]
         for mention in record["score"]["mentions"]:
@@ -158,7 +158,7 @@ def test_weights_go_into_a_profile(finished, tmp_path, capsys):
         main(["calibrate", "builtin", "--grounding", str(finished), "--out", str(path)])
     assert stopped.value.code == 0, capsys.readouterr().err
     profile = read_profile(path)
-    assert list(profile.facts) == ["grounding_score"] and "12 pictures" in profile.facts["grounding_score"].note
+    assert list(profile.facts) == ["grounding_score"] and "8 pictures" in profile.facts["grounding_score"].note
     fitted = read_results(finished).methods[0].grounding["fitted_weights"]["lens+self_check"]
     assert weights_of(profile, ("self_check", "lens")) == pytest.approx(fitted, abs=1e-4)
     assert weights_of(profile, ("lens",)) is None

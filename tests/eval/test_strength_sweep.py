@@ -40,16 +40,19 @@ def test_every_method_has_a_strength_within_its_range(name):
 
 
 class _Estimate:
-    def __init__(self, value):
-        self.value = value
+    def __init__(self, value, width=0.001):
+        self.value, self.low, self.high = value, value - width, value + width
 
 
 class _Entry:
-    def __init__(self, label, chair, recall):
+    def __init__(self, label, chair, recall, width=0.001):
         self.label = label
         values = {"chair_i": chair, "chair_s": chair, "recall": recall, "mean_words": 20.0}
         self.estimates = {name: _Estimate(value) for name, value in values.items()}
-        self.difference_to_baseline = {"chair_i": _Estimate(chair - 0.2), "recall": _Estimate(recall - 0.7)}
+        self.difference_to_baseline = {
+            "chair_i": _Estimate(chair - 0.2, width),
+            "recall": _Estimate(recall - 0.7, width),
+        }
 
 
 class _Results:
@@ -60,11 +63,17 @@ class _Results:
 def test_the_lowest_chair_that_keeps_the_recall_is_chosen():
     strength = Strength(method="pai", option="gain", default=0.2, values=(0.1, 0.2, 0.4))
     entries = (_Entry("pai:gain=0.1", 0.19, 0.70), _Entry("pai", 0.18, 0.697), _Entry("pai:gain=0.4", 0.1, 0.5))
-    assert _choice(_Results(*entries), strength)["chosen"] == "pai"
+    chosen = _choice(_Results(*entries), strength, 100)
+    assert chosen["chosen"] == "pai" and chosen["points"][1]["chair_i_change_interval"] == pytest.approx(
+        [-0.021, -0.019]
+    )
+    assert _choice(_Results(*entries), strength, 49)["chosen"] is None, "too few pictures"
+    unsure = [_Entry(entry.label, 0.19, 0.7, width=0.02) for entry in entries]
+    assert _choice(_Results(*unsure), strength, 100)["chosen"] is None, "each fall may be chance"
     losing = [_Entry(entry.label, 0.1, 0.6) for entry in entries]
-    assert _choice(_Results(*losing), strength)["chosen"] is None, "none keeps the recall"
+    assert _choice(_Results(*losing), strength, 100)["chosen"] is None, "none keeps the recall"
     worse = [_Entry(entry.label, 0.21, 0.8) for entry in entries]
-    assert _choice(_Results(*worse), strength)["chosen"] is None, "none lowers CHAIR_i"
+    assert _choice(_Results(*worse), strength, 100)["chosen"] is None, "none lowers CHAIR_i"
 
 
 def test_a_sweep_from_end_to_end(tmp_path):

@@ -87,27 +87,26 @@ def assert_same(first, second):
 def test_a_batch_is_each_picture_alone(scenes):
     model, processor, encode = scenes
     with wrap(model, processor, "none") as guard:
-        together = guard.generate(**encode([0, 1, 2]), max_new_tokens=40, grounding=True)
-        for number in range(3):
-            alone = guard.generate(**encode([number]), max_new_tokens=40, grounding=True)
+        together = guard.generate(**encode([0, 1]), max_new_tokens=24, grounding=True)
+        for number in range(2):
+            alone = guard.generate(**encode([number]), max_new_tokens=24, grounding=True)
             assert alone.texts[0] == together.texts[number]
             assert_same(alone.mentions[0], together.mentions[number])
 
 
-@pytest.mark.parametrize("method", ["vcd", "pai:gain=0.4", "carve", "dola"])
+@pytest.mark.parametrize("method", ["vcd", "pai:gain=0.4", "carve"])
 def test_scores_are_the_plain_models_under_any_method(scenes, method):
     """An answer of a method is scored as the same answer is when it stands there already."""
     model, processor, encode = scenes
-    inputs = encode([0, 1])
+    inputs = encode([0])
     with wrap(model, processor, "none") as guard:
-        output = guard.generate(**inputs, max_new_tokens=20, grounding=True, method=method)
-        assert torch.equal(output.sequences, guard.generate(**inputs, max_new_tokens=20, method=method))
-        again = ground(guard, inputs, output.sequences)
+        output = guard.generate(**inputs, max_new_tokens=12, grounding=True, method=method)
+        (again,) = ground(guard, inputs, output.sequences)
     with wrap(model, processor, method) as guard:
-        own = guard.generate(**inputs, max_new_tokens=20, grounding=True)
-    for row in range(2):
-        assert_same(output.mentions[row], again[row].mentions)
-        assert_same(output.mentions[row], own.mentions[row])
+        assert torch.equal(output.sequences, guard.generate(**inputs, max_new_tokens=12))
+        (own,) = ground(guard, inputs, output.sequences)
+    assert_same(output.mentions[0], again.mentions)
+    assert_same(output.mentions[0], own.mentions)
 
 
 @pytest.mark.parametrize("settings", [{"num_beams": 2}, {"do_sample": True, "num_return_sequences": 3}], ids=str)
@@ -141,11 +140,11 @@ def test_parts_thresholds_and_finders_are_chosen(scenes):
     model, processor, encode = scenes
     inputs = encode([0])
     with wrap(model, processor, "none") as guard:
-        both = guard.generate(**inputs, max_new_tokens=40, grounding=True).mentions[0]
-        lens = guard.generate(**inputs, max_new_tokens=40, grounding=Grounding(parts=("lens", "position")))
-        checked = guard.generate(**inputs, max_new_tokens=40, grounding=Grounding(parts=("self_check",)))
-        strict = guard.generate(**inputs, max_new_tokens=40, grounding=Grounding(threshold=1.0)).mentions[0]
-        none = guard.generate(**inputs, max_new_tokens=40, grounding=Grounding(find=word_finder(["zebra crossing"])))
+        both = guard.generate(**inputs, max_new_tokens=16, grounding=True).mentions[0]
+        lens = guard.generate(**inputs, max_new_tokens=16, grounding=Grounding(parts=("lens", "position")))
+        checked = guard.generate(**inputs, max_new_tokens=16, grounding=Grounding(parts=("self_check",)))
+        strict = guard.generate(**inputs, max_new_tokens=16, grounding=Grounding(threshold=1.0)).mentions[0]
+        none = guard.generate(**inputs, max_new_tokens=16, grounding=Grounding(find=word_finder(["zebra crossing"])))
     assert [mention.parts["lens"] for mention in lens.mentions[0]] == pytest.approx(
         [mention.parts["lens"] for mention in both], abs=1e-3
     )
@@ -160,7 +159,7 @@ def test_probabilities_are_parts_that_a_score_needs_weights_for(scenes):
     model, processor, encode = scenes
     settings = Grounding(parts=("logp", "dependence"))
     with wrap(model, processor, "none") as guard:
-        output = guard.generate(**encode([0, 1]), max_new_tokens=40, grounding=settings, output_logits=True)
+        output = guard.generate(**encode([0, 1]), max_new_tokens=16, grounding=settings, output_logits=True)
     length = output.sequences.shape[1] - len(output.logits)
     for row, mentions in enumerate(output.mentions):
         assert mentions

@@ -118,12 +118,17 @@ def test_hooks_are_gone_before_the_answer_is_decoded(zoo_model):
     inputs = zoo.make_inputs(PROMPTS)
     layers, left = describe_architecture(zoo.model).decoder_layers, []
 
+    def hooks():
+        return sum(len(layer._forward_pre_hooks) + len(layer._forward_hooks) for layer in layers)
+
     def look(ids, scores):
-        left.append(sum(len(layer._forward_pre_hooks) + len(layer._forward_hooks) for layer in layers))
+        left.append(hooks())
         return scores
 
+    # transformers leaves hooks of its own where hidden states or attentions were asked for once.
+    before = hooks()
     record(zoo, inputs, max_new_tokens=3, logits_processor=[look])
-    assert left == [0, 0, 0]
+    assert left == [before] * 3
 
 
 def test_a_row_without_a_picture_says_nothing(zoo_model):

@@ -18,7 +18,8 @@ PROMPTS = list(UNEQUAL_PROMPTS)
 NOUNS = [["dog", "pizza", "orange"], ["cat"]]
 GUARDED = sorted(name for name in families() if FAMILIES[name].dispatches)
 # Their prompts look ahead (PaliGemma, Gemma 3), or their caches hold more than keys.
-UNSHARED = {"gemma3", "paligemma", "mllama", "lfm2_vl", "qwen3_5", "qwen3_5_moe", "minicpm", "minimax_m3_sparse"}
+UNSHARED = {"gemma3", "paligemma", "paligemma2", "mllama", "lfm2_vl", "qwen3_5", "qwen3_5_moe"}
+UNSHARED |= {"gemma4_shared", "minicpm_v", "minimax_m3_sparse"}
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import torch
 
 from vlm_guard.method.branch_prompt import GivenPrompt
 from vlm_guard.method.contrasting import contrast_logits
+from vlm_guard.method.gate import Gate
 from vlm_guard.methods.m3id import M3ID
 from zoo.prompts import BOS, IMAGE, IMAGE_END, IMAGE_START, PAD
 
@@ -64,16 +65,15 @@ def test_a_prompt_of_nothing_but_an_image_is_refused():
 
 def test_the_papers_variant_gates_counts_from_one_and_cuts_nothing():
     paper = M3ID(variant="published")
-    assert (paper.gate, paper.start, paper.plausibility) == (0.3, 1, 0.0)
+    assert (paper.gate, paper.start, paper.plausibility) == ("max_p<0.3", 1, 0.0)
     assert paper.contrast_strength(0) == pytest.approx(math.exp(0.02) - 1)
     sure, unsure = torch.tensor([3.0, 0.0, 0.0, 0.0, 0.0, 0.0]), torch.tensor([1.0, 0.9, 0.8, 0.7, 0.6, 0.5])
     positive, negative = torch.stack((sure, unsure)), torch.zeros(2, 6)
     assert sure.softmax(-1).max() > 0.3 > unsure.softmax(-1).max()
-    mixed = paper.combine_logits(positive, negative, 9)
+    assert Gate.read(paper.gate).is_open(positive).tolist() == [False, True]
     strength = math.exp(0.02 * 10) - 1
-    assert torch.equal(mixed[0], sure)
-    assert torch.allclose(mixed[1], unsure + strength * unsure)
-    assert M3ID(variant="published", gate=0.9).gate == 0.9, "an option that is given is never replaced"
+    assert torch.allclose(paper.combine_logits(positive, negative, 9)[1], unsure + strength * unsure)
+    assert M3ID(variant="published", gate="max_p<0.9").gate == "max_p<0.9", "an option that is given is never replaced"
 
 
 def test_the_default_is_the_re_implementations():

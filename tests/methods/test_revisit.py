@@ -117,5 +117,5 @@ def test_output_embeddings_that_are_no_matrix_are_refused(zoo_model):
 def test_it_needs_a_guard(zoo_model):
     from vlm_guard.contrast.unguarded import contrast_generate
 
-    with pytest.raises(ValueError, match="revisit also acts inside the model, which needs a guard"):
+    with pytest.raises(ValueError, match="revisit acts inside the model as well, which needs a guard"):
         contrast_generate(ReVisiT(), zoo_model("llava").model, None, {})

@@ -10,6 +10,12 @@ from vlm_guard.serving.vllm.versions import refuse_untested
 
 SERVED = {"act", "hgai", "icd", "lqcd", "m3id", "pai", "ritual", "softpag", "spin", "vaf", "vcd", "zerotuning"}
 UNSERVED = {
+    "avisc": "a second time",
+    "only": "hidden states",
+    "revisit": "hidden states",
+    "sid": "in one step",
+    "vista": "a second time",
+    "vti": "vision tower",
     "carve": "rewrites the picture",
     "deco": "early layers",
     "dola": "early layers",
@@ -137,3 +143,14 @@ def test_the_tested_version_is_accepted(version):
 def test_no_vllm_at_all_is_said():
     with pytest.raises(ImportError, match="none is installed"):
         refuse_untested(None)
+
+
+def test_a_hook_that_nobody_has_thought_of_is_refused(monkeypatch):
+    from vlm_guard.method import hooks
+    from vlm_guard.methods.pai import PAI
+
+    known = hooks.HOOKS["edit_attention"]
+    monkeypatch.setitem(hooks.HOOKS, "describe", known)
+    monkeypatch.setattr(PAI, "describe", lambda self: {}, raising=False)
+    with pytest.raises(ValueError, match="pai cannot be served inside vLLM: nothing of vLLM's asks for describe"):
+        Declaration.read("pai")

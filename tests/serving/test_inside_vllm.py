@@ -15,6 +15,7 @@ from vlm_guard.builtin_model import BUILTIN_DIR
 from vlm_guard.eval.scenes.dataset import write_scenes
 from vlm_guard.serving.vllm import engine_options
 from vlm_guard.serving.vllm.declaration import ENVIRONMENT
+from vlm_guard.serving.vllm.rows import PAIR
 
 pytest.importorskip("vllm", reason="vLLM is not installed; docs/serving.md says how to make an environment with it")
 
@@ -271,9 +272,14 @@ def test_a_prompt_whose_second_branch_cannot_be_made_ends_with_an_error(engine, 
     assert engine.is_empty()
 
 
-def test_prompts_in_pieces_and_a_cache_for_two_pairs(tight, transformers):
+def test_prompts_in_pieces_and_a_cache_for_two_pairs(tight, transformers, monkeypatch):
     offers = ["m3id", "none", "pai", "zerotuning", "vcd", "none", "pai:gain=0.5,guidance=1", "m3id", "none"]
+    preempted, preempt = [], tight.scheduler._preempt_request
+    monkeypatch.setattr(
+        tight.scheduler, "_preempt_request", lambda request, *rest: (preempted.append(request), preempt(request, *rest))
+    )
     outputs = tight.ask(offers)
+    assert preempted and not any(request.sampling_params.extra_args.get(PAIR) for request in preempted)
     assert_equal(outputs, [answer for offer in offers for answer in transformers.answers(offer)])
     assert tight.is_empty()
 

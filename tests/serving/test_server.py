@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 OFFERS = ["none", "pai", "m3id", "zerotuning", "strict"]
 DECLARED = "pai;m3id;zerotuning;strict=pai:gain=0.5,guidance=1"
 ASK = "Please describe this image in detail."
-PATIENCE = 240
+PATIENCE = 600
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ def test_two_processes_answer_as_transformers(tmp_path):
     settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
     settings |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, str(RUN), ";".join(OFFERS), *map(str, paths)]
-    done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
     model, processor = builtin()

@@ -14,7 +14,7 @@ import torch
 from vlm_guard.bench.paired_timing import PHASES, Seconds, summarise_pairs, summarise_plain, time_beside, time_call
 from vlm_guard.bench.random_models import SHAPES, named_shape, random_llava
 from vlm_guard.bench.random_prompts import noise_pictures, random_inputs, random_processor
-from vlm_guard.builtin_model import builtin
+from vlm_guard.builtin_model import builtin, is_shipped
 from vlm_guard.families.packed_vectors import pack_vectors
 from vlm_guard.families.profiles import short_value
 from vlm_guard.guard import wrap
@@ -71,7 +71,7 @@ def benchmark_generate(
     A control is measured with them: the plain model with twice the rows, which is what a second branch needs at least.
 
     Args:
-        model: "builtin" or the name of a random model's shape.
+        model: "builtin", "smol" or the name of a random model's shape.
         methods: names as for `wrap`; "all" stands for every method.
         options: options, each for all entries with its method: {"var.move_fraction": 0.5}.
         attention_backend: as for `wrap`.
@@ -93,8 +93,8 @@ def benchmark_generate(
     """
     where = torch.device(device)
     names = chosen_dtypes(dtype, where)
-    if model != "builtin" and model not in SHAPES:
-        raise ValueError(f"unknown model {model!r}; available: builtin, {', '.join(SHAPES)}")
+    if not is_shipped(model) and model not in SHAPES:
+        raise ValueError(f"unknown model {model!r}; available: builtin, smol, {', '.join(SHAPES)}")
     if cache not in ("dynamic", "static"):
         raise ValueError(f"unknown cache {cache!r}; available: dynamic, static")
     if compiled and cache != "static":
@@ -104,7 +104,7 @@ def benchmark_generate(
     if ALL in methods:
         methods = [name for name in method_names() if name != UNGUARDED]
     given = options_by_entry(methods, options or {})
-    facts = {} if model == "builtin" else random_model_options(named_shape(model).layers, named_shape(model).hidden)
+    facts = {} if is_shipped(model) else random_model_options(named_shape(model).layers, named_shape(model).hidden)
     settings: dict[str, Any] = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False}
     settings["cache_implementation"] = cache
     settings |= {"compile_config": _compile_settings()} if compiled else {"disable_compile": True}
@@ -239,12 +239,12 @@ def load_for_timing(
     """(model, processor, inputs with pictures of noise for so many rows and a seed).
 
     Args:
-        name: "builtin" or the name of a random model's shape.
+        name: "builtin", "smol" or the name of a random model's shape.
         dtype: of the weights.
         device: where the model runs.
         prompt_tokens: text tokens of a prompt of a random model, besides its picture.
     """
-    if name != "builtin":
+    if not is_shipped(name):
         model = random_llava(name, device=device, dtype=dtype)
         processor = random_processor(model)
         return (
@@ -252,7 +252,7 @@ def load_for_timing(
             processor,
             lambda rows, seed: random_inputs(model, processor, batch=rows, prompt_tokens=prompt_tokens, seed=seed),
         )
-    builtin_model, builtin_processor = builtin(dtype=dtype, device=device)
+    builtin_model, builtin_processor = builtin(name, dtype=dtype, device=device)
     # transformers declares the content of a message as text, but takes the parts that its own documentation shows.
     message: dict[str, Any] = {
         "role": "user",

@@ -8,6 +8,7 @@ from vlm_guard.families.architecture import describe_architecture, unwrap
 from vlm_guard.families.layers import layer_ranges
 from vlm_guard.families.profiles import find_profile, short_value
 from vlm_guard.guard import Guard
+from vlm_guard.method.model_choice import choice_of
 from vlm_guard.method.registry import method_class, method_names
 
 
@@ -20,6 +21,7 @@ def inspect_model(model: nn.Module, processor: Any) -> dict[str, Any]:
     inner = unwrap(model)
     architecture = describe_architecture(inner)
     profile = find_profile(inner.config)
+    choice = choice_of(architecture, profile)
     return {
         "model": {
             "class": type(inner).__name__,
@@ -30,6 +32,7 @@ def inspect_model(model: nn.Module, processor: Any) -> dict[str, Any]:
             "hidden size": architecture.hidden_size,
             "query heads": architecture.heads,
             "visual token ids": list(architecture.visual_token_ids),
+            "auto stands for": f"{choice.text} ({choice.reason})",
         },
         "profile": {"name": "none; run 'vlm-guard calibrate' for methods that need one"}
         if profile is None
@@ -45,5 +48,7 @@ def _verdict(model: nn.Module, processor: Any, name: str) -> dict[str, str]:
     except (ValueError, TypeError) as error:
         return {"method": name, "layers": "-", "verdict": str(error)}
     layers = sorted(guard.methods[0].layers)
-    edits = guard.methods[0].method.edits_attention()
-    return {"method": name, "layers": layer_ranges(layers) if edits else "-", "verdict": "ready"}
+    chosen = guard.methods[0].method
+    idle = chosen.why_idle(guard.target)
+    verdict = f"ready, but it changes nothing here: {idle}" if idle else "ready"
+    return {"method": name, "layers": layer_ranges(layers) if chosen.edits_attention() else "-", "verdict": verdict}

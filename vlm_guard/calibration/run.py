@@ -88,6 +88,7 @@ def calibrate(
             descriptions=descriptions,
             questions=questions,
             guarded=partial(wrap, model, processor, cls.name),
+            wrapped=partial(wrap, model, processor),
             progress=report(name),
         )
         return dict(cls.measure(call))

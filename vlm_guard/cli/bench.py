@@ -23,7 +23,7 @@ def command(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            help="generate: builtin or a random model's shape such as llava-0.3b or llava-1.5-7b. "
+            help="generate: builtin, smol or a random model's shape such as llava-0.3b or llava-1.5-7b. "
             "kernels: a model shape such as LLaVA-1.5-7B; may be repeated."
         ),
     ] = None,

@@ -7,7 +7,7 @@ import typer
 
 
 def command(
-    model: Annotated[str, typer.Argument(help="builtin, a folder or a Hugging Face id.")],
+    model: Annotated[str, typer.Argument(help="builtin, smol, a folder or a Hugging Face id.")],
     data: Annotated[str, typer.Option(help="Pictures to measure with: scenes:SPLIT[:SEED] or coco:FOLDER.")] = (
         "scenes:common:11"
     ),
@@ -45,6 +45,7 @@ def command(
 
     from rich.console import Console
 
+    from vlm_guard.builtin_model import is_shipped
     from vlm_guard.calibration.new_profile import new_profile
     from vlm_guard.calibration.run import calibrate, check_measurements, measurements
     from vlm_guard.eval.data.calibration_prompts import calibration_prompts
@@ -54,7 +55,7 @@ def command(
 
     wanted = tuple(measurements()) if only is None else tuple(part.strip() for part in only.split(","))
     check_measurements(wanted)
-    name = "builtin" if model == "builtin" else Path(model).name.lower()
+    name = model.partition(":")[0] if is_shipped(model) else Path(model).name.lower()
     path = out or user_profiles() / f"{name}.json"
     earlier = read_profile(path) if path.is_file() else None
     facts: dict[str, Fact] = {}

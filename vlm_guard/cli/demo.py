@@ -7,7 +7,7 @@ import typer
 
 def command(
     port: Annotated[int | None, typer.Option(help="Port; the first free one from 7860 on by default.")] = None,
-    model: Annotated[str, typer.Option(help="builtin, a Hugging Face id, or a folder with a checkpoint.")] = "builtin",
+    model: Annotated[str, typer.Option(help="builtin, smol, a Hugging Face id, or a checkpoint's folder.")] = "builtin",
     data: Annotated[
         str | None, typer.Option(help="Pictures: scenes:SPLIT, coco:FOLDER, or a folder in MSCOCO's format.")
     ] = None,

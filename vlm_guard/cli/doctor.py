@@ -20,10 +20,10 @@ def command(
 
     report = examine()
     if model is not None:
-        from vlm_guard.builtin_model import BUILTIN_DIR
+        from vlm_guard.builtin_model import is_shipped, shipped_folder
         from vlm_guard.families.processor_needs import processor_needs
 
-        name = str(BUILTIN_DIR) if model == "builtin" else model
+        name = str(shipped_folder(model)) if is_shipped(model) else model
         report[model] = processor_needs(name, revision).describe()
     if as_json:
         print(json.dumps(report, indent=2))
@@ -76,6 +76,7 @@ def examine() -> dict[str, dict[str, Any]]:
     from vlm_guard.environment import devices, dtype_advice, library_versions
     from vlm_guard.families.profiles import all_profiles, user_profiles
     from vlm_guard.method.registry import method_names
+    from vlm_guard.smol_model.language_model import INSTALL_LINE, missing_parts
 
     return {
         "versions": library_versions(),
@@ -86,6 +87,7 @@ def examine() -> dict[str, dict[str, Any]]:
             "methods": ", ".join(method_names()),
             "profiles": ", ".join(profile.name for profile in all_profiles()) or "none",
             "your profiles go to": str(user_profiles()),
+            "model smol": f"lacks {', '.join(lacking)}: {INSTALL_LINE}" if (lacking := missing_parts()) else "ready",
         },
         "problems": problems(),
     }

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 def command(
     image: Annotated[Path, typer.Argument(help="Picture file.")],
     prompt: Annotated[str, typer.Argument(help="What to ask.")] = "Please describe this image in detail.",
-    model: Annotated[str, typer.Option(help="builtin, a folder or a Hugging Face id.")] = "builtin",
+    model: Annotated[str, typer.Option(help="builtin, smol, a folder or a Hugging Face id.")] = "builtin",
     method: Annotated[
         list[str] | None,
-        typer.Option(help="none, var, pai:gain=0.4+var, my_file.py, ...; repeat it to see several answers. [var]"),
+        typer.Option(help="none, auto, pai:gain=0.4+var, my_file.py, ...; repeat it to see several answers. [auto]"),
     ] = None,
     options: Annotated[
         list[str] | None, typer.Option("--set", help="Option of a method: var.move_fraction=0.5; may be repeated.")
@@ -51,6 +51,7 @@ def command(
 
     if not image.is_file():
         raise FileNotFoundError(f"there is no picture {image}")
+    from vlm_guard.builtin_model import is_shipped
     from vlm_guard.eval.run.settings import parse_methods
     from vlm_guard.method.method_text import parse_options
     from vlm_guard.untrusted.picture_reader import read_picture
@@ -58,10 +59,10 @@ def command(
 
     picture = read_picture(image)
     # The built-in model knows MSCOCO's 80 objects and has no answer about others.
-    wanted = _grounding(words or ("coco" if model == "builtin" else "nouns"), repair) if grounding else None
+    wanted = _grounding(words or ("coco" if is_shipped(model) else "nouns"), repair) if grounding else None
     if repair is not None and wanted is None:
         raise ValueError("--repair takes out what grounding finds doubtful; give --grounding with it")
-    specs = parse_methods(method or ["var"], parse_options(options or []))
+    specs = parse_methods(method or ["auto"], parse_options(options or []))
     from vlm_guard.eval.run.ask import ask
     from vlm_guard.eval.run.generation import Decoding
     from vlm_guard.eval.run.models import load_model

@@ -1,20 +1,26 @@
 """`vlm-guard inspect`: how a model is shaped and what can be applied to it."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 
 def command(
-    model: Annotated[str, typer.Argument(help="builtin, a folder or a Hugging Face id.")],
+    model: Annotated[str, typer.Argument(help="builtin, smol, a folder or a Hugging Face id.")],
     attention: Annotated[
         bool, typer.Option("--attention", help="Also measure where attention goes, on a few pictures, with plots.")
     ] = False,
-    data: Annotated[str, typer.Option(help="Pictures for --attention: scenes:SPLIT[:SEED] or coco:FOLDER.")] = (
-        "scenes:broken:12"
-    ),
-    count: Annotated[int, typer.Option(help="Number of pictures for --attention.", min=1)] = 32,
+    heads: Annotated[
+        bool, typer.Option("--heads", help="Also measure what each head does: sinks, retrieval, look at the picture.")
+    ] = False,
+    save: Annotated[
+        bool, typer.Option("--save", help="Write the lists of --heads into the profile, for heads=retrieval.")
+    ] = False,
+    data: Annotated[
+        str, typer.Option(help="Pictures for --attention and --heads: scenes:SPLIT[:SEED] or coco:FOLDER.")
+    ] = ("scenes:broken:12"),
+    count: Annotated[int, typer.Option(help="Number of pictures for them.", min=1)] = 32,
     out: Annotated[Path | None, typer.Option(help="Folder for the plots and numbers of --attention.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     trust_remote_code: Annotated[
@@ -28,12 +34,16 @@ def command(
     from vlm_guard.calibration.inspection import inspect_model
     from vlm_guard.eval.run.models import load_model
 
+    if save and not heads:
+        raise ValueError("--save writes what --heads measures; give both")
     loaded = load_model(model, device=device, trust_remote_code=trust_remote_code)
     report = inspect_model(loaded.model, loaded.processor)
     if attention:
         from vlm_guard.eval.attention.facts import measure_attention
 
         report["attention"] = measure_attention(loaded.model, loaded.processor, data, count, out)
+    if heads:
+        report["heads"] = _heads(loaded, model, data, count, save)
     if as_json:
         print(json.dumps(report, indent=2))
         return
@@ -59,3 +69,26 @@ def command(
     console.print(table)
     if attention:
         console.print_json(json.dumps(report["attention"]))
+    if heads:
+        from vlm_guard.eval.report.head_table import print_heads
+
+        print_heads(console, report["heads"])
+
+
+def _heads(loaded: Any, model: str, data: str, count: int, save: bool) -> dict[str, Any]:
+    """What the heads do, measured on pictures; the lists go into the profile where that is asked for."""
+    from vlm_guard.calibration.new_profile import new_profile
+    from vlm_guard.eval.attention.heads import head_facts, head_list_facts
+    from vlm_guard.eval.data.datasets import open_dataset
+    from vlm_guard.families.profiles import read_profile, user_profiles
+    from vlm_guard.untrusted.picture_reader import read_picture
+
+    pictures = [read_picture(path) for path in list(open_dataset(data, count).images.values())[:count]]
+    facts = {"data": data, **head_facts(loaded.model, loaded.processor, pictures)}
+    if save:
+        name = "builtin" if model == "builtin" else Path(model).name.lower()
+        path = user_profiles() / f"{name}.json"
+        earlier = read_profile(path) if path.is_file() else None
+        new_profile(loaded.model, name, head_list_facts(facts), earlier).save(path)
+        facts["profile"] = str(path)
+    return facts

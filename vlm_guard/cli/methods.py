@@ -34,6 +34,7 @@ def command(
             table.add_row(item["name"], stations, needs, compiles, item["summary"])
         console.print(table)
         console.print("\nOne method in detail: vlm-guard methods NAME", style="dim")
+        console.print("auto is what a model's profile chooses: vlm-guard tune, vlm-guard inspect MODEL", style="dim")
         return
     item = described[0]
     console.print(f"[bold]{item['name']}[/bold]  {item['summary']}\n{item['paper']}\n")

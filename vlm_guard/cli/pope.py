@@ -36,7 +36,7 @@ def command(
     from vlm_guard.eval.tasks.pope.answer_files import read_method_answered
     from vlm_guard.eval.tasks.pope.leading_queries import score_leading
     from vlm_guard.eval.tasks.pope.report import leading_lines, parser_lines, summary_lines
-    from vlm_guard.eval.tasks.pope.scoring import PARSERS, read_questions, relabel, score_answers
+    from vlm_guard.eval.tasks.pope.scoring import PARSERS, relabel_by_files, score_answers
     from vlm_guard.untrusted.printed_text import one_line, printable_json
 
     if leading and not questions:
@@ -45,7 +45,6 @@ def command(
     led = read_method_answered(questions or [], leading) if leading else {}
     if leading and led.keys() != answered.keys():
         raise ValueError("the answers and the leading ones are of other methods; give files of the same methods")
-    labels = [question for path in relabelled or [] for question in read_questions(path)]
     records: dict[str, Any] = {}
     lines: list[str] = []
     for method, (asked, texts) in answered.items():
@@ -57,7 +56,7 @@ def command(
             records[method]["parsers"] = {name: score_answers(asked, texts, name).mean for name in PARSERS}
             lines += parser_lines(asked, texts)
         if relabelled:
-            corrected = score_answers(*relabel(asked, texts, labels), parser)
+            corrected = score_answers(*relabel_by_files(asked, texts, relabelled), parser)
             records[method]["relabelled"] = corrected.to_dict()
             title = "With the labels of " + ", ".join(one_line(path.name) for path in relabelled)
             lines += ["", *summary_lines(corrected, title)]

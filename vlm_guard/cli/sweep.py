@@ -1,14 +1,14 @@
 """`vlm-guard sweep`: which strength of each method suits a model."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 
 def command(
     out: Annotated[Path, typer.Option(help="Folder of the run: sweep.json and every answer.")],
-    model: Annotated[str, typer.Option(help="builtin, a folder or a Hugging Face id.")] = "builtin",
+    model: Annotated[str, typer.Option(help="builtin, smol, a folder or a Hugging Face id.")] = "builtin",
     data: Annotated[
         str, typer.Option(help="Pictures to choose with, others than those to judge with: scenes:SPLIT:SEED, ...")
     ] = "scenes:common:31",
@@ -21,8 +21,9 @@ def command(
     """Try each method's main strength at half, once and twice its default, by captions.
 
     A contrast is tried with stricter plausibility too, each with every strength.
-    Prints CHAIR_i and recall of each, and the setting to use: the lowest CHAIR_i that keeps the recall. A method
-    without such a setting does not help this model on these pictures.
+    Prints CHAIR_i and recall of each, their changes with 95 % intervals, and the setting to use: the lowest CHAIR_i
+    that keeps the recall, where the interval of the change leaves out 0 and there are at least 50 pictures. A method
+    without such a setting does not surely help this model on these pictures.
     """
     import json
     import sys
@@ -59,7 +60,7 @@ def command(
     for point, chosen in points:
         cells = []
         for name in (lower, keep):
-            cells += [f"{100 * point[name]:.1f}", f"{100 * point.get(f'{name}_change', 0):+.1f}"]
+            cells += [f"{100 * point[name]:.1f}", _change(point, name)]
         label = folded_label(point["label"], console.width)
         rows.append([Text(cell) for cell in (label, *cells, "use this" if chosen else "")])
     title = one_line(f"{model} on {report['data']}, {report['images']} images, in percent")
@@ -67,4 +68,16 @@ def command(
     head = ["setting", names.get(lower, lower), "change", names.get(keep, keep), "change", ""]
     for table in fitting_tables(head, rows, console.width):
         console.print(table)
+    if report["images"] < report["images_needed"]:
+        console.print(
+            f"\n{report['images']} pictures are too few to choose by; give at least --count {report['images_needed']}"
+        )
     console.print(f"\nsweep: {out / 'sweep.json'}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _change(point: dict[str, Any], name: str) -> str:
+    """What a metric changes, in points, with its interval; empty for the plain model."""
+    if f"{name}_change" not in point:
+        return ""
+    low, high = point[f"{name}_change_interval"]
+    return f"{100 * point[f'{name}_change']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"

@@ -7,7 +7,7 @@ import typer
 
 
 def command(
-    model: Annotated[str, typer.Argument(help="builtin, a folder or a Hugging Face id.")] = "builtin",
+    model: Annotated[str, typer.Argument(help="builtin, smol, a folder or a Hugging Face id.")] = "builtin",
     method: Annotated[
         list[str] | None, typer.Option(help="Name of a method to check; may be repeated. [all that fit the model]")
     ] = None,

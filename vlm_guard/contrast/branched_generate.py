@@ -17,6 +17,7 @@ from transformers.generation import GenerationMode
 
 from vlm_guard.contrast.branched_model import BranchedModel, StandIn
 from vlm_guard.contrast.first_token import FirstTokenModel
+from vlm_guard.contrast.gated_branch import GatedBranchedModel
 from vlm_guard.contrast.layer_contrast import LayerContrastModel
 from vlm_guard.contrast.own_search import answer_by_search
 from vlm_guard.contrast.read_out import reads_out
@@ -113,7 +114,8 @@ class ContrastGenerate:
         branch = self.branch(input_ids, model_kwargs)
         if branch is None:
             return None
-        return BranchedModel(
+        kind = GatedBranchedModel if self.method.gate else BranchedModel
+        return kind(
             model,
             self.method,
             branch,

@@ -146,7 +146,7 @@ class BranchedModel(StandIn):
     ) -> Any:
         prepared_cache = model_kwargs.get("past_key_values")
         self._given = given_inputs(input_ids, model_kwargs)
-        with nullcontext() if self.branch_rows is None else self.branch_rows.encoding():
+        with self._encoding():
             self._second = prepare_branch(
                 self.model, self.branch, self.inputs, self.given, generation_config, embedder=self.embedder
             )
@@ -155,7 +155,7 @@ class BranchedModel(StandIn):
         first, second = (output.logits[:, -1] for output in outputs)
         logits = self._combine(first, second, step=0)
         cache = self._join_caches(prepared_cache)
-        return _output(logits, cache, outputs[0].get("hidden_states"))
+        return stand_in_output(logits, cache, outputs[0].get("hidden_states"))
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
         """The sequence so far; the step itself prepares the rest for both branches."""
@@ -175,7 +175,7 @@ class BranchedModel(StandIn):
             outputs = [self._step_apart(part, index, tail) for index, (part, tail) in enumerate(parts)]
             first, second = (output.logits[:, -1] for output in outputs)
             logits = self._combine(first, second, step=step)
-            return _output(logits, self._paired, outputs[0].get("hidden_states"))
+            return stand_in_output(logits, self._paired, outputs[0].get("hidden_states"))
         rows = sequences.shape[0]
         inputs = self.model.prepare_inputs_for_generation(
             torch.cat([tail[:, -1:] for tail in tails]), next_sequence_length=1, **self.step_kwargs
@@ -188,7 +188,7 @@ class BranchedModel(StandIn):
         logits = self._combine(last[:rows], last[rows:], step=step)
         hidden = output.get("hidden_states")
         hidden = None if hidden is None else tuple(None if layer is None else layer[:rows] for layer in hidden)
-        return _output(logits, self.step_kwargs["past_key_values"], hidden)
+        return stand_in_output(logits, self.step_kwargs["past_key_values"], hidden)
 
     # -- parts ------------------------------------------------------------------------------------------------
 
@@ -281,6 +281,9 @@ class BranchedModel(StandIn):
         kwargs.update(self.model._update_model_kwargs_for_generation(output, kwargs, is_encoder_decoder=False))
         return output
 
+    def _encoding(self) -> AbstractContextManager:
+        return nullcontext() if self.branch_rows is None else self.branch_rows.encoding()
+
     def _reading(self, index: int, part: BranchInputs) -> AbstractContextManager:
         return nullcontext() if self.branch_rows is None else self.branch_rows.reading(index, part)
 
@@ -288,6 +291,6 @@ class BranchedModel(StandIn):
         return nullcontext() if self.branch_rows is None else self.branch_rows.stepping(index)
 
 
-def _output(logits: Tensor, cache: Any, hidden_states: Any) -> ModelOutput:
+def stand_in_output(logits: Tensor, cache: Any, hidden_states: Any) -> ModelOutput:
     """What the loops read of a forward pass: logits [N, 1, V] and what else there is."""
     return CausalLMOutputWithPast(logits=logits[:, None], past_key_values=cache, hidden_states=hidden_states)

@@ -74,7 +74,7 @@ class BeamPasses:
             name: value for name, value in kwargs.items() if name not in _OWN and not isinstance(value, Tensor)
         }
         self.prompt_length = self.length = input_ids.shape[1]
-        self._prompt = [_states_of(layer) for layer in self.cache.layers]
+        self._prompt = [_states(layer) for layer in self.cache.layers]
         return output.logits[:, -1].float()
 
     def answer(self, row: int) -> None:
@@ -102,7 +102,7 @@ class BeamPasses:
     def keep(self, beams: Tensor, picks: Tensor) -> None:
         """Move the keys of the answer: those of beam `beams` [N] and, behind them, of its candidate `picks` [N]."""
         for layer in self.cache.layers:
-            for states in _states_of(layer):
+            for states in _states(layer):
                 answer = states[beams, :, self.prompt_length : self.length]
                 taken = states[beams, :, self.length + picks]
                 states[:, :, self.prompt_length : self.length] = answer
@@ -146,12 +146,6 @@ class BeamPasses:
         return self.model(**inputs, return_dict=True).logits[:, -tokens.shape[1] :].float()
 
 
-def _states_of(layer: Any) -> tuple[Tensor, Tensor]:
-    """The keys and values of a filled layer of a cache.
-
-    Raises:
-        RuntimeError: it was not filled.
-    """
-    if layer.keys is None or layer.values is None:
-        raise RuntimeError("the prompt has to be read before the model decodes")
+def _states(layer: Any) -> tuple[Tensor, Tensor]:
+    """Keys and values [B, G, K, E] that a layer of the cache holds once a prompt has been read."""
     return layer.keys, layer.values

@@ -8,6 +8,7 @@ from transformers.utils import ModelOutput
 
 from vlm_guard.contrast.branched_model import StandIn
 from vlm_guard.families.architecture import GenerativeModel
+from vlm_guard.method.gate import Gate
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -30,6 +31,7 @@ class FirstTokenModel(StandIn):
         super().__init__(model)
         self.method = method
         self.active = active
+        self._gate = Gate.read(method.gate)
         self._first: Tensor | None = None
         self._step = 0
 
@@ -64,5 +66,7 @@ class FirstTokenModel(StandIn):
         logits = output.logits[:, -1].float()
         edited = self.method.edit_logits(logits, first.to(logits.device), self._step)
         active = self.active.repeat_interleave(logits.shape[0] // self.active.shape[0]).to(logits.device)
+        if self._gate is not None:
+            active = active & self._gate.is_open(logits)
         output.logits = torch.where(active[:, None], edited, logits)[:, None]
         return output

@@ -26,6 +26,7 @@ from vlm_guard.contrast.early_states import EarlyStates
 from vlm_guard.contrast.read_out import reads_out
 from vlm_guard.method.branch_prompt import BranchPrompt
 from vlm_guard.method.contrasting import Branch
+from vlm_guard.method.gate import Gate
 from vlm_guard.method.state import GenerationState, PromptTokens
 from vlm_guard.method.visual_tokens import visual_mask
 
@@ -72,6 +73,7 @@ class ContrastForward:
         self.guard = guard
         self.method = bound.method
         self._bound = bound
+        self._gate = Gate.read(self.method.gate)
         self._layers = self.method.early_layers(guard.target)
         self._reads_out = reads_out(self.method, guard.target)
         self._followed: weakref.WeakKeyDictionary[Any, _Followed] = weakref.WeakKeyDictionary()
@@ -275,6 +277,7 @@ class ContrastForward:
             if not bool(wanted.any()):
                 continue
             pair = given[:, column].float(), second[:, column].to(given.device).float()
+            wanted = self._open(wanted, pair[0])
             positive, negative = pair if branch.sign == "negative" else pair[::-1]
             combined = self.method.combine_logits(positive, negative, int(places.step[column - kept]))
             logits[:, column] = torch.where(
@@ -289,9 +292,13 @@ class ContrastForward:
             wanted = places.wanted[:, column - kept]
             if bool(wanted.any()):
                 combined = early.combine(given[:, column].float(), column - kept, state)
-                chosen = wanted[:, None].to(given.device)
+                chosen = self._open(wanted, given[:, column])[:, None].to(given.device)
                 logits[:, column] = torch.where(chosen, combined.to(given.dtype), given[:, column])
         return logits
+
+    def _open(self, wanted: Tensor, logits: Tensor) -> Tensor:
+        """[B] bool, the wanted rows whose gate is open at the given logits [B, V]."""
+        return wanted if self._gate is None else wanted & self._gate.is_open(logits).to(wanted.device)
 
     def _first_logits(self, output: Any, places: _Places, offset: int, cache: Any) -> Tensor:
         """[B, V] float32 logits of the first token of each row's answer, which a cache's later passes go on with."""
@@ -319,7 +326,7 @@ class ContrastForward:
             if bool(wanted.any()):
                 step = int(places.step[column - kept])
                 edited = self.method.edit_logits(given[:, column].float(), first, step)
-                chosen = wanted[:, None].to(given.device)
+                chosen = self._open(wanted, given[:, column])[:, None].to(given.device)
                 logits[:, column] = torch.where(chosen, edited.to(given.dtype), given[:, column])
         return logits
 

@@ -11,6 +11,7 @@ from transformers.utils import ModelOutput
 from vlm_guard.contrast.branched_model import StandIn
 from vlm_guard.contrast.read_out import ReadOut
 from vlm_guard.families.architecture import Architecture, GenerativeModel
+from vlm_guard.method.gate import Gate
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -65,12 +66,17 @@ class LayerContrastModel(StandIn):
         self._hooks = [
             modules[layer].register_forward_pre_hook(partial(self._keep, layer), with_kwargs=True) for layer in layers
         ]
-        self._hooks += [head.register_forward_pre_hook(self._append), head.register_forward_hook(self._take_off)]
+        self._head = head
+        # Behind a gate most steps need no early logits, and their own must be exactly those of the plain model.
+        self._gate = Gate.read(method.gate)
+        if self._gate is None:
+            self._hooks += [head.register_forward_pre_hook(self._append), head.register_forward_hook(self._take_off)]
+        else:
+            self._hooks.append(head.register_forward_pre_hook(self._look))
         # Quantised, offloaded or otherwise changed output embeddings compute as they do.
-        self._plain_head = (
-            head if type(head) is nn.Linear and head.bias is None and "forward" not in vars(head) else None
-        )
-        if self._plain_head is not None:
+        self._plain_head: nn.Linear | None = None
+        if self._gate is None and type(head) is nn.Linear and head.bias is None and "forward" not in vars(head):
+            self._plain_head = head
             head.forward = partial(_read_out, head)
 
     def __exit__(self, *exception: object) -> None:
@@ -89,12 +95,20 @@ class LayerContrastModel(StandIn):
     def _append(self, head: nn.Module, args: tuple[Tensor]) -> tuple[Tensor] | None:
         """The output embeddings are given [B, Q, hidden size]: what is read out becomes E more positions."""
         (final,) = args
-        running = None if self.guard is None else self.guard.reading.current
-        state = None if running is None else running.state
-        self._call = self._read_out.call(final[:, -1], self._last, -1, state)
+        self._call = self._describe(final)
         rows = self._read_out.rows(self._call)
         self._own = final.shape[1]
         return (torch.cat((final, rows), 1),) if rows.shape[1] else None
+
+    def _look(self, head: nn.Module, args: tuple[Tensor]) -> None:
+        """The output embeddings are asked, and get what they are given."""
+        self._call = self._describe(args[0])
+
+    def _describe(self, final: Tensor) -> "ReadOutCall":
+        """What the method is handed of a pass whose last states are `final` [B, Q, hidden size]."""
+        running = None if self.guard is None else self.guard.reading.current
+        state = None if running is None else running.state
+        return self._read_out.call(final[:, -1], self._last, -1, state)
 
     def _take_off(self, head: nn.Module, args: tuple[Tensor], logits: Tensor) -> Tensor:
         """Of [B, Q + E, V], the model sees its own Q positions."""
@@ -126,12 +140,28 @@ class LayerContrastModel(StandIn):
 
     def _combine(self, output: Any) -> Any:
         """The output of the model, of whatever class that is, with its last logits contrasted."""
+        if self._gate is not None:
+            return self._combine_open(output, self._gate)
         if self._read is None:
             raise RuntimeError("a forward pass went by whose output embeddings were not asked")
         call, read = self._read
         final = output.logits[:, -1].float()
         extra = self._read_out.finish(read.transpose(0, 1).to(final.device).float())
         output.logits = self._read_out.combine(call, final, extra)[:, None]
+        return output
+
+    def _combine_open(self, output: Any, gate: Gate) -> Any:
+        """The same in the rows whose gate is open; the others keep their logits, bit for bit."""
+        final, call = output.logits[:, -1].float(), self._call
+        if call is None:
+            raise RuntimeError("a forward pass went by whose output embeddings were not asked")
+        open_ = gate.is_open(final)
+        if bool(open_.any()):
+            rows = self._read_out.rows(call)
+            read = self._head(rows) if rows.shape[1] else final.new_zeros(final.shape[0], 0, final.shape[1])
+            extra = self._read_out.finish(read.transpose(0, 1).to(final.device).float())
+            final = torch.where(open_[:, None], self._read_out.combine(call, final, extra), final)
+        output.logits = final[:, None]
         return output
 
 

@@ -19,6 +19,7 @@ from vlm_guard.contrast.branch_inputs import BranchInputs, given_inputs, prepare
 from vlm_guard.contrast.branched_generate import ContrastGenerate
 from vlm_guard.contrast.read_out import reads_out
 from vlm_guard.method.contrasting import Branch
+from vlm_guard.method.gate import Gate
 from vlm_guard.runtime.installation import GUARD_ATTRIBUTE
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class ContrastLogitsProcessor(LogitsProcessor):
                 "use wrap or contrast_generate"
             )
         self.generate = ContrastGenerate(target, method, inputs)
+        self.gate = Gate.read(method.gate)
         self.prompt_length = _length(inputs)
         self.branch: Branch | None = None
         self.inputs: BranchInputs | None = None
@@ -87,7 +89,9 @@ class ContrastLogitsProcessor(LogitsProcessor):
         positive, negative = (logits, scores) if branch.sign == "positive" else (scores, logits)
         combined = self.generate.method.combine_logits(positive, negative, tail.shape[1])
         active = branch.active.repeat_interleave(scores.shape[0] // branch.active.shape[0])
-        return torch.where(active[:, None], combined, scores)
+        if self.gate is not None:
+            active = active & self.gate.is_open(scores).to(active.device)
+        return torch.where(active[:, None].to(scores.device), combined, scores)
 
     def _begin(self, prompt: Tensor) -> BranchInputs:
         """Describe the branch and prepare its inputs; nothing has been read."""

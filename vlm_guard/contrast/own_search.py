@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+from torch import LongTensor, Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 from transformers.generation import GenerateBeamDecoderOnlyOutput, GenerationMode
@@ -88,9 +88,9 @@ def answer_by_search(
         return sequences
     # Of the model, before each token of the answers; zeros where an answer has ended.
     logits_of_steps = tuple(pad_sequence(steps)) if wants_logits else None
-    # transformers declares its fields as LongTensor and FloatTensor, types that no function of torch returns.
-    output: Any = GenerateBeamDecoderOnlyOutput
-    return output(sequences=sequences, sequences_scores=torch.stack(scores), logits=logits_of_steps)
+    return GenerateBeamDecoderOnlyOutput(
+        sequences=cast(LongTensor, sequences), sequences_scores=torch.stack(scores), logits=logits_of_steps
+    )
 
 
 def _greedy(call: SearchCall, beams: int) -> tuple[Tensor, Tensor]:

@@ -2,12 +2,17 @@
 
 import re
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from vlm_guard.families.layers import layer_ranges
 
+if TYPE_CHECKING:
+    from vlm_guard.method.target import GuardTarget
+
+NAMED = ("retrieval", "image", "dormant")
 _ITEM = re.compile(r"(?P<layer>\d+):(?P<start>\d+)(?:-(?P<stop>\d+))?")
 
 
@@ -41,6 +46,28 @@ def select_heads(spec: str, depth: int, heads: int) -> dict[int, Tensor] | None:
             raise ValueError(f"heads {item!r} of {spec!r}: layers are 0 to {depth - 1}, heads 0 to {heads - 1}")
         chosen.setdefault(layer, torch.zeros(heads, dtype=torch.bool))[start : stop + 1] = True
     return chosen
+
+
+def select_heads_of(spec: str, target: "GuardTarget") -> dict[int, Tensor] | None:
+    """`select_heads` for a model, where a name stands for the list that its profile has by it.
+
+    "retrieval" are heads that look at the patch of the word that comes, "image" those that look at the picture most,
+    "dormant" those that rest on one key (`vlm-guard inspect MODEL --heads --save` measures them).
+
+    Raises:
+        ValueError: as `select_heads`, or a name is given and no profile has its list, or the list is empty.
+    """
+    name = spec.strip()
+    if name in NAMED:
+        listed = None if target.profile is None else target.profile.value(f"heads_{name}")
+        if not listed:
+            none = "no profile says which they are" if listed is None else "its profile says that it has none"
+            raise ValueError(
+                f"heads={name!r} needs the {name} heads of this {target.architecture.model_type} model, and {none}. "
+                "Run 'vlm-guard inspect MODEL --heads --save' once, or list heads such as '2:0,2:5,7:1-3'"
+            )
+        spec = listed
+    return select_heads(spec, target.architecture.depth, target.architecture.heads)
 
 
 def head_list(heads: Mapping[int, Tensor]) -> str:

@@ -109,8 +109,8 @@ def refuse_missing_folder(name: str) -> None:
     is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
     if is_path and not Path(name).is_dir():
         raise FileNotFoundError(
-            f"there is no folder {name}; a model is 'builtin', a folder with a checkpoint, or a Hugging Face id such "
-            "as llava-hf/llava-1.5-7b-hf"
+            f"there is no folder {name}; a model is 'builtin', 'smol', a folder with a checkpoint, or a Hugging Face "
+            "id such as llava-hf/llava-1.5-7b-hf"
         )
 
 

@@ -234,24 +234,25 @@ class PromptLens:
 
     def _reduce(self, batch: int) -> Tensor:
         best: Tensor | None = None
-        for normed in self._normed:
-            scale = []
-            for row, start, stop in self._blocks():
-                logits = self._logits(normed[start:stop])
-                if best is None:
-                    best = torch.full((batch, logits.shape[1]), -math.inf)
-                total = logits.logsumexp(-1)
-                largest = (logits - total[:, None]).amax(0).cpu()
-                torch.maximum(best[row], largest, out=best[row])
-                scale.append(total.cpu())
-            self._scale.append(torch.cat(scale))
+        scale: list[Tensor] = []
+        for row, start, stop in self._blocks():
+            # All layers in one product: many small ones take longer.
+            device = self._normed[0].device
+            logits = self._logits(torch.cat([normed[start:stop].to(device) for normed in self._normed]))
+            if best is None:
+                best = torch.full((batch, logits.shape[1]), -math.inf)
+            total = logits.logsumexp(-1)
+            largest = logits.sub_(total[:, None]).amax(0).cpu()
+            torch.maximum(best[row], largest, out=best[row])
+            scale.append(total.view(len(self._normed), -1).cpu())
         if best is None:
             raise ValueError("the lens has no layer to read")
+        self._scale = list(torch.cat(scale, 1))
         return best
 
     def _blocks(self) -> Iterator[tuple[int, int, int]]:
         """(row, first visual token, behind the last) of blocks that belong to one prompt each."""
-        size = max(1, BLOCK // self._width())
+        size = max(1, BLOCK // (self._width() * len(self._normed)))
         start = 0
         while start < len(self.rows):
             row = int(self.rows[start])

@@ -49,9 +49,9 @@ def answer_log_probs(
         return found
     read = SharedPrompt.read(guard, inputs, asked, looks_ahead=False, pictures=pictures)
     if read is None:
-        rows = [list(answers[number][1]) for number in spoken]
+        led = [list(answers[number][1]) for number in spoken]
         kept = [answers[number][0] for number in spoken]
-        for number, values in zip(spoken, _led_along(guard, inputs, asked, kept, rows, pictures)):
+        for number, values in zip(spoken, _led_along(guard, inputs, asked, kept, led, pictures)):
             found[number] = values
         return found
     for start in range(0, len(spoken), ROWS_AT_ONCE):

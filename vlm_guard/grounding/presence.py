@@ -49,7 +49,7 @@ def self_check(
         nouns: for each of the B rows, things in the singular ("dog", "dining table").
         question: with `{noun}`, for which the thing with its article is put.
         shared: read what all questions have in common once; False reads every question with its whole prompt.
-        states: keeps the hidden states of visual tokens of the first pass, if given.
+        states: keeps the hidden states of visual tokens of the given prompts, if given.
         answered: the plain model's own `generate` call with these inputs, whose keys then need not be made again.
 
     Returns:
@@ -84,7 +84,10 @@ def self_check(
             logits = read.last_logits([row for row, _ in pairs], [tail for tail, _ in asked])
             values = questions.difference(logits).tolist()
     if values is None:
-        values = _ask_in_turn(guard, inputs, questions, pairs, states)
+        if states is not None:
+            # In a prompt that looks ahead the picture's tokens know what is asked: the lens reads the given prompt.
+            read_alone(guard, asked_inputs(guard, inputs, prompt.same()), states)
+        values = _ask_in_turn(guard, inputs, questions, pairs)
     found: list[list[float]] = [[] for _ in nouns]
     for (row, _), value in zip(pairs, values, strict=True):
         found[row].append(value)
@@ -205,7 +208,6 @@ def _ask_in_turn(
     inputs: Mapping[str, Any],
     questions: _Questions,
     pairs: Sequence[tuple[int, str]],
-    states: "VisualStates | None",
 ) -> list[float]:
     """One pass over whole prompts for the first question of every row, one for the second ones, ..."""
     of_row: dict[int, list[int]] = {}
@@ -220,7 +222,7 @@ def _ask_in_turn(
             for row in range(len(questions.begins))
         ]
         given = asked_inputs(guard, inputs, questions.whole(tails))
-        difference = questions.difference(read_alone(guard, given, states if turn == 0 else None)).tolist()
+        difference = questions.difference(read_alone(guard, given)).tolist()
         for row, number in numbers.items():
             values[number] = difference[row]
     return values

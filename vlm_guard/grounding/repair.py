@@ -247,8 +247,8 @@ def _is_clean(text: str, start: int, end: int, items: Sequence[_Item], kept: Seq
     before, behind = text[start : items[0].start], text[items[-1].end : end]
     if _MORE_ITEMS.match(behind):
         return False
-    of_all = _OF_THE_WHOLE.match(behind) or (_THERE.search(before) and _PLACE.match(behind))
-    of_all = of_all or (not before.strip() and _ONLY_PLACE.fullmatch(behind))
+    of_all = bool(_OF_THE_WHOLE.match(behind)) or bool(_THERE.search(before) and _PLACE.match(behind))
+    of_all = of_all or bool(not before.strip() and _ONLY_PLACE.fullmatch(behind))
     if items[-1].fails and not of_all:
         return False
     if items[0].fails and len(items) == 2 and not _FREE.search(before):

@@ -3,10 +3,10 @@
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import LongTensor, Tensor, nn
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList
 from transformers.cache_utils import DynamicLayer
 
@@ -51,10 +51,9 @@ def require_prompt(guard: "Guard", inputs: Mapping[str, Any], who: str) -> Given
     if not isinstance(ids, Tensor) or ids.dim() != 2:
         raise ValueError(f"{who} needs the prompt as input_ids [batch, length], as the processor gives it")
     visual = target.architecture.visual_token_ids
-    usable = isinstance(mask, Tensor) and mask.shape == ids.shape
     return GivenPrompt(
         input_ids=ids,
-        attention_mask=mask if usable else torch.ones_like(ids),
+        attention_mask=mask if isinstance(mask, Tensor) and mask.shape == ids.shape else torch.ones_like(ids),
         visual_token_ids=visual,
         pad_id=padding_id(target.model, target.processor, visual),
     )
@@ -177,8 +176,7 @@ class AnsweredPrompt:
             return None
         cache = DynamicCache()
         for number, layer in enumerate(self.cache.layers):
-            parts = (layer.keys[::repeats], layer.values[::repeats])
-            cache.update(*(_columns(part, place) for part in parts), number)
+            cache.update(_columns(layer.keys[::repeats], place), _columns(layer.values[::repeats], place), number)
         kept: dict[str, Any] = {"attention_mask": prompt.attention_mask, "position_ids": positions}
         kept |= token_types(prompt, inputs)
         return SharedPrompt(guard, guard.target.architecture.generator, cache, kept, None)
@@ -188,7 +186,8 @@ def _only_keys(cache: Any) -> bool:
     """Whether every layer of a cache holds all keys of its prompts and nothing else."""
     layers = getattr(cache, "layers", ())
     return bool(layers) and all(
-        type(layer) is DynamicLayer and layer.is_initialized and layer.keys.numel() for layer in layers
+        type(layer) is DynamicLayer and layer.is_initialized and layer.keys is not None and layer.keys.numel()
+        for layer in layers
     )
 
 
@@ -312,7 +311,7 @@ class SharedPrompt:
             real[number, : len(tail)] = 1
         index = torch.tensor(list(rows), device=device)
         cache = copy.deepcopy(self.cache)
-        cache.reorder_cache(index)
+        cache.reorder_cache(cast(LongTensor, index))
         kwargs = {"past_key_values": cache, "use_cache": True}
         kwargs |= self._token_inputs(index, real.to(device))
         skipped = 0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vlm_guard.families.architecture import describe_architecture, unwrap
-    from vlm_guard.families.head_list import head_list, select_heads
+    from vlm_guard.families.head_list import head_list, select_heads, select_heads_of
     from vlm_guard.families.layer_parts import (
         FeedForward,
         LayerPart,
@@ -68,7 +68,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "families.architecture": ("describe_architecture", "unwrap"),
-    "families.head_list": ("head_list", "select_heads"),
+    "families.head_list": ("head_list", "select_heads", "select_heads_of"),
     "families.layer_parts": (
         "FeedForward",
         "LayerPart",
@@ -195,6 +195,7 @@ __all__ = [
     "run_until_stopped",
     "seen_part",
     "select_heads",
+    "select_heads_of",
     "select_layers",
     "select_layers_of",
     "spread_over_visual_tokens",

@@ -12,6 +12,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+from vlm_guard.method.gate import Gate
 from vlm_guard.method.option_types import check_type
 from vlm_guard.untrusted.printed_text import shown
 
@@ -140,6 +141,12 @@ class Method:
             "it tells visual keys from the others of a row, and no row has both kinds there"
         )
 
+    gate: str = option(
+        "",
+        help="act only at unsure steps: entropy>0.5 (nats) or max_p<0.7; empty acts at all",
+        paper="after CAI and AdaVBoost; see docs/methods.md",
+    )
+
     # By option what set it: "given", "published", or the profile that has it for the model; absent is the default.
     _sources: ClassVar[dict[str, str]] = {}
 
@@ -155,6 +162,7 @@ class Method:
             self.take_values({item.name: (item.metadata["published"], PUBLISHED) for item in departing})
         for item in fields(self):
             _check_option(type(self), item, getattr(self, item.name))
+        Gate.read(self.gate, self.name or type(self).__name__)
 
     def with_settings(self, settings: "Mapping[str, Setting]") -> Self:
         """The same method with a model's published settings, for the options that were not given.
@@ -200,6 +208,10 @@ class Method:
         from vlm_guard.families.layers import select_layers_of
 
         return select_layers_of(getattr(self, "layers", "all"), target)
+
+    def why_idle(self, target: "GuardTarget") -> str:
+        """Why it changes nothing on this model although the model takes it; empty where it does, or nobody knows."""
+        return ""
 
     def prompt_layers(self, target: "GuardTarget") -> tuple[int, ...]:
         """The decoder layers of which it must see more rows of a prompt than the last; none by default.
@@ -311,8 +323,8 @@ class Method:
 
     @classmethod
     def options(cls) -> "tuple[Field[Any], ...]":
-        """The options of this method, in their order."""
-        return fields(cls)
+        """The options of this method, in their order; that of every method, its gate, is the last."""
+        return tuple(sorted(fields(cls), key=lambda item: item.name == "gate"))
 
     @classmethod
     def neutral(cls) -> "Method":
@@ -332,7 +344,7 @@ class Method:
 
     def describe(self) -> dict[str, Any]:
         """Name, option values and what set those that are not defaults, as written into results."""
-        options = {item.name: getattr(self, item.name) for item in fields(self)}
+        options = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "gate" or self.gate}
         return {"method": self.name, "options": options, "sources": dict(self._sources)}
 
 

@@ -7,11 +7,18 @@ from dataclasses import fields
 from functools import cache
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vlm_guard.method.base import Method
+from vlm_guard.method.gate import Gate
 from vlm_guard.method.method_text import is_outside, parse_method_text
+from vlm_guard.method.model_choice import AUTO, ModelChoice, choice_of
 from vlm_guard.method.option_types import from_text
+
+if TYPE_CHECKING:
+    from vlm_guard.families.architecture import Architecture
+    from vlm_guard.families.profiles import Profile
+    from vlm_guard.method.target import GuardTarget
 
 ENTRY_POINT_GROUP = "vlm_guard.methods"
 
@@ -27,8 +34,10 @@ def register(name: str) -> Callable[[MethodType], MethodType]:
     """
 
     def add(cls: MethodType) -> MethodType:
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-            raise ValueError(f"method name {name!r} must be lower case letters, digits and underscores")
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name == AUTO:
+            raise ValueError(
+                f"method name {name!r} must be lower case letters, digits and underscores, and not {AUTO!r}"
+            )
         known = _REGISTERED.get(name)
         if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ValueError(f"method name {name!r} is already taken by {known.__module__}.{known.__qualname__}")
@@ -73,6 +82,8 @@ def method_class(name: str) -> type[Method]:
         from vlm_guard.method.outside_methods import outside_method
 
         return outside_method(name)
+    if name == AUTO:
+        return ModelChoice
     if name not in _REGISTERED:
         if name in method_files():
             import_module(f"vlm_guard.methods.{name}")
@@ -82,7 +93,7 @@ def method_class(name: str) -> type[Method]:
         near = difflib.get_close_matches(name.lower(), method_names(), n=2, cutoff=0.4)
         near = near[:1] if name.lower() in near else near
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-        raise ValueError(f"unknown method {name!r}.{hint} Available: {', '.join(method_names())}")
+        raise ValueError(f"unknown method {name!r}.{hint} Available: {AUTO}, {', '.join(method_names())}")
     return _REGISTERED[name]
 
 
@@ -93,7 +104,7 @@ def read_method_text(text: str) -> tuple[list[str], dict[str, Any]]:
         ValueError: a name or a setting is malformed, or one is given twice. FileNotFoundError: no such file.
     """
     names, options = [], {}
-    for part in parse_method_text(text, method_names()):
+    for part in parse_method_text(text, [*method_names(), AUTO]):
         name = method_class(part.reference).name if is_outside(part.reference) else part.reference
         names.append(name)
         for key, value in part.options.items():
@@ -170,3 +181,56 @@ def resolve_methods(
         example = f"{names[0]}.{key.rpartition('.')[2]}"
         raise ValueError(f"option {key!r} fits no method of {'+'.join(names)}; write for example {example!r}")
     return tuple(resolved)
+
+
+def methods_for_model(
+    methods: Sequence[Method], architecture: "Architecture", profile: "Profile | None"
+) -> tuple[Method, ...]:
+    """The methods with those that `auto` stands for on this model in its place.
+
+    Raises:
+        ValueError: the profile's choice is no line of known methods, or names a method that is there already. A method
+            from a file or module is refused: a profile may come from anybody, and such a method would be run.
+    """
+    found: list[Method] = []
+    for method in methods:
+        if not isinstance(method, ModelChoice):
+            found.append(method)
+            continue
+        choice = choice_of(architecture, profile)
+        parts = parse_method_text(choice.text, method_names())
+        foreign = [part.reference for part in parts if is_outside(part.reference) or part.reference == AUTO]
+        if foreign:
+            raise ValueError(
+                f"{choice.reason} chooses {choice.text!r} for 'auto', but only known methods can be chosen there, not "
+                f"{foreign[0]!r}; name the method yourself, or run 'vlm-guard tune MODEL' again"
+            )
+        found += resolve_methods(choice.text)
+    names = [method.name for method in found]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None and any(isinstance(method, ModelChoice) for method in methods):
+        raise ValueError(f"'auto' stands for {twice} on this model, which is named beside it; name it once")
+    return tuple(found)
+
+
+def acting_methods(methods: Sequence[Method], target: "GuardTarget") -> tuple[tuple[Method, ...], list[str]]:
+    """The methods that act on a model: what `auto` stands for in its place, those whose gate never opens left out.
+
+    Returns:
+        The methods, or "none" if no other is left; and a sentence on each that is left out.
+
+    Raises:
+        ValueError: as `methods_for_model`.
+    """
+    vocabulary = target.model.config.get_text_config(decoder=True).vocab_size
+    kept: list[Method] = []
+    sentences = []
+    for method in methods_for_model(methods, target.architecture, target.profile):
+        gate = Gate.read(method.gate)
+        if gate is None or gate.ever_opens(vocabulary):
+            kept.append(method)
+        else:
+            sentences.append(
+                f"the gate {method.gate!r} never opens on a model of {vocabulary} tokens, so {method.name} does nothing"
+            )
+    return tuple(kept) or ((make_method("none", {}),) if methods else ()), sentences

@@ -19,15 +19,12 @@ if TYPE_CHECKING:
 
 
 class HeadSplit(Protocol):
-    """How an engine other than transformers spreads the heads over processes.
+    """How an engine other than transformers spreads the heads over processes."""
 
-    Attributes:
-        rank: which share of the heads this process has, counted from 0.
-        size: how many processes share them.
-    """
-
-    rank: int
-    size: int
+    @property
+    def rank(self) -> int:
+        """Which share of the heads this process has, counted from 0."""
+        ...
 
     def gather(self, values: Tensor, dim: int) -> Tensor:
         """The values [..., heads of this process, ...] of all processes, in order, along `dim`."""

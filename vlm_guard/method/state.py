@@ -4,7 +4,7 @@ import weakref
 from collections.abc import Collection
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from torch import Tensor
 from vlm_guard.kernels.attention_edit import AttentionEdit
 from vlm_guard.method.base import RowScope, Sign
 from vlm_guard.method.visual_tokens import RowSelection, visual_mask, wanted_rows
+
+if TYPE_CHECKING:
+    from vlm_guard.method.attention_calls import BoundMethod
 
 # [0, 0] bool: of a generation that has read nothing yet.
 _NOTHING = torch.zeros(0, 0, dtype=torch.bool)
@@ -90,7 +93,8 @@ class GenerationState:
         attended: layers whose attention has asked for the edits of the prompt.
         edited: parts of layers whose output was handed to a method while the prompt was read: its name, layer, part.
         findings: what methods found out apart from any decoder layer, by their name.
-        steady_edits: per layer, the edit of every decode step, where no method changes it (see `Method.steady`).
+        steady_edits: per layer and processors, the edit of every decode step, where no method changes it (see
+            `Method.steady`).
         side: the contrast branch these rows are; "positive" without one.
         compiled: whether the decode steps will be compiled: edits then keep their structure from prompt to prompt.
         only: the one method whose attention processor runs in a pass that this method makes on its own, or None.
@@ -117,7 +121,7 @@ class GenerationState:
         self._told_length: int | None = None
         self.cache: weakref.ref | None = None
         self._memory: dict[tuple[str, int], SimpleNamespace] = {}
-        self.steady_edits: dict[int, AttentionEdit | None] = {}
+        self.steady_edits: dict[tuple[int, tuple[BoundMethod, ...]], AttentionEdit | None] = {}
         self._rows: dict[tuple[RowScope, int], RowSelection | None] = {}
         self._row_masks: dict[tuple[int, int], tuple[RowSelection, Tensor, Tensor]] = {}
         # The visual mask that was looked at, and whether each of its rows has a visual token.

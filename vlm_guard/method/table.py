@@ -23,7 +23,7 @@ def describe_class(cls: type[Method]) -> dict[str, Any]:
         "stations": list(cls.stations),
         "needs": list(cls.needs),
         "compiles": cls.compiles,
-        "options": [_describe_option(item) for item in fields(cls)],
+        "options": [_describe_option(item) for item in cls.options()],
         "settings": [{"option": name} | asdict(setting) for name, setting in settings_by_model(cls.name)],
     }
 

@@ -29,6 +29,7 @@ from vlm_guard.method.attention_calls import SLOT, WATCHER, LayerSlot
 from vlm_guard.method.state import GenerationState
 from vlm_guard.method.visual_tokens import RowSelection
 from vlm_guard.runtime.attention_context import WIDEST_FIRST, AttentionContext, AttentionInput, call_previous
+from vlm_guard.runtime.gates import GatedPart
 from vlm_guard.runtime.graph_break import kept_out
 from vlm_guard.runtime.trace import AttentionTrace, record_call
 
@@ -144,6 +145,36 @@ def attend(slot: LayerSlot, state: GenerationState | None, given: AttentionInput
         record_call(context, trace)
     if not processors:
         return given.plain()
+    gates = slot.guard.gates
+    if not gates:
+        return _attend_edited(context)
+    count = given.query.shape[2]
+    parts = gates.parts(processors, state, count, state.skipped(count))
+    return _attend_gated(context, parts)
+
+
+def _attend_gated(context: AttentionContext, parts: tuple[GatedPart, ...]) -> tuple[Tensor, Tensor | None]:
+    """Attention where gates are open in some rows and positions; where all are closed it is the model's own."""
+    output, weights = None, None
+    for part in parts:
+        if part.processors:
+            own, own_weights = _attend_edited(replace(context, processors=part.processors))
+        else:
+            own, own_weights = context.given.plain()
+        if output is None or part.where is None:
+            output, weights = own, own_weights
+            continue
+        # Rows behind those of the generation are no part of it, and keep what they have.
+        chosen = torch.nn.functional.pad(part.where, (0, 0, 0, own.shape[0] - part.where.shape[0]))
+        output = torch.where(chosen.to(own.device)[:, :, None, None], own, output)
+    if output is None:
+        raise RuntimeError("the parts of a gated pass cover every row, so there is at least one")
+    return output, weights
+
+
+def _attend_edited(context: AttentionContext) -> tuple[Tensor, Tensor | None]:
+    """Attention with the edits of all processors of a context, of which there is at least one."""
+    state, given = context.state, context.given
     if given.query.shape[2] == 1 and not state.reading:
         return _decode_with(context, _decode_edit(context))
     biased = _constant_bias(context)
@@ -180,12 +211,13 @@ def _decode_with(context: AttentionContext, edit: AttentionEdit | None) -> tuple
 
 def _decode_edit(context: AttentionContext) -> AttentionEdit | None:
     """The merged edit of a decode step; made once a generation where no method changes it from step to step."""
-    known, layer = context.state.steady_edits, context.slot.layer
-    if layer in known and context.first_key == 0:
-        return known[layer]
+    # Behind gates other methods may act at every step.
+    known, key = context.state.steady_edits, (context.slot.layer, context.processors)
+    if key in known and context.first_key == 0:
+        return known[key]
     edit = context.edit(None, "answer")
     if context.first_key == 0 and all(bound.method.steady for bound in context.processors):
-        known[layer] = edit
+        known[key] = edit
     return edit
 
 

@@ -123,4 +123,6 @@ class BranchRows:
 
     def close(self) -> None:
         """The generation is over: what is left is the state of the positive branch."""
-        self.of.part(self.cache, self.states[self.signs.index("positive")])
+        index = self.signs.index("positive")
+        # Behind a gate the second branch may never have been read.
+        self.of.part(self.cache, self.states[index] or self.states[1 - index])

@@ -178,7 +178,11 @@ class CompiledDecode:
 
     def _why_not(self) -> str | None:
         """Why no step of this guard can be compiled."""
-        names = [bound.method.name for bound in self.guard.methods if not bound.method.compiles]
+        names = [
+            f"{bound.method.name} with a gate" if bound.method.gate else bound.method.name
+            for bound in self.guard.methods
+            if bound.method.gate or not bound.method.compiles
+        ]
         return f"{' and '.join(names)} cannot run in a compiled decode step" if names else None
 
     def _unfit_cache(self, cache: Any, joint: bool) -> str | None:

@@ -128,6 +128,7 @@ class _ForwardReading:
                 if group.state.side == "positive":
                     running.state = reading.last = group.state
             guard.observers.end()
+            self._begin_gates(running, input_ids, cache)
             return
         labelled = self._labelled(input_ids, kwargs) if offset == 0 else None
         state = reading.belongs(input_ids, cache, offset, labelled)
@@ -135,11 +136,17 @@ class _ForwardReading:
         if offset and input_ids.shape[1] == 1 and length is not None and offset >= length:
             state.continue_with(offset)
             guard.observers.end()
+            self._begin_gates(running, input_ids, cache)
             return
         guard.placement.check()
         state.compiled = guard.decoding.asked
         guard.observers.begin()
         reading.take_in(state, input_ids, kwargs.get("attention_mask"), offset, cache)
+        self._begin_gates(running, input_ids, cache)
+
+    def _begin_gates(self, running: RunningPass, input_ids: Tensor, cache: Any) -> None:
+        if self.guard.gates:
+            self.guard.gates.begin(running, input_ids, cache)
 
     def _labelled(self, input_ids: Tensor, kwargs: dict[str, Any]) -> PromptTokens | None:
         """The prompt of a pass over prompt and answer, where its labels tell it.
@@ -194,6 +201,8 @@ class _ForwardReading:
     def _see(self, running: RunningPass, output: Any) -> None:
         """What is to be seen of a pass that has gone well."""
         state = running.state
+        if self.guard.gates:
+            self.guard.gates.finish(running, output)
         if state is not None and state.cache is None and not running.open_call:
             # A decoding loop over `model(...)` goes on with the cache that its first pass has made.
             self.guard.reading.caches.remember(_cache_of(output), state)

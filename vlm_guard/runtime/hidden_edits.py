@@ -98,7 +98,10 @@ def _generations(running: "RunningPass", bound: BoundMethod) -> Iterator[tuple[G
 def _edit_generation(
     guard: "Guard", bound: BoundMethod, part: LayerPart, output: Tensor, state: GenerationState
 ) -> Tensor | None:
-    method = bound.method
+    method, count = bound.method, output.shape[1]
+    where = guard.gates.where(bound, state, count) if guard.gates else None
+    if where is not None and not bool(where.any()):
+        return None
 
     def edited(hidden: Tensor, rows: RowSelection | None) -> Tensor | None:
         call = HiddenEditCall(
@@ -116,12 +119,16 @@ def _edit_generation(
 
     if not state.reading and output.shape[1] == 1:
         new = edited(output, None)
-        if new is None or state.every_row_has_image:
-            return new
-        return torch.where(state.visual.any(-1).to(output.device)[:, None, None], new, output)
-    rows = state.rows(method.hidden_rows, output.shape[1])
-    if rows is None:
-        return None
-    rows = rows.to(output.device)
-    new = edited(rows.take(output[:, None])[:, 0], rows)
-    return None if new is None else rows.write(output[:, :, None], new[:, :, None])[:, :, 0]
+        chosen = None if state.every_row_has_image else state.visual.any(-1).to(output.device)[:, None, None]
+    else:
+        rows = state.rows(method.hidden_rows, count)
+        if rows is None:
+            return None
+        rows = rows.to(output.device)
+        new = edited(rows.take(output[:, None])[:, 0], rows)
+        new = None if new is None else rows.write(output[:, :, None], new[:, :, None])[:, :, 0]
+        chosen = None
+    if where is not None:
+        open_ = where.to(output.device)[:, :, None]
+        chosen = open_ if chosen is None else chosen & open_
+    return new if new is None or chosen is None else torch.where(chosen, new, output)

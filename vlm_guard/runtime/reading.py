@@ -154,9 +154,15 @@ class Reading:
             self._calls.remove(call)
 
     @contextmanager
-    def running(self, state: GenerationState | None) -> Iterator[None]:
-        """What runs inside reads the tokens of `state`, whatever pass runs around it; None leaves it as it is."""
-        kept, self.current = self.current, RunningPass(state=state, findings=self.findings)
+    def running(self, state: GenerationState | None, findings: Findings | None = None) -> Iterator[None]:
+        """What runs inside reads the tokens of `state`, whatever pass runs around it; None leaves it as it is.
+
+        Args:
+            state: the generation.
+            findings: what methods find out meanwhile; by default with what they have found out around it.
+        """
+        known = self.findings if findings is None else findings
+        kept, self.current = self.current, RunningPass(state=state, findings=known)
         try:
             yield
         finally:

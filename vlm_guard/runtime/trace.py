@@ -12,6 +12,7 @@ from vlm_guard.kernels.attention_edit import AttentionEdit
 from vlm_guard.kernels.edited_attention import edited_attention
 from vlm_guard.method.base import Sign
 from vlm_guard.method.split_heads import all_heads
+from vlm_guard.method.visual_tokens import RowSelection
 from vlm_guard.runtime.attention_context import AttentionContext
 
 
@@ -102,7 +103,25 @@ def record_call(context: AttentionContext, tracer: AttentionTrace) -> None:
         rows = context.state.rows("answer", count)
         if rows is None:
             return
-    edit = context.edit(rows, "answer") or AttentionEdit()
-    problem = replace(context.problem(rows, edit), return_weights=True)
-    weights = all_heads(edited_attention(problem, "torch").asked_weights(), 1, context.slot.guard.target)
-    tracer.record(context.slot.layer, weights, context.first_key)
+    weights = _edited_weights(context, rows, count)
+    tracer.record(context.slot.layer, all_heads(weights, 1, context.slot.guard.target), context.first_key)
+
+
+def _edited_weights(context: AttentionContext, rows: RowSelection | None, count: int) -> Tensor:
+    """[B, H, R, K] weights of the asked rows after the edits, in each row those of the methods whose gates are open."""
+    gates, state = context.slot.guard.gates, context.state
+    parts = gates.parts(context.processors, state, count, state.skipped(count)) if gates else ()
+    found: Tensor | None = None
+    for part in parts or (None,):
+        own = context if part is None else replace(context, processors=part.processors)
+        edit = own.edit(rows, "answer") or AttentionEdit()
+        problem = replace(own.problem(rows, edit), return_weights=True)
+        weights = edited_attention(problem, "torch").asked_weights()
+        if found is None or part is None or part.where is None:
+            found = weights
+            continue
+        where = part.where[:, None, :, None].to(weights.device)
+        found = torch.where(where if rows is None else rows.take(where), weights, found)
+    if found is None:
+        raise RuntimeError("the parts of a gated pass cover every row, so there is at least one")
+    return found

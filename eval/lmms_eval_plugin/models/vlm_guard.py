@@ -33,8 +33,8 @@ class VLMGuard(lmms):
     """A guarded model for tasks that give a text and a list of pictures.
 
     Args:
-        pretrained: "builtin", a folder or a Hugging Face id.
-        method: "var", "var+vcd", ...; "none" runs the same model unguarded.
+        pretrained: "builtin", "smol", a folder or a Hugging Face id.
+        method: "auto", "var+vcd", ...; "none" runs the same model unguarded.
         batch_size: questions per batch; only those of equal generation settings are put together.
         device: "auto", "cpu", "cuda", "cuda:1"; with several processes each takes the GPU of its local rank.
         dtype, device_map, revision, trust_remote_code: as in `vlm_guard.eval.run.models.load_model`.
@@ -52,7 +52,7 @@ class VLMGuard(lmms):
     def __init__(
         self,
         pretrained: str,
-        method: str = "var",
+        method: str = "auto",
         *,
         batch_size: int | str = 1,
         device: str = "auto",

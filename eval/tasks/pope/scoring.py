@@ -43,6 +43,7 @@ __all__ = [
     "read_answers",
     "read_questions",
     "relabel",
+    "relabel_by_files",
     "sample_images",
     "score_answers",
     "score_predictions",
@@ -237,6 +238,27 @@ def relabel(
             raise ValueError(f"{where} is {shown(item.text)} about {shown(item.image)}; asked was {shown(asked.text)}")
         kept.append((item, answer))
     return [item for item, _ in kept], [answer for _, answer in kept]
+
+
+def relabel_by_files(
+    questions: Sequence[PopeQuestion], answers: Sequence[str], paths: Sequence[str | Path]
+) -> tuple[list[PopeQuestion], list[str]]:
+    """`relabel` with the questions of files, one after the other.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: as `relabel` and `read_questions`; the message names the file.
+    """
+    kept: list[PopeQuestion] = []
+    texts: list[str] = []
+    for path in paths:
+        labels = read_questions(path)
+        try:
+            asked, answered = relabel(questions, answers, labels)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        kept, texts = [*kept, *asked], [*texts, *answered]
+    return kept, texts
 
 
 def read_answers(path: str | Path) -> list[tuple[int | None, str | None, str]]:

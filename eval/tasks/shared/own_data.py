@@ -34,8 +34,9 @@ def question_data(
     """
     if count is not None and count < 1:
         raise ValueError(f"count is {count}; it must be at least 1")
+    read = list(files)
     if not images:
-        raise ValueError(f"{place} has no questions")
+        raise ValueError(f"{', '.join(map(str, read)) or place} has no questions")
     chosen = dict(list(images.items())[:count])
     missing = sum(not path.is_file() for path in chosen.values())
     if missing == len(chosen):
@@ -48,7 +49,7 @@ def question_data(
         objects={},
         captions={},
         selection="all pictures" if len(chosen) == len(images) else f"the first {len(chosen)} pictures",
-        annotation_hashes={path.name: hash_file(path) for path in files},
+        annotation_hashes={path.name: hash_file(path) for path in read},
         images_without_file=missing,
         kind=kind,
         content=content,

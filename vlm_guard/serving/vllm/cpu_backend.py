@@ -27,6 +27,7 @@ class GuardedCPUBuilder(CPUAttentionMetadataBuilder):
     """Plans, once a step, which rows are guarded."""
 
     # What is kept in Python about a step must not be frozen into a captured graph.
+    isa: str
     _cudagraph_support: ClassVar[AttentionCGSupport] = AttentionCGSupport.NEVER
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

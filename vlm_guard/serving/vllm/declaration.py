@@ -23,7 +23,9 @@ PLAIN = "none"
 KEY = "vlm_guard"
 _NAMED = re.compile(r"\s*([A-Za-z][\w-]*)\s*=(.+)", re.DOTALL)
 
-# Hooks that cannot run there, and why; `combine_logits` and `contrast_branch` are run by the paired scheduler.
+# The hooks that run there. The last two are the paired scheduler's.
+_SERVED = ("edit_attention", "contrast_branch", "combine_logits")
+# The others, and why they cannot.
 _UNSERVED = {
     "edit_inputs": "it rewrites the picture after an answer of its own, and vLLM gives a request one reading",
     "begin_forward": "it reads the prompt a second time beforehand, and vLLM gives a request one reading",
@@ -34,6 +36,8 @@ _UNSERVED = {
     "edit_hidden": "it edits hidden states, which vLLM's attention backends do not see",
     "search": "it searches for a whole answer, and vLLM goes token by token",
     "edit_logits": "it needs the logits of the answer's first token, which are gone when vLLM reads a request again",
+    "read_out": "it needs the hidden states of layers, which are gone when vLLM computes logits",
+    "combine_read_out": "it needs the hidden states of layers, which are gone when vLLM computes logits",
     "combine_layers": "it needs the hidden states of early layers, which are gone when vLLM computes logits",
 }
 
@@ -191,9 +195,11 @@ def served_methods(text: str) -> tuple[Method, ...]:
 def unserved_reason(method: Method) -> str:
     """Why a method cannot run inside vLLM; empty where it can."""
     found = hooks_of(method)
-    for name, reason in _UNSERVED.items():
-        if name in found:
-            return reason
+    unserved = [name for name in (*_UNSERVED, *found) if name in found and name not in _SERVED]
+    if unserved:
+        return _UNSERVED.get(unserved[0], f"nothing of vLLM's asks for {unserved[0]}")
+    if method.edits_attention() and method.whole_prompt is not None and method.contrasts():
+        return "its second branch must be read in one step, and vLLM reads the last token of both in a step of its own"
     if "gradients" in method.needs:
         return "it needs gradients, and vLLM computes none"
     if not found:

@@ -289,7 +289,8 @@ class LayerCall:
         if self.index not in request.edits:
             groups, dim, heads = self.key.shape[1], self.key.shape[2], self.query.shape[1]
             key = self.key.new_zeros(()).expand(1, groups, state.length, dim)
-            edit = edit_of_later_steps(layer.slot, state, layer.module, key, key, heads)
+            with layer.slot.guard.reading.running(state, state.findings):
+                edit = edit_of_later_steps(layer.slot, state, layer.module, key, key, heads)
             request.edits[self.index] = edit
         return request.edits[self.index]
 
@@ -308,9 +309,10 @@ class LayerCall:
         if self.sinks is not None:
             kwargs["s_aux"] = self.sinks
         query = self.query[rows].transpose(0, 1)[None]
-        layer.module.num_key_value_groups = query.shape[1] // key.shape[1]
+        vars(layer.module)["num_key_value_groups"] = query.shape[1] // key.shape[1]
         given = FinishedInput(
             "sdpa", layer.module, query, key, value, found.mask, kwargs, self.output[None, rows].clone()
         )
-        edited, _ = attend(layer.slot, found.state, given)
+        with layer.slot.guard.reading.running(found.state, found.state.findings):
+            edited, _ = attend(layer.slot, found.state, given)
         self.output[rows] = edited[0]

@@ -71,7 +71,8 @@ class Pairs(Generic[RequestType]):
 
     def withdraw(self, request_ids: Iterable[str]) -> list[RequestType]:
         """Take pairs back that have not entered; returns their requests, without the shadows."""
-        wanted, kept, gone = set(request_ids), deque(), []
+        wanted, gone = set(request_ids), []
+        kept: deque[tuple[RequestType, RequestType]] = deque()
         for request, shadow in self.held:
             if request.request_id in wanted:
                 gone.append(request)

@@ -1,13 +1,13 @@
 """The served guards of a vLLM process, and what of vLLM's configuration they cannot go with."""
 
-import json
+import os
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from vlm_guard.serving.vllm.declaration import Declaration
+from vlm_guard.serving.vllm.declaration import ENVIRONMENT, Declaration
 from vlm_guard.serving.vllm.engine import SCHEDULER
 from vlm_guard.serving.vllm.served_guards import ServedGuards, meta_model
 
@@ -59,8 +59,7 @@ class ProcessGuards:
                 "MODEL --methods ...', or take the arguments of LLM from vlm_guard.serving.vllm.engine_options"
             )
         refuse_settings(vllm_config, declared)
-        text = declared.default, tuple((offer.name, offer.text) for offer in declared.offers.values())
-        return _made(cls, declared_key(text), _Model.of(vllm_config))
+        return _made(_Model.of(vllm_config), os.environ[ENVIRONMENT])
 
 
 @dataclass(frozen=True)
@@ -80,19 +79,16 @@ class _Model:
         return cls(model.model, model.revision, model.trust_remote_code, parallel.rank % size, size)
 
 
-def declared_key(text: object) -> str:
-    """What a declaration says, as one text."""
-    return json.dumps(text)
-
-
 @cache
-def _made(cls: type[ProcessGuards], key: str, model: _Model) -> ProcessGuards:
-    declared = Declaration.of_environment()
+def _made(model: _Model, environment: str) -> ProcessGuards:
+    """The guards of what an environment declares."""
+    declared = Declaration.of_environment({ENVIRONMENT: environment})
     if declared is None:
-        raise RuntimeError(f"the declaration {key} was taken back while its guards were made")
+        raise RuntimeError("guards were asked for where nothing is declared")
     split = TensorParallelHeads(model.rank, model.size) if model.size > 1 else None
-    made = ServedGuards(declared, *meta_model(model.name, model.revision, model.trusted), split)
-    return cls(declared, made)
+    return ProcessGuards(
+        declared, ServedGuards(declared, *meta_model(model.name, model.revision, model.trusted), split)
+    )
 
 
 def refuse_settings(vllm_config: "VllmConfig", declared: Declaration) -> None:

@@ -135,9 +135,8 @@ def _edited_layers(guard: Guard, side: Sign) -> dict[int, EditedLayer]:
         if not methods:
             continue
         module = nn.Module()
-        module.is_causal = True
         slot = LayerSlot(entry.index, guard, methods)
-        module.__dict__[SLOT] = slot
+        vars(module).update({SLOT: slot, "is_causal": True})
         found[entry.index] = EditedLayer(slot, module)
     return found
 

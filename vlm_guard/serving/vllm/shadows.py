@@ -1,5 +1,6 @@
 """The second branch of a request as a request of its own: other token ids, other pictures, or other attention."""
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -128,8 +129,7 @@ def _replaced(feature: "MultiModalFeatureSpec", images: Mapping[str, Tensor], ta
     for name, value in images.items():
         element = data[name]
         given = value[0] if isinstance(element.data, Tensor) and value.dim() == element.data.dim() + 1 else value
-        changed = type(element).__new__(type(element))
-        vars(changed).update(vars(element))
+        changed = copy.copy(element)
         changed.data = given.to(element.data.dtype)
         data[name] = changed
     identity = f"{feature.identifier} {tag}"

@@ -1,0 +1,77 @@
+"""The tables about the default method, gates and tuning, from the files of their runs."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from house import ROOT
+
+_RESULTS = ROOT / "eval" / "results"
+_SPLITS = ("common", "broken")
+
+
+def default_markdown() -> str:
+    """The candidates for the default of `auto` on both splits: what they change against the plain model."""
+    runs = {split: _entries(f"default_{split}.json") for split in _SPLITS}
+    lines = [
+        "| method | CHAIR_i, `common` | recall | CHAIR_i, `broken` | recall |",
+        "|---|---|---|---|---|",
+    ]
+    for label in runs["common"]:
+        if label != "none":
+            cells = [_change(runs[split][label], metric) for split in _SPLITS for metric in ("chair_i", "recall")]
+            lines.append(f"| `{label}` | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def gates_markdown() -> str:
+    """Methods without a gate and with it at three thresholds."""
+    lines = ["| method | CHAIR_i | recall | words |", "|---|---|---|---|"]
+    for label, entry in _entries("gates_common.json").items():
+        if label != "none":
+            cells = [_change(entry, "chair_i"), _change(entry, "recall")]
+            lines.append(f"| `{label}` | {' | '.join(cells)} | {entry['estimates']['mean_words']['value']:.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def gate_costs_markdown() -> str:
+    """Times of contrasts by the share of steps at which they are open."""
+    content = json.loads((_RESULTS / "gate_costs.json").read_text(encoding="utf-8"))
+    lines = ["| method | open steps | before the first token | per token |", "|---|---|---|---|"]
+    for entry in content["entries"]:
+        ratios = [entry[phase]["ratio_to_unguarded"]["median"] for phase in ("prefill", "decode")]
+        gated = entry["method"].partition(":")[0] + (" with a gate" if ":" in entry["method"] else "")
+        lines.append(f"| `{gated}` | {entry['open_share']:.0%} | {ratios[0]:.2f}x | {ratios[1]:.2f}x |")
+    return "\n".join(lines) + "\n"
+
+
+def tuning_markdown() -> str:
+    """What `tune` chose on each seed, and what the annotations say of it."""
+    content = json.loads((_RESULTS / "tune_seeds.json").read_text(encoding="utf-8"))
+    lines = [
+        "| scenes | chosen | its true place | best by annotations | right | rank correlation |",
+        "|---|---|---|---|---|---|",
+    ]
+    for run in content["runs"]:
+        labels = run["labels"]
+        rank = labels["true_rank"]
+        place = "loses recall" if rank is None else f"{rank} of {labels['keeping_recall']}"
+        right = "yes" if labels["right"] else "no"
+        lines.append(
+            f"| `{run['data']}` | `{run['chosen']}` | {place} | `{labels['best']}` | {right} | "
+            f"{labels['spearman_chair_i']:.2f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _entries(name: str) -> dict[str, Mapping[str, Any]]:
+    content = json.loads((_RESULTS / name).read_text(encoding="utf-8"))
+    return {entry["label"]: entry for entry in content["methods"]}
+
+
+def _change(entry: Mapping[str, Any], metric: str) -> str:
+    """The change in points, bold where its interval leaves out 0, with the interval."""
+    change = entry["difference_to_baseline"][metric]
+    value, low, high = (100 * change[name] for name in ("value", "low", "high"))
+    text = f"**{value:+.1f}**" if low > 0 or high < 0 else f"{value:+.1f}"
+    return f"{text} ({low:+.1f} to {high:+.1f})"
