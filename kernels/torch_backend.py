@@ -109,11 +109,12 @@ def _edit_scores(scores: Tensor, edit: AttentionEdit, rows: slice) -> Tensor:
     changes = []
     if edit.bias is not None:
         changes.append(_rows(edit.bias, rows, 2).to(scores.dtype))
-    for factor, size in ((edit.gain, torch.abs), (edit.slope, None)):
-        if factor is not None:
-            factor = _rows(factor, rows, 2).to(scores.dtype)
-            described = scores[..., : factor.shape[-1]]
-            changes.append(factor * (described if size is None else size(described)))
+    if edit.gain is not None:
+        gain = _rows(edit.gain, rows, 2).to(scores.dtype)
+        changes.append(gain * scores[..., : gain.shape[-1]].abs())
+    if edit.slope is not None:
+        slope = _rows(edit.slope, rows, 2).to(scores.dtype)
+        changes.append(slope * scores[..., : slope.shape[-1]])
     for change in changes:
         scores = _add_described(scores, change)
     return scores

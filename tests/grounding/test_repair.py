@@ -56,6 +56,8 @@ def scored(text, doubtful, found=None):
         ("A man riding a horse next to a dog.", {"horse"}, "", ["sentence"]),
         ("A dog on a couch and a cat.", {"couch"}, "", ["sentence"]),
         ("There is a bird and a cat that sleeps.", {"cat"}, "", ["sentence"]),
+        ("1. A dog.\n2. A cat.\n3. A bird.", {"cat"}, "1. A dog.\n3. A bird.", ["sentence"]),
+        ("A dog barks. Mr. Smith holds a cat.", {"cat"}, "A dog barks.", ["sentence"]),
         ("A dog.\nA cat.\n\nA bird.", {"cat"}, "A dog.\n\nA bird.", ["sentence"]),
     ],
 )

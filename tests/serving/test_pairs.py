@@ -42,6 +42,7 @@ def test_a_pair_alone_always_enters():
 
 def test_halves_know_each_other_until_one_has_ended():
     pairs = pairs_of(10, 2)
+    assert names(pairs.admitted()) == ["a"]
     assert pairs.partner("a").request_id == "a shadow" and pairs.partner("a shadow").request_id == "a"
     assert pairs.is_shadow("a shadow") and not pairs.is_shadow("a")
     assert pairs.with_shadows(["x", "a"]) == ["x", "a", "a shadow"]

@@ -10,7 +10,7 @@ context_settings = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 def command(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="builtin, a folder or a Hugging Face id.")],
+    model: Annotated[str, typer.Argument(help="builtin, smol, a folder or a Hugging Face id.")],
     methods: Annotated[
         str, typer.Option(help="What requests may name, between semicolons: 'pai;m3id;strict=pai:gain=0.5'.")
     ],
@@ -35,19 +35,19 @@ def command(
 
     declared = Declaration.read(methods, default)
     refuse_untested(installed_version())
-    from vlm_guard.builtin_model import BUILTIN_DIR
+    from vlm_guard.builtin_model import is_shipped, shipped_folder
     from vlm_guard.families.processor_needs import refuse_missing_folder
     from vlm_guard.serving.vllm.chat_template import served_chat_template
     from vlm_guard.serving.vllm.served_guards import ServedGuards, meta_model
 
-    source = str(BUILTIN_DIR) if model == "builtin" else model
+    source = str(shipped_folder(model)) if is_shipped(model) else model
     refuse_missing_folder(source)
     made, processor = meta_model(source, revision, trust_remote_code)
     # What a method lacks of this model is said here in one line, not in the middle of vLLM's start.
     ServedGuards(declared, made, processor)
     flags = ["--model", source, *server_flags(declared)]
-    if model == "builtin" and "--served-model-name" not in context.args:
-        flags += ["--served-model-name", "builtin"]
+    if is_shipped(model) and "--served-model-name" not in context.args:
+        flags += ["--served-model-name", model]
     template = served_chat_template(processor)
     if template is not None and "--chat-template" not in context.args:
         # vLLM takes the text itself, too; it knows it by its braces.

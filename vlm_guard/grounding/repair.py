@@ -18,7 +18,9 @@ from dataclasses import dataclass, replace
 from vlm_guard.grounding.mention import Mention
 from vlm_guard.grounding.nouns import find_mentions, singular_of
 
-_SENTENCE = re.compile(r"\S(?:[^.?!\n]|[.?!](?=\S))*(?:[.?!]+[\"'”’)]*|$|(?=\n))")
+# A point behind a title or the number of a list ends no sentence.
+_INSIDE = r"[^.?!\n]|[.?!](?=\S)|(?:(?<=\bMr)|(?<=\bMrs)|(?<=\bDr)|(?<=\bSt)|(?<=^\d)|(?<=^\d\d))\."
+_SENTENCE = re.compile(rf"\S(?:{_INSIDE})*(?:[.?!]+[\"'”’)]*|$|(?=\n))", re.MULTILINE)
 _DETERMINERS = (
     "an?|the|some|any|another|several|many|few|two|three|four|five|six|seven|eight|nine|ten|his|her|its|their|one"
 )
