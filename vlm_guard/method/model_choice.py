@@ -1,7 +1,7 @@
 """`auto`: the method that suits the model, by its profile, or a default that every model takes.
 
 `vlm-guard tune MODEL` measures which method and setting suits a model and writes it into the profile. Where nobody has
-measured, the default is the half of PAI that costs next to nothing: the scores of visual tokens are raised in the rows
+measured, the default is one half of PAI: the scores of visual tokens are raised in the rows
 of the answer. It needs no calibration, no processor, no second branch and no shape of picture, so no family refuses it.
 Its gain of 0.3 lies between the 0.2 of PAI's released command line and the 0.5 said to be the paper's for LLaVA-1.5; of
 0.2, 0.3 and 0.4 it is the largest that cost the built-in model no recall (docs/methods.md). Families that read pictures
