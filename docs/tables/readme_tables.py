@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from choice_tables import default_markdown, gate_costs_markdown, gates_markdown, tuning_markdown
+from choice_tables import default_markdown, gates_markdown, tuning_markdown
 from which_method import which_markdown
 
 from api_page import api_markdown
