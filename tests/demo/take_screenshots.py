@@ -42,6 +42,7 @@ def tour(visitor: Visitor, folder: Path, name: str, size: tuple[int, int]) -> No
     visitor.resize(*size)
     next(tab for tab in visitor.all("#vg-tabs button[role=tab]") if tab.text == "How sure").click()
     visitor.until(lambda: visitor.one("#vg-check").is_displayed(), "the tab")
+    visitor.wait_for("#vg-repair input")
     visitor.press("#vg-repair input")
     visitor.press("#vg-check")
     visitor.until(lambda: visitor.all("#vg-sure-words .vg-repaired, #vg-sure-words .vg-fine"), "the scores")
