@@ -41,7 +41,6 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "helps": helps_markdown,
     "defaults": default_markdown,
     "gates": gates_markdown,
-    "gatecosts": gate_costs_markdown,
     "tuning": tuning_markdown,
     "grounding": grounding_markdown,
     "rooms": rooms_markdown,
