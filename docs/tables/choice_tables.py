@@ -34,17 +34,6 @@ def gates_markdown() -> str:
     return "\n".join(lines) + "\n"
 
 
-def gate_costs_markdown() -> str:
-    """Times of contrasts by the share of steps at which they are open."""
-    content = json.loads((_RESULTS / "gate_costs.json").read_text(encoding="utf-8"))
-    lines = ["| method | open steps | before the first token | per token |", "|---|---|---|---|"]
-    for entry in content["entries"]:
-        ratios = [entry[phase]["ratio_to_unguarded"]["median"] for phase in ("prefill", "decode")]
-        gated = entry["method"].partition(":")[0] + (" with a gate" if ":" in entry["method"] else "")
-        lines.append(f"| `{gated}` | {entry['open_share']:.0%} | {ratios[0]:.2f}x | {ratios[1]:.2f}x |")
-    return "\n".join(lines) + "\n"
-
-
 def tuning_markdown() -> str:
     """What `tune` chose on each seed, and what the annotations say of it."""
     content = json.loads((_RESULTS / "tune_seeds.json").read_text(encoding="utf-8"))

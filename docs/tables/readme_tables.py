@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from choice_tables import default_markdown, gate_costs_markdown, gates_markdown, tuning_markdown
+from choice_tables import default_markdown, gates_markdown, tuning_markdown
 from which_method import which_markdown
 
 from api_page import api_markdown
@@ -41,7 +41,6 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "helps": helps_markdown,
     "defaults": default_markdown,
     "gates": gates_markdown,
-    "gatecosts": gate_costs_markdown,
     "tuning": tuning_markdown,
     "grounding": grounding_markdown,
     "rooms": rooms_markdown,
