@@ -40,6 +40,7 @@ from vlm_guard.method import (
     lower_implausible,
     option,
     register,
+    require_plain_head,
     select_layers,
     variant_option,
 )
@@ -94,6 +95,11 @@ class ReVisiT(Method):
     def contrasts(self) -> bool:
         """Strength 0 switches it off."""
         return self.strength > 0
+
+    def prepare(self, target: GuardTarget) -> None:
+        """Nothing is prepared; a model whose output embeddings cannot be read row by row is refused."""
+        if self.contrasts():
+            require_plain_head(target.architecture.generator.get_output_embeddings(), self.name)
 
     def _entering(self, target: GuardTarget) -> tuple[int, ...]:
         """The layers whose entering states are kept."""

@@ -100,7 +100,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "sid": {"plausibility": 0.0, "keep": 0.3, "layers": "1-"},
     # Keep half of the few heads of a tiny model.
     "spin": {"keep": 0.5},
-    "hgai": {"layers": "all"},
+    "hgai": {"layers": "all", "strength": 0.2},  # milder than its default, as ACT, for the stock qwen3_5
     "vaf": {"layers": "all"},
     # Five tokens are few for its growing share.
     "flb": {"strength": 2.0, "rate": 0.5},

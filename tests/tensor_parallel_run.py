@@ -30,6 +30,9 @@ PROMPTS = [
 ]
 CASES: dict[str, dict[str, Any]] = {name: method_cases.options(name) for name in method_cases.names()}
 CASES["carve"] = {"layers": "1-2"}
+# ONLY sends heads of its own through the output projection and ReVisiT takes rows of the output embeddings; each
+# process has a part of these.
+REFUSED = {name: CASES.pop(name) for name in ("only", "revisit")}
 # Heads by their number in the whole model, some in each process.
 CASES["act of chosen heads"] = method_cases.options("act") | {"heads": "0:0,1:3,2:1-2"}
 CASES["zerotuning of chosen heads"] = {"factor": 0.3, "heads": "0:3,1:0,2:1-2"}
@@ -48,6 +51,15 @@ def answer(model: Any, processor: Any, inputs: dict[str, Any], case: str) -> tor
         return torch.cat((logits.flatten(), trace.visual_share(guard.state.visual).flatten()))
 
 
+def refusal(model: Any, processor: Any, method: str, options: dict[str, Any]) -> str:
+    """Why a method does not act on a shared model; empty if it does."""
+    try:
+        wrap(model, processor, method, **options).remove()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def share(rank: int, folder: Path, zoo: Any, inputs: dict[str, Any], expected: dict[str, torch.Tensor]) -> None:
     """What one of the processes does."""
     distributed.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=SIZE)
@@ -61,7 +73,8 @@ def share(rank: int, folder: Path, zoo: Any, inputs: dict[str, Any], expected: d
     for case, logits in expected.items():
         found[case] = float((answer(model, processor, inputs, case) - logits).abs().max())
     if rank == SIZE - 1:
-        report = {"heads": heads[0], "differences": found}
+        refused = {case: refusal(model, processor, case, options) for case, options in REFUSED.items()}
+        report = {"heads": heads[0], "differences": found, "refused": refused}
         (folder / "differences.json").write_text(json.dumps(report), encoding="utf-8")
 
 

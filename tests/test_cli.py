@@ -167,18 +167,30 @@ def test_inspect_shows_the_shipped_profile(capsys):
     report = json.loads(out)
     assert code == 0 and report["profile"]["name"] == "builtin"
     verdicts = {row["method"]: row["verdict"] for row in report["methods"]}
-    assert verdicts["var"] == "ready"
+    assert verdicts["var"].startswith("ready, but it changes nothing here: none: no layer has sinks")
+
+
+def make_a_sink(model):
+    """Give the first token a massive dimension 7, which its keys show; dimension 11 of all tokens asks for it."""
+    decoder, text = model.get_decoder(), model.config.text_config
+    size = text.head_dim
+    slow = size // 2 - 1  # the channel of a head that turns least from position to position
+    with torch.no_grad():
+        decoder.embed_tokens.weight[:, 11] = 2.0
+        model.model.multi_modal_projector.linear_2.bias[11] = 2.0
+        decoder.embed_tokens.weight[text.bos_token_id, 7] = 300.0
+        for layer in decoder.layers:
+            for projection, dimension in ((layer.self_attn.q_proj, 11), (layer.self_attn.k_proj, 7)):
+                projection.weight.view(-1, size, text.hidden_size)[:, slow, dimension] = 4.0
 
 
 def test_calibrate_writes_a_profile_that_wrap_finds(capsys, tmp_path, monkeypatch):
-    """A copy of the built-in model whose first token is made massive in one dimension."""
+    """A copy of the built-in model whose first token is massive in one dimension, which draws attention."""
     from vlm_guard import builtin, wrap
     from vlm_guard.families.profiles import find_profile
 
     model, processor = builtin()
-    decoder = model.get_decoder()
-    with torch.no_grad():
-        decoder.embed_tokens.weight[model.config.text_config.bos_token_id, 7] = 300.0
+    make_a_sink(model)
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     monkeypatch.setenv("VLM_GUARD_PROFILES", str(tmp_path / "profiles"))

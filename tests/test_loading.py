@@ -87,7 +87,8 @@ def offloaded(request, tmp_path_factory):
     return zoo, model
 
 
-@pytest.mark.parametrize("method", method_cases.names())
+# ReVisiT reads single rows of the output embeddings, which lie elsewhere between calls.
+@pytest.mark.parametrize("method", [name for name in method_cases.names() if name != "revisit"])
 def test_offloaded_layers_give_the_same_answer(offloaded, zoo_processor, method):
     zoo, model = offloaded
     inputs, processor = zoo.make_inputs(PROMPTS), zoo_processor("llava")
@@ -95,6 +96,12 @@ def test_offloaded_layers_give_the_same_answer(offloaded, zoo_processor, method)
     found = answer(model, processor, inputs, method)
     assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
     assert all(parameter.device.type == "meta" for parameter in model.parameters())
+
+
+def test_revisit_says_that_it_reads_no_offloaded_output_embeddings(offloaded):
+    _, model = offloaded
+    with pytest.raises(ValueError, match=r"revisit reads single tokens.*load it without quantising or offloading them"):
+        wrap(model, None, "revisit")
 
 
 def test_offloaded_models_are_calibrated_and_fed_where_they_run(offloaded):
@@ -119,7 +126,9 @@ def test_two_processes_that_share_the_heads_give_the_answer_of_one(tmp_path):
     assert run.returncode == 0, run.stderr[-3000:]
     report = json.loads((tmp_path / "differences.json").read_text(encoding="utf-8"))
     assert report["heads"] == 2, "each process has half of the four heads"
-    assert set(method_cases.names()) < set(report["differences"])
+    refused = report["refused"]
+    assert set(method_cases.names()) - set(refused) < set(report["differences"])
+    assert set(refused) == {"only", "revisit"} and all("without tp_plan" in reason for reason in refused.values())
     # Implausible tokens are lowered by 10,000, where float32 has steps of 0.001.
     assert {case: value for case, value in report["differences"].items() if value > 2e-3} == {}
 

@@ -28,7 +28,7 @@ def test_flags_go_on_top_of_the_file(tmp_path):
             "batchsize: there is no such setting; did you mean 'batch_size'.*allowed settings: model",
         ),
         ("batch_size: 0", r"batch_size: .*greater than or equal to 1 [(]given 0[)]"),
-        ("tasks: [chair, mmhal]", "allowed: chair, pope"),
+        ("tasks: [chair, mmvet]", "allowed: chair, pope"),
         ("- a list", "must hold settings"),
         ("a: [", "no valid YAML"),
     ],

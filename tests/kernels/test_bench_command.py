@@ -11,6 +11,7 @@ import torch
 from vlm_guard.bench.generate import benchmark_generate, options_by_entry
 from vlm_guard.kernels.benchmark import linear
 from vlm_guard.kernels.benchmark import run as benchmark
+from vlm_guard.kernels.benchmark.cases import interpreter_cases
 from vlm_guard.kernels.benchmark.measure import note_on_load
 
 
@@ -69,7 +70,7 @@ def test_options_go_to_every_entry_with_their_method():
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"model": "llava"}, "unknown model 'llava'; available: builtin, llava-0.3b"),
+        ({"model": "llava"}, "unknown model 'llava'; available: builtin, smol, llava-0.3b"),
         ({"cache": "paged"}, "unknown cache 'paged'"),
         ({"compiled": True}, "--compile needs --cache static"),
         ({"new_tokens": 1}, "at least 2"),
@@ -96,7 +97,7 @@ def test_cases_are_checked_in_processes(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     checked = benchmark.check_in_parallel(300, backend="torch", cases="interpreter", device="cpu")
-    assert len(checked) == 46 and all(result["passed"] for result in checked)
+    assert len(checked) == len(interpreter_cases()) and all(result["passed"] for result in checked)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -98,7 +98,6 @@ def test_it_equals_the_read_outs_of_a_stock_model(zoo_model, layers, use_cache):
 
 def test_output_embeddings_that_are_no_matrix_are_refused(zoo_model):
     zoo = zoo_model("llava")
-    inputs = zoo.make_inputs([Prompt(text_before=3, text_after=5, content=0)])
 
     class Quantised(torch.nn.Linear):
         pass
@@ -108,8 +107,8 @@ def test_output_embeddings_that_are_no_matrix_are_refused(zoo_model):
     changed.weight = kept.weight
     zoo.model.lm_head = changed
     try:
-        with wrap(zoo.model, None, "revisit") as guard, pytest.raises(ValueError, match=r"no plain matrix.*Quantised"):
-            guard.generate(**inputs, max_new_tokens=2, do_sample=False)
+        with pytest.raises(ValueError, match=r"no plain matrix.*Quantised"):
+            wrap(zoo.model, None, "revisit")
     finally:
         zoo.model.lm_head = kept
 

@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from vlm_guard.method.measure_call import MeasureCall
     from vlm_guard.method.model_inputs import TOKEN_TYPES, image_inputs, token_types
     from vlm_guard.method.question_place import answer_opening, question_range, token_spans
-    from vlm_guard.method.read_out_call import ReadOutCall
+    from vlm_guard.method.read_out_call import ReadOutCall, require_plain_head
     from vlm_guard.method.registry import register
     from vlm_guard.method.search_call import CandidatePasses, SearchCall
     from vlm_guard.method.split_heads import all_heads, own_heads, refuse_split_tower
@@ -107,7 +107,7 @@ _HOMES = {
     "method.measure_call": ("MeasureCall",),
     "method.model_inputs": ("TOKEN_TYPES", "image_inputs", "token_types"),
     "method.question_place": ("answer_opening", "question_range", "token_spans"),
-    "method.read_out_call": ("ReadOutCall",),
+    "method.read_out_call": ("ReadOutCall", "require_plain_head"),
     "method.registry": ("register",),
     "method.search_call": ("CandidatePasses", "SearchCall"),
     "method.split_heads": ("all_heads", "own_heads", "refuse_split_tower"),
@@ -192,6 +192,7 @@ __all__ = [
     "register",
     "replace_output",
     "require_grid",
+    "require_plain_head",
     "run_until_stopped",
     "seen_part",
     "select_heads",

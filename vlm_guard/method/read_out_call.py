@@ -76,13 +76,27 @@ class ReadOutCall:
         Raises:
             ValueError: the output embeddings are no plain matrix (quantised or offloaded ones are not).
         """
-        if type(self.head) is not nn.Linear or self.head.weight.device.type == "meta":
-            raise ValueError(
-                f"{self.method} reads single tokens out of the output embeddings, which are no plain matrix in this "
-                f"model ({type(self.head).__name__}); load it without quantising or offloading them"
-            )
+        require_plain_head(self.head, self.method)
         rows = self.head.weight[tokens.to(self.head.weight.device)]
         found = hidden.to(rows.device, rows.dtype) @ rows.transpose(-1, -2)
         if self.head.bias is not None:
             found = found + self.head.bias[tokens.to(rows.device)][:, None]
         return self.finish(found.float())
+
+
+def require_plain_head(head: nn.Module, method: str) -> None:
+    """Refuse output embeddings whose rows cannot be taken one by one.
+
+    Args:
+        head: the model's output embeddings.
+        method: name of the method that takes them.
+
+    Raises:
+        ValueError: they are quantised, offloaded, or spread over processes.
+    """
+    plain = type(head) is nn.Linear and head.weight.device.type != "meta" and type(head.weight.data) is Tensor
+    if not plain:
+        raise ValueError(
+            f"{method} reads single tokens out of the output embeddings, which are no plain matrix in this model "
+            f"({type(head).__name__}); load it without quantising or offloading them, and without tp_plan"
+        )

@@ -67,7 +67,7 @@ def _edit_batch(guard: "Guard", bound: BoundMethod, part: LayerPart, output: Ten
     groups = running.groups
     batch = generations[0][0].visual.shape[0] if groups is None else max(group.stop for group in groups)
     # Some mixtures of experts return their tokens in one row.
-    shaped = output if output.dim() == 3 else output.view(batch, -1, output.shape[-1])
+    shaped = output if output.dim() == 3 else output.reshape(batch, -1, output.shape[-1])
     changed = shaped
     for state, rows in generations:
         if state.reading:
@@ -78,7 +78,7 @@ def _edit_batch(guard: "Guard", bound: BoundMethod, part: LayerPart, output: Ten
             # Most passes read one generation, whose rows are all of them.
             whole = new.shape[0] == changed.shape[0]
             changed = new if whole else torch.cat((changed[:first], new, changed[first + new.shape[0] :]))
-    return None if changed is shaped else changed.view(output.shape)
+    return None if changed is shaped else changed.reshape(output.shape)
 
 
 def _generations(running: "RunningPass", bound: BoundMethod) -> Iterator[tuple[GenerationState, slice]]:

@@ -55,6 +55,7 @@ RECIPES: dict[str, Recipe] = {
         named={},
         marker="[IMG]",
         settings={"patch_size": PATCH, "spatial_merge_size": 1},
+        needs=("torchvision",),
     ),
     "mistral3": Recipe(
         processor="PixtralProcessor",
@@ -63,6 +64,7 @@ RECIPES: dict[str, Recipe] = {
         named={},
         marker="[IMG]",
         settings={"patch_size": PATCH, "spatial_merge_size": 2},
+        needs=("torchvision",),
     ),
     "lighton_ocr": Recipe(
         processor="LightOnOcrProcessor",
