@@ -76,16 +76,16 @@ class ReadOutCall:
         Raises:
             ValueError: the output embeddings are no plain matrix (quantised or offloaded ones are not).
         """
-        require_plain_head(self.head, self.method)
-        rows = self.head.weight[tokens.to(self.head.weight.device)]
+        head = require_plain_head(self.head, self.method)
+        rows = head.weight[tokens.to(head.weight.device)]
         found = hidden.to(rows.device, rows.dtype) @ rows.transpose(-1, -2)
-        if self.head.bias is not None:
-            found = found + self.head.bias[tokens.to(rows.device)][:, None]
+        if head.bias is not None:
+            found = found + head.bias[tokens.to(rows.device)][:, None]
         return self.finish(found.float())
 
 
-def require_plain_head(head: nn.Module, method: str) -> None:
-    """Refuse output embeddings whose rows cannot be taken one by one.
+def require_plain_head(head: nn.Module, method: str) -> nn.Linear:
+    """The output embeddings, if their rows can be taken one by one.
 
     Args:
         head: the model's output embeddings.
@@ -94,9 +94,10 @@ def require_plain_head(head: nn.Module, method: str) -> None:
     Raises:
         ValueError: they are quantised, offloaded, or spread over processes.
     """
-    plain = type(head) is nn.Linear and head.weight.device.type != "meta" and type(head.weight.data) is Tensor
-    if not plain:
-        raise ValueError(
-            f"{method} reads single tokens out of the output embeddings, which are no plain matrix in this model "
-            f"({type(head).__name__}); load it without quantising or offloading them, and without tp_plan"
-        )
+    matrix = head.weight if isinstance(head, nn.Linear) and type(head) is nn.Linear else None
+    if isinstance(head, nn.Linear) and matrix is not None and not matrix.is_meta and type(matrix.data) is Tensor:
+        return head
+    raise ValueError(
+        f"{method} reads single tokens out of the output embeddings, which are no plain matrix in this model "
+        f"({type(head).__name__}); load it without quantising or offloading them, and without tp_plan"
+    )
