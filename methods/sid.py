@@ -42,7 +42,7 @@ from vlm_guard.method import (
     option,
     plausibility_option,
     register,
-    select_layers_of,
+    select_attending_layers,
     variant_option,
 )
 
@@ -105,7 +105,7 @@ class SID(ContrastMethod):
             ValueError: no layer with attention lies below the first masked one, or none is masked.
         """
         attending = [entry.index for entry in target.architecture.layers]
-        masked = [layer for layer in select_layers_of(self.layers, target) if layer in attending]
+        masked = select_attending_layers(self.layers, target)
         below = [layer for layer in attending if masked and layer < masked[0]]
         listed = ", ".join(map(str, attending))
         if not below:

@@ -39,8 +39,8 @@ from vlm_guard.method import (
     Part,
     option,
     register,
+    select_attending_layers,
     select_layers,
-    select_layers_of,
     variant_option,
 )
 from vlm_guard.methods.shared.prompt_pass import states_behind_layers, whole_prompt_inputs
@@ -95,8 +95,7 @@ class VISTA(Method):
 
     def active_layers(self, target: GuardTarget) -> tuple[int, ...]:
         """The layers of `layers` that have attention, as only these are known part by part."""
-        attending = {entry.index for entry in target.architecture.layers}
-        return tuple(layer for layer in select_layers_of(self.layers, target) if layer in attending)
+        return select_attending_layers(self.layers, target)
 
     def prompt_layers(self, target: GuardTarget) -> tuple[int, ...]:
         """None: layers that compute only the last row of a prompt have only that one to turn."""

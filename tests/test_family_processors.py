@@ -10,7 +10,7 @@ from vlm_guard import wrap
 from vlm_guard.families.processor_needs import why_unusable
 from vlm_guard.method.visual_tokens import visual_mask
 from zoo import families
-from zoo.entry import FAMILIES, build
+from zoo.entry import FAMILIES, build, build_family
 from zoo.processor_recipes import RECIPES, SAME, lacking, read_picture, real_processor, recipe_of
 
 torch.set_num_threads(1)
@@ -26,14 +26,9 @@ def test_every_family_has_a_recipe():
 
 
 def built(family):
+    """The zoo's model, or a larger one where the recipe says so."""
     model = recipe_of(family).model
-    if model is None:
-        return build(family)
-    FAMILIES[f"{family} for its processor"] = replace(FAMILIES[family], model=model)
-    try:
-        return build(f"{family} for its processor")
-    finally:
-        del FAMILIES[f"{family} for its processor"]
+    return build(family) if model is None else build_family(replace(FAMILIES[family], model=model))
 
 
 @pytest.mark.parametrize("family", sorted({*RECIPES, *SAME}))

@@ -51,7 +51,7 @@ from vlm_guard.method import (
     register,
     require_grid,
     seen_part,
-    select_layers_of,
+    select_attending_layers,
     variant_option,
     visual_mask,
 )
@@ -118,8 +118,7 @@ class CARVE(Method):
         Raises:
             ValueError: none has.
         """
-        attending = {entry.index for entry in target.architecture.layers}
-        layers = tuple(layer for layer in select_layers_of(self.layers, target) if layer in attending)
+        layers = select_attending_layers(self.layers, target)
         if not layers:
             raise ValueError(f"carve: layers {self.layers!r} select no layer with attention in this model")
         return layers

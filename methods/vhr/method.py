@@ -47,6 +47,7 @@ from vlm_guard.method import (
     option,
     own_heads,
     register,
+    select_attending_layers,
 )
 from vlm_guard.methods.shared.prompt_pass import prompt_inputs
 from vlm_guard.methods.vhr.head_scoring import HeadScoring
@@ -93,8 +94,7 @@ class VHR(Method):
 
     def active_layers(self, target: GuardTarget) -> tuple[int, ...]:
         """The layers of `layers` that have attention heads."""
-        attending = {entry.index for entry in target.architecture.layers}
-        return tuple(layer for layer in super().active_layers(target) if layer in attending)
+        return select_attending_layers(self.layers, target)
 
     def begin_forward(self, call: ForwardCall) -> None:
         """Begin the scoring when a prompt is read for the first time."""

@@ -38,8 +38,8 @@ from vlm_guard.method import (
     describe_vision_tower,
     option,
     register,
+    select_attending_layers,
     select_layers,
-    select_layers_of,
     unpack_vectors,
 )
 from vlm_guard.methods.shared.steering import Direction, turn
@@ -102,8 +102,7 @@ class VTI(Method):
 
     def active_layers(self, target: GuardTarget) -> tuple[int, ...]:
         """The layers of `layers` that have attention, as only these are known part by part."""
-        attending = {entry.index for entry in target.architecture.layers}
-        return tuple(layer for layer in select_layers_of(self.layers, target) if layer in attending)
+        return select_attending_layers(self.layers, target)
 
     def prepare(self, target: GuardTarget) -> Directions:
         """The directions of this model.

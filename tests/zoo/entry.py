@@ -197,13 +197,17 @@ def build(family: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Zoo
     """
     if family not in families():
         raise ValueError(f"unknown zoo family {family!r}; known: {', '.join(FAMILIES)}")
-    entry = FAMILIES[family]
+    return build_family(FAMILIES[family], seed, dtype)
+
+
+def build_family(entry: Family, seed: int = 0, dtype: torch.dtype = torch.float32) -> ZooModel:
+    """As `build`, of a family that need not be registered."""
     model_class, config = entry.model()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator(family, seed).initial_seed())
+        torch.manual_seed(generator(entry.name, seed).initial_seed())
         model = model_class._from_config(config, dtype=dtype, attn_implementation=entry.attention)
     model.eval()
-    randomise(model, (family, seed))
+    randomise(model, (entry.name, seed))
     for module in model.modules():  # BLIP-2 calls generate of its language model
         if isinstance(module, PreTrainedModel) and module.can_generate():
             module.generation_config = generation_config()

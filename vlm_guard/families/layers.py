@@ -49,6 +49,16 @@ def select_layers_of(spec: str, target: "GuardTarget") -> tuple[int, ...]:
     return select_layers(spec, target.architecture.depth)
 
 
+def select_attending_layers(spec: str, target: "GuardTarget") -> tuple[int, ...]:
+    """Those of `select_layers_of` that have attention; in some families others are convolutions or linear.
+
+    Raises:
+        ValueError: as `select_layers_of`.
+    """
+    attending = {entry.index for entry in target.architecture.layers}
+    return tuple(layer for layer in select_layers_of(spec, target) if layer in attending)
+
+
 def layer_ranges(layers: Sequence[int]) -> str:
     """Ascending layer indices as a range that `select_layers` reads: 1, 2, 3, 7 as `1-3,7`."""
     runs: list[list[int]] = []

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         output_projection,
         replace_output,
     )
-    from vlm_guard.families.layers import layer_ranges, select_layers, select_layers_of
+    from vlm_guard.families.layers import layer_ranges, select_attending_layers, select_layers, select_layers_of
     from vlm_guard.families.packed_vectors import pack_vectors, unpack_vectors
     from vlm_guard.families.patch_grid import PlacedImage, place_images, require_grid
     from vlm_guard.families.pictures import flat_pictures, magnify_regions, recover_pictures, seen_part, stretch
@@ -78,7 +78,7 @@ _HOMES = {
         "output_projection",
         "replace_output",
     ),
-    "families.layers": ("layer_ranges", "select_layers", "select_layers_of"),
+    "families.layers": ("layer_ranges", "select_attending_layers", "select_layers", "select_layers_of"),
     "families.packed_vectors": ("pack_vectors", "unpack_vectors"),
     "families.patch_grid": ("PlacedImage", "place_images", "require_grid"),
     "families.pictures": ("flat_pictures", "magnify_regions", "recover_pictures", "seen_part", "stretch"),
@@ -195,6 +195,7 @@ __all__ = [
     "require_plain_head",
     "run_until_stopped",
     "seen_part",
+    "select_attending_layers",
     "select_heads",
     "select_heads_of",
     "select_layers",
