@@ -10,7 +10,7 @@ import typer
 
 def main(
     out: Annotated[Path, typer.Argument(help="Working folder; a second start goes on where the first was killed.")],
-    pictures: Annotated[int, typer.Option(help="Pictures of the second stage.", min=16)] = 1_000,
+    pictures: Annotated[int, typer.Option(help="Pictures of the second stage.", min=16)] = 6_000,
     see_pictures: Annotated[int, typer.Option(help="Pictures of the first stage.", min=32)] = 6_000,
     workers: Annotated[int, typer.Option(help="Processes of one CPU thread each.", min=1)] = 2,
     seed: Annotated[int, typer.Option(help="Seed of weights, pictures, order and text.", min=0)] = 0,

@@ -46,7 +46,7 @@ class Recipe:
     see_batch: int = 32
     see_rate: float = 2e-3
     tower_rate: float = 3e-4
-    speak_pictures: int = 1_000
+    speak_pictures: int = 6_000
     speak_batch: int = 4
     speak_rate: float = 1e-3
     rank: int = 16
