@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -11,12 +13,27 @@ from fast_selection import is_fast
 from zoo import UNEQUAL_PROMPTS, Prompt, ZooModel, build, is_pristine, tiny_processor
 
 
+def pytest_configure() -> None:
+    """One thread of torch in the processes that tests start: they share the cores with the other workers."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what `-m fast` selects."""
     for item in items:
         if is_fast(item):
             item.add_marker(pytest.mark.fast)
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector out of what stays until the end: the libraries and the list of tests.
+
+    They are two million objects, and each full collection walked through all of them for about a second. What a test
+    makes is looked after as ever, so that leaks are found.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -20,9 +20,10 @@ PROMPTS = [
     *UNEQUAL_PROMPTS,
     Prompt(text_before=2, images=1, text_after=7, content=3),
 ]
-STEPS = 4
+# Every kind of branch decodes four tokens on two families; on the others the prompt and two more steps.
+LONG_FAMILIES, LONG_ANSWER, SHORT_ANSWER = {"llava", "qwen3_5"}, 4, 3
 DISTURBANCE = [151, 152, 153, 154, 155, 156]
-RECORD = {"return_dict_in_generate": True, "output_logits": True, "do_sample": False, "max_new_tokens": STEPS}
+RECORD = {"return_dict_in_generate": True, "output_logits": True, "do_sample": False}
 
 
 class WordTokenizer:
@@ -48,6 +49,11 @@ class WordProcessor:
 @pytest.fixture(params=method_cases.FAMILIES)
 def zoo(request, zoo_model):
     return zoo_model(request.param)
+
+
+def steps_of(zoo):
+    """How many tokens the tests decode."""
+    return LONG_ANSWER if zoo.family.name in LONG_FAMILIES else SHORT_ANSWER
 
 
 def prompts_of(zoo):
@@ -77,14 +83,15 @@ def expected(zoo, prompt, method):
     return (inputs, ids), ({**inputs, **noised}, ids), oracle.formula(1.0, 0.1)
 
 
-def as_without_cache(guard, inputs):
-    """Sequences and logits [B, STEPS, V] of a cached generation, which one without a cache must equal."""
-    out = guard.generate(**inputs, **RECORD)
-    uncached = guard.generate(**inputs, **RECORD, use_cache=False)
+def as_without_cache(zoo, guard, inputs):
+    """Tokens [B, T] and logits [B, T, V] of a cached generation, which one without a cache must equal."""
+    steps = steps_of(zoo)
+    out = guard.generate(**inputs, **RECORD, max_new_tokens=steps)
+    uncached = guard.generate(**inputs, **RECORD, max_new_tokens=steps, use_cache=False)
     assert torch.equal(out.sequences, uncached.sequences)
     logits = torch.stack(out.logits, 1)
     assert oracle.close(logits, torch.stack(uncached.logits, 1), 2.0)
-    return out.sequences, logits
+    return out.sequences[:, -steps:], logits
 
 
 OPTIONS = {
@@ -100,11 +107,11 @@ def test_padded_cached_batch_equals_branches_run_alone(zoo, method):
     prompts = prompts_of(zoo)
     inputs = zoo.make_inputs(prompts)
     with wrap(zoo.model, WordProcessor(), method, **OPTIONS[method]) as guard:
-        sequences, logits = as_without_cache(guard, inputs)
+        tokens_of_batch, logits = as_without_cache(zoo, guard, inputs)
     if zoo.family.batch_invariant or len(prompts) == 1:
         for row, prompt in enumerate(prompts):
-            tokens, rows = oracle.decode(zoo, *expected(zoo, prompt, method), STEPS)
-            assert sequences[row, -STEPS:].tolist() == tokens, f"row {row}"
+            tokens, rows = oracle.decode(zoo, *expected(zoo, prompt, method), steps_of(zoo))
+            assert tokens_of_batch[row].tolist() == tokens, f"row {row}"
             assert oracle.close(logits[row], rows, 4.0), f"row {row}"
     assert_pristine(zoo.model)
 
@@ -115,9 +122,9 @@ def test_perturbed_branch_with_a_shared_beginning_equals_whole_passes(zoo, scope
     inputs = zoo.make_inputs(prompts_of(zoo))
     layers = [entry.index for entry in describe_architecture(zoo.model).layers]
     options = {"layers": ",".join(map(str, layers)), "scope": scope, "plausibility": 0.0}
-    plain = zoo.model.generate(**inputs, **RECORD)
+    plain = zoo.model.generate(**inputs, **RECORD, max_new_tokens=1)
     with wrap(zoo.model, None, "softpag", **options) as guard:
-        _, logits = as_without_cache(guard, inputs)
+        _, logits = as_without_cache(zoo, guard, inputs)
     assert not oracle.close(logits[:, 0], plain.logits[0]), "the perturbation acts"
     assert_pristine(zoo.model)
 
@@ -134,14 +141,14 @@ def test_neutral_queries_in_a_padded_cached_batch_equal_each_prompt_alone(zoo):
 
     inputs = zoo.make_inputs(prompts)
     with wrap(zoo.model, WordProcessor(), "lqcd", neutraliser=neutralise) as guard:
-        sequences, logits = as_without_cache(guard, inputs)
+        tokens_of_batch, logits = as_without_cache(zoo, guard, inputs)
     if zoo.family.batch_invariant or len(prompts) == 1:
         for row, given in enumerate(alone):
             ids = given["input_ids"][0].tolist()
             neutral = [token for token in ids if str(token) not in leading]
             assert len(neutral) < len(ids)
-            tokens, rows = oracle.decode(zoo, (given, neutral), (given, ids), oracle.formula(1.0, 0.1), STEPS)
-            assert sequences[row, -STEPS:].tolist() == tokens, f"row {row}"
+            tokens, rows = oracle.decode(zoo, (given, neutral), (given, ids), oracle.formula(1.0, 0.1), steps_of(zoo))
+            assert tokens_of_batch[row].tolist() == tokens, f"row {row}"
             assert oracle.close(logits[row], rows, 4.0), f"row {row}"
     assert_pristine(zoo.model)
 
@@ -174,12 +181,12 @@ def test_layers_contrasted_in_a_padded_cached_batch_equal_each_prompt_alone(zoo)
     prompts = prompts_of(zoo)
     inputs = zoo.make_inputs(prompts)
     with wrap(zoo.model, None, method) as guard:
-        sequences, logits = as_without_cache(guard, inputs)
+        tokens_of_batch, logits = as_without_cache(zoo, guard, inputs)
     if zoo.family.batch_invariant or len(prompts) == 1:
         for row, prompt in enumerate(prompts):
             alone = zoo.make_inputs([prompt])
             ids = alone["input_ids"][0].tolist()
-            for step, token in enumerate(sequences[row, -STEPS:].tolist()):
+            for step, token in enumerate(tokens_of_batch[row].tolist()):
                 final, early = early_logits(zoo, alone, ids, step, layers)
                 expected = method.combine_layers(final[None], early[:, None], layers)[0]
                 assert oracle.close(logits[row, step], expected, 4.0), f"row {row}, step {step}"

@@ -122,11 +122,17 @@ def test_a_thousand_cycles_leave_nothing(zoo_model):
     assert_pristine(zoo.model)
 
 
+@pytest.fixture(scope="module")
+def built_in():
+    """The built-in model and its processor, read once."""
+    return builtin()
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("method", method_names())
-def test_a_generation_frees_its_tensors_without_the_garbage_collector(method):
+def test_a_generation_frees_its_tensors_without_the_garbage_collector(method, built_in):
     """Caches that lie in reference cycles would pile up on a GPU."""
-    model, processor = builtin()
+    model, processor = built_in
     chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "There is a dog, isn't there?"}]}]
     text = processor.apply_chat_template(chat, add_generation_prompt=True)
     inputs = processor(text=[text], images=[Image.new("RGB", (96, 96), "red")], return_tensors="pt")

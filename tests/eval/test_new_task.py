@@ -59,12 +59,19 @@ def test_the_guides_task_is_listed_and_described(package):
     ]
 
 
-def test_the_guides_task_runs_beside_the_others(package, tmp_path):
-    coco = make_coco_folder(tmp_path / "data", images=3)
-    out = tmp_path / "run"
+@pytest.fixture(scope="module")
+def evaluated(package, tmp_path_factory) -> Path:
+    """The folder of a run of the guide's task beside another."""
+    coco = make_coco_folder(tmp_path_factory.mktemp("data") / "small", images=3)
+    out = tmp_path_factory.mktemp("evaluated") / "run"
     options = ("--method", "none", "--method", "pai", "--resamples", 100, "--set", "hedging.max_new_tokens=12")
     options += ("--set", "hedging.words=a,on", "--max-new-tokens", 6, "--out", out)
     run(package, "eval", "--device", "cpu", "--task", "hedging,chair", "--data", f"coco:{coco}", *options)
+    return out
+
+
+def test_the_guides_task_runs_beside_the_others(package, evaluated):
+    out = evaluated
     table = run(package, "table", out)
     assert "| hedges ↓ |" in table and "CHAIR_i" in table and "How often captions hedge;" in table
     plain, guarded = read_results(out).methods
@@ -76,11 +83,8 @@ def test_the_guides_task_runs_beside_the_others(package, tmp_path):
     assert read_results(out).tasks["hedging"] == {"words": ["a", "on"], "max_new_tokens": 12}
 
 
-def test_results_of_a_task_that_is_not_installed_say_so(package, tmp_path):
-    coco = make_coco_folder(tmp_path / "data", images=1)
-    out = tmp_path / "run"
-    options = ("--method", "none", "--resamples", 100, "--set", "hedging.max_new_tokens=4", "--out", out)
-    run(package, "eval", "--device", "cpu", "--task", "hedging", "--data", f"coco:{coco}", *options)
-    done = subprocess.run([sys.executable, "-m", "vlm_guard", "table", str(out)], capture_output=True, text=True)
+def test_results_of_a_task_that_is_not_installed_say_so(evaluated):
+    command = [sys.executable, "-m", "vlm_guard", "table", str(evaluated)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and "unknown task 'hedging'" in done.stderr and "is installed" in done.stderr
     assert "Traceback" not in done.stderr

@@ -177,7 +177,13 @@ def _train(model):
     model.train()
 
 
-CHANGES = [_add_hook, _set_generate, _set_attention, _change_weight, _add_buffer, _train]
+def _change_last_bit(model):
+    with torch.no_grad():
+        weight = model.get_output_embeddings().weight
+        weight[-1, -1] = torch.nextafter(weight[-1, -1], torch.tensor(torch.inf))
+
+
+CHANGES = [_add_hook, _set_generate, _set_attention, _change_weight, _change_last_bit, _add_buffer, _train]
 
 
 @pytest.mark.parametrize("change", CHANGES)
