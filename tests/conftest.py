@@ -32,8 +32,9 @@ def pytest_collection_finish() -> None:
     They are two million objects, and each full collection walked through all of them for about a second. What a test
     makes is looked after as ever, so that leaks are found.
     """
-    gc.collect()
-    gc.freeze()
+    if not gc.get_freeze_count():  # Once: a run of pytest inside a test must not freeze what the tests have made.
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session")
