@@ -29,8 +29,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """Keep the garbage collector out of what stays until the end: the libraries and the list of tests.
 
-    They are two million objects, and each full collection walked through all of them for about a second. What a test
-    makes is looked after as ever, so that leaks are found.
+    A full collection that walks through all of them takes about a second. What a test makes is looked after as ever,
+    so that leaks are found.
     """
     if not gc.get_freeze_count():  # Once: a run of pytest inside a test must not freeze what the tests have made.
         gc.collect()
