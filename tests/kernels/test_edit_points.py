@@ -287,6 +287,8 @@ def test_all_of_this_in_the_interpreter():
     """
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-W", "ignore", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    done = subprocess.run([*command, "--noconftest", str(Path(__file__))], capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [*command, "--noconftest", str(Path(__file__))], capture_output=True, text=True, env=environment
+    )
     assert done.returncode == 0, done.stdout[-3000:]
     assert " passed" in done.stdout
