@@ -20,10 +20,22 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what `-m fast` selects."""
+    """Mark what `-m fast` selects, and put the cases of a family and a method side by side.
+
+    They share what was computed before, and stay together when the workers divide the tests among them.
+    """
     for item in items:
         if is_fast(item):
             item.add_marker(pytest.mark.fast)
+    places = [place for place, item in enumerate(items) if item.path.name == "test_invariants.py" and _case(item)]
+    for place, item in zip(places, sorted((items[place] for place in places), key=_case)):
+        items[place] = item
+
+
+def _case(item: pytest.Item) -> tuple[str, str] | None:
+    """The family and the method of a test that is run for many of both."""
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    return (parameters["zoo"], parameters["method"]) if {"zoo", "method"} <= parameters.keys() else None
 
 
 def pytest_collection_finish() -> None:

@@ -62,16 +62,16 @@ def zoo(request, zoo_model):
     return zoo_model(request.param)
 
 
-_PLAIN = weakref.WeakKeyDictionary()
+_KNOWN = weakref.WeakKeyDictionary()
 
 
-def plain_answer(zoo, kind, compute):
-    """What `compute()` gives for the unguarded model, computed once for each model as it was built.
+def known_answer(zoo, kind, compute):
+    """What `compute()` gives for a model as it was built, unguarded or in a guard of its own; computed once.
 
     It is asked for before a test wraps the model, and the fixture hands out no model that is not as it was built. What
     the model gives after its guard was removed is always computed anew, and compared with this.
     """
-    known = _PLAIN.setdefault(zoo.model, {})
+    known = _KNOWN.setdefault(zoo.model, {})
     if kind not in known:
         assert_pristine(zoo.model)
         known[kind] = compute()
@@ -81,7 +81,7 @@ def plain_answer(zoo, kind, compute):
 @every_case
 def test_neutral_options_are_the_identity(zoo, method):
     inputs = zoo.make_inputs(zoo.adapt(PROMPTS))
-    plain = plain_answer(zoo, "logits", lambda: logits(zoo.model, inputs))
+    plain = known_answer(zoo, "logits", lambda: logits(zoo.model, inputs))
     neutral = _neutral_options(method)
     kept = {
         key: value
@@ -108,7 +108,7 @@ def _neutral_names(method):
 @every_case
 def test_it_acts_and_leaves_no_trace(zoo, method):
     inputs = zoo.make_inputs(zoo.adapt(PROMPTS))
-    plain = plain_answer(zoo, "logits", lambda: logits(zoo.model, inputs))
+    plain = known_answer(zoo, "logits", lambda: logits(zoo.model, inputs))
     with wrap(zoo.model, None, method, **method_cases.options(method, zoo.family.name)):
         guarded = logits(zoo.model, inputs)
         assert torch.isfinite(guarded[inputs["attention_mask"].bool()]).all()
@@ -186,6 +186,11 @@ def steps(zoo, inputs, method=None, neutral=False, **extra):
     return output.sequences[:, -3:], torch.stack(output.logits, 1)
 
 
+def guarded_steps(zoo, inputs, method):
+    """`steps` of a method for the inputs of `prompts_of`; both tests of a method look at the same."""
+    return known_answer(zoo, method, lambda: steps(zoo, inputs, method))
+
+
 def prompts_of(zoo):
     """Rows of unequal length, or one alone where the stock model cannot keep padded rows apart."""
     prompts = zoo.adapt(PROMPTS)
@@ -200,10 +205,10 @@ def near(first, second):
 @generating_case
 def test_generation_with_neutral_options_is_plain_and_with_others_is_not(zoo, method):
     inputs = zoo.make_inputs(prompts_of(zoo))
-    plain = plain_answer(zoo, "steps", lambda: steps(zoo, inputs)[1])
+    plain = known_answer(zoo, "steps", lambda: steps(zoo, inputs)[1])
     _, neutral = steps(zoo, inputs, method, neutral=True)
     assert near(neutral, plain)
-    _, guarded = steps(zoo, inputs, method)
+    _, guarded = guarded_steps(zoo, inputs, method)
     assert guarded.isfinite().all() and not near(guarded, plain), "the options of this test must make the method act"
     assert torch.equal(steps(zoo, inputs)[1], plain)
     assert_pristine(zoo.model)
@@ -213,7 +218,7 @@ def test_generation_with_neutral_options_is_plain_and_with_others_is_not(zoo, me
 def test_generation_does_not_depend_on_padding_or_the_cache(zoo, method):
     prompts = prompts_of(zoo)
     inputs = zoo.make_inputs(prompts)
-    tokens, together = steps(zoo, inputs, method)
+    tokens, together = guarded_steps(zoo, inputs, method)
     tokens_anew, anew = steps(zoo, inputs, method, use_cache=False)
     assert torch.equal(tokens, tokens_anew) and near(together, anew)
     if zoo.family.batch_invariant:
