@@ -112,8 +112,8 @@ def summarise_run(run: Evaluation, methods: Sequence[AnsweredMethod]) -> RunResu
 
 
 def _without_folder(session: dict[str, Any]) -> dict[str, Any]:
-    # Results are passed on and committed: they name no folder of the machine.
-    return {name: value for name, value in session.items() if name != "image_folder"}
+    # Results are passed on and committed: they name no folder of the machine, and nothing to know it by.
+    return {name: value for name, value in session.items() if name not in ("image_folder", "picture_marks")}
 
 
 def _damages(methods: Sequence[AnsweredMethod]) -> list[str]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from vlm_guard.eval.data.picture_marks import picture_marks
 from vlm_guard.eval.run.distributed import ProcessGroup
 from vlm_guard.eval.run.earlier import EarlierMethod, earlier_methods
 from vlm_guard.eval.run.environment import all_versions, git_state, hardware
@@ -175,6 +176,7 @@ def _begin_session(run: Evaluation, methods: Sequence[MethodRun]) -> dict[str, A
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "processes": run.group.size,
         "image_folder": str(run.data.folder.resolve()),
+        "picture_marks": picture_marks(run.data),
         "order_of_methods": [spec.label for spec in run.specs],
         "versions": all_versions(),
         "hardware": hardware(),
