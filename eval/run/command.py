@@ -1,6 +1,7 @@
 """What `vlm-guard eval`, `caption` and `ask` do once their settings are read."""
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from rich.console import Console
@@ -11,9 +12,10 @@ from vlm_guard.eval.report.progress import ProgressBar
 from vlm_guard.eval.run.answers import folder_for, write_answers
 from vlm_guard.eval.run.distributed import ProcessGroup
 from vlm_guard.eval.run.dry_run import print_dry_run
+from vlm_guard.eval.run.interruption import interrupted_once, kept_answers, leave
 from vlm_guard.eval.run.results import RESULTS_FILE, RunResults
 from vlm_guard.eval.run.runner import evaluate
-from vlm_guard.eval.run.settings import RunSettings
+from vlm_guard.eval.run.settings import RunSettings, parse_methods
 from vlm_guard.untrusted.printed_text import printable_json
 
 INTERRUPTED = 130
@@ -41,13 +43,20 @@ def run_command(settings: RunSettings, out: Path, *, dry_run: bool, as_json: boo
     group = ProcessGroup(cpu=settings.device == "cpu")
     progress = ProgressBar(messages)
     try:
-        if dry_run:
-            print_dry_run(Console(), settings, group, as_json=as_json)
-            return 0
-        results = evaluate(settings, out, progress=progress, group=group)
+        with interrupted_once() if group.size > 1 else nullcontext():
+            if dry_run:
+                print_dry_run(Console(), settings, group, as_json=as_json)
+                return 0
+            results = evaluate(settings, out, progress=progress, group=group)
     except KeyboardInterrupt:
         if group.is_main:
+            if group.size > 1:
+                # What the other processes have answered is known from their files only.
+                directories = [spec.directory for spec in parse_methods(settings.methods, settings.options)]
+                progress.done = min(progress.total, kept_answers(out, directories))
             print(progress.interrupted_text(answers or out), file=sys.stderr)
+        if group.size > 1:
+            leave(INTERRUPTED)
         return INTERRUPTED
     finally:
         group.close()
