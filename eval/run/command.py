@@ -11,10 +11,11 @@ from vlm_guard.eval.report.progress import ProgressBar
 from vlm_guard.eval.run.answers import folder_for, write_answers
 from vlm_guard.eval.run.distributed import ProcessGroup
 from vlm_guard.eval.run.dry_run import print_dry_run
+from vlm_guard.eval.run.engines.chat_server import ServerLost
 from vlm_guard.eval.run.results import RESULTS_FILE, RunResults
 from vlm_guard.eval.run.runner import evaluate
 from vlm_guard.eval.run.settings import RunSettings
-from vlm_guard.untrusted.printed_text import printable_json
+from vlm_guard.untrusted.printed_text import one_line, printable_json
 
 INTERRUPTED = 130
 
@@ -32,7 +33,8 @@ def run_command(settings: RunSettings, out: Path, *, dry_run: bool, as_json: boo
         answers: a file that gets every answer at the end (`vlm_guard.eval.run.answers`).
 
     Returns:
-        The exit code: 0; 1 where records are missing in the end, so that the results are not those of a whole run; 130
+        The exit code: 0; 1 where records are missing in the end, so that the results are not those of a whole run, or
+        where a server is gone; 130
         after Ctrl-C, which leaves the answers of all finished batches in `out`.
     """
     messages = Console(stderr=True)
@@ -49,6 +51,9 @@ def run_command(settings: RunSettings, out: Path, *, dry_run: bool, as_json: boo
         if group.is_main:
             print(progress.interrupted_text(answers or out), file=sys.stderr)
         return INTERRUPTED
+    except ServerLost as error:
+        print(one_line(f"error: {error}; run the same command again to go on where it stopped"), file=sys.stderr)
+        return 1
     finally:
         group.close()
     if results is None:

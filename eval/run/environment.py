@@ -13,12 +13,18 @@ from vlm_guard.environment import processor_name, version_of
 
 # Versions that can change an answer or a score; a run is not resumed with others.
 DECISIVE_PACKAGES = ("torch", "transformers", "tokenizers", "pillow", "nltk", "textblob")
+SCORING_PACKAGES = ("pillow", "nltk", "textblob")
 _OTHER_PACKAGES = ("accelerate", "numpy", "pycocotools", "safetensors", "triton")
 
 
 def decisive_versions() -> dict[str, str]:
     """Versions of the packages that produce answers and scores, and of this one."""
     return {"vlm_guard": vlm_guard.__version__} | _versions(DECISIVE_PACKAGES)
+
+
+def scoring_versions() -> dict[str, str]:
+    """Versions of what makes scores of answers that came from elsewhere."""
+    return {"vlm_guard": vlm_guard.__version__} | _versions(SCORING_PACKAGES)
 
 
 def all_versions() -> dict[str, str]:
