@@ -4,13 +4,11 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
-from transformers.utils import logging as transformers_logging
 
 from vlm_guard.eval.report.console import print_results
 from vlm_guard.eval.report.progress import ProgressBar
 from vlm_guard.eval.run.answers import folder_for, write_answers
 from vlm_guard.eval.run.distributed import ProcessGroup
-from vlm_guard.eval.run.dry_run import print_dry_run
 from vlm_guard.eval.run.engines.chat_server import ServerLost
 from vlm_guard.eval.run.results import RESULTS_FILE, RunResults
 from vlm_guard.eval.run.runner import evaluate
@@ -38,12 +36,16 @@ def run_command(settings: RunSettings, out: Path, *, dry_run: bool, as_json: boo
         after Ctrl-C, which leaves the answers of all finished batches in `out`.
     """
     messages = Console(stderr=True)
-    if not messages.is_terminal:
-        transformers_logging.disable_progress_bar()
+    if settings.endpoint is None and not messages.is_terminal:
+        from transformers.utils import logging  # a run that a server answers does without
+
+        logging.disable_progress_bar()
     group = ProcessGroup(cpu=settings.device == "cpu")
     progress = ProgressBar(messages)
     try:
         if dry_run:
+            from vlm_guard.eval.run.dry_run import print_dry_run
+
             print_dry_run(Console(), settings, group, as_json=as_json)
             return 0
         results = evaluate(settings, out, progress=progress, group=group)

@@ -6,8 +6,6 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import vlm_guard
 from vlm_guard.environment import processor_name, version_of
 
@@ -39,6 +37,8 @@ def _versions(names: tuple[str, ...]) -> dict[str, str]:
 
 def hardware() -> dict[str, Any]:
     """Processor, cores this process may use, threads of torch, memory, and GPUs."""
+    import torch  # a run that a server answers does without
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {

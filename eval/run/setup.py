@@ -11,7 +11,6 @@ from vlm_guard.eval.run.distributed import ProcessGroup
 from vlm_guard.eval.run.engines.base import Engine
 from vlm_guard.eval.run.engines.endpoint import Endpoint
 from vlm_guard.eval.run.engines.endpoint_settings import base_address, check_settings
-from vlm_guard.eval.run.engines.in_process import InProcess
 from vlm_guard.eval.run.protocols import deviations, find_protocol, require_needs
 from vlm_guard.eval.run.settings import MethodSpec, RunSettings, parse_methods
 from vlm_guard.eval.tasks.base import Task
@@ -85,6 +84,8 @@ def _engine(settings: RunSettings, group: ProcessGroup) -> Callable[[], Engine]:
     """Makes whoever answers; the methods are read at once, since a mistake in them is said before data is opened."""
     if settings.endpoint is not None:
         return partial(Endpoint, settings, base_address(settings.endpoint))
+    from vlm_guard.eval.run.engines.in_process import InProcess  # brings torch, which a server's client does without
+
     specs = parse_methods(settings.methods, settings.options)
     device = group.device if settings.device == "auto" and group.device is not None else settings.device
     return partial(InProcess, settings, specs, device)
