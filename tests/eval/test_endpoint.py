@@ -11,6 +11,7 @@ from PIL import Image
 from small_coco import make_coco_folder
 
 from vlm_guard import cli
+from vlm_guard.eval.report.compare import compare_runs
 from vlm_guard.eval.report.console import results_tables
 from vlm_guard.eval.report.tables import caption_of
 from vlm_guard.eval.run.engines import chat_server
@@ -96,6 +97,8 @@ def test_the_built_in_model_behind_a_server_gives_the_records_of_a_run_in_this_p
     assert list(served) == list(expected) and served == expected
     left, right = (read_results(tmp_path / name).methods[0] for name in ("served", "here"))
     assert left.chair == right.chair and left.pope == right.pope and left.estimates == right.estimates
+    compared = compare_runs([tmp_path / "served", tmp_path / "here"])
+    assert len(compared.records) == 2 and any("model" in note for note in compared.notes)
 
 
 def test_many_at_once_give_the_records_of_one_at_a_time(coco, stand_in, tmp_path):

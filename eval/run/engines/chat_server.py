@@ -97,7 +97,7 @@ class ChatServer:
             ConnectionError: there is no server.
         """
         try:
-            return self._once(path, None, "")[0]
+            return self._once(path, None, f"the request for {path}")[0]
         except _Again as error:
             raise ConnectionError(f"{self.base}{path} cannot be read: {error}; is the server running?") from None
 
@@ -168,10 +168,9 @@ class ChatServer:
         said = f": {said}" if said else ""
         if status in _AGAIN:
             return _Again(f"HTTP {status}{said}", _seconds(error.headers.get("Retry-After")))
-        what = about or "a question about itself"
         if 300 <= status < 400:
             place = self._clean(error.headers.get("Location") or "nowhere")
-            return Refused(f"{self.base} sends {what} on to {place}; give that server's address as --endpoint", status)
+            return Refused(f"{self.base} sends {about} on to {place}; give that server's address as --endpoint", status)
         advice = "see what it asks for"
         if status in (401, 403):
             sent = "the key in it was not accepted" if self._key is not None else "it is not set"
@@ -180,7 +179,7 @@ class ChatServer:
             advice = "check --endpoint (it usually ends in /v1) and --endpoint-model"
         elif status in (400, 413, 422):
             advice = "change what was sent (--max-new-tokens, --method), or what the server allows (--max-model-len)"
-        return Refused(f"{self.base} refused {what} with HTTP {status}{said}; {advice}", status)
+        return Refused(f"{self.base} refused {about} with HTTP {status}{said}; {advice}", status)
 
     def _clean(self, text: str) -> str:
         """A server's words in one line, without the key: some repeat it when they refuse it."""
