@@ -41,9 +41,8 @@ def check_settings(settings: RunSettings, processes: int) -> None:
             raise ValueError(f"{_flag(idle)} is for a server's answers; give --endpoint URL, too")
         return
     for name, reason in _REFUSED.items():
-        if name in given and getattr(settings, name) != RunSettings.model_fields[name].get_default(
-            call_default_factory=True
-        ):
+        default = RunSettings.model_fields[name].get_default(call_default_factory=True)
+        if name in given and getattr(settings, name) != default:
             origin = f" (from --protocol {settings.protocol})" if settings.protocol and name == "template" else ""
             raise ValueError(f"{_flag(name)}{origin} cannot be used beside --endpoint: {reason}")
     if settings.decoding.num_beams > 1:
