@@ -219,6 +219,8 @@ def test_the_key_comes_from_the_environment_and_is_shown_nowhere(coco, stand_in,
     monkeypatch.setenv(KEY_VARIABLE, "secret-2")
     error = str(refusal(coco, stand_in, tmp_path))
     assert "was not accepted" in error and "secret" not in error
+    monkeypatch.setenv(KEY_VARIABLE, "secret\n3")
+    assert "secret" not in str(refusal(coco, stand_in, tmp_path))
     monkeypatch.setenv(KEY_VARIABLE, "secret-1")
     with serving(stand_in) as address:
         evaluate(settings(coco, address, tasks=["chair"]), tmp_path)
@@ -240,6 +242,8 @@ def test_a_method_is_never_taken_for_granted(coco, stand_in, tmp_path):
     stand_in.offers = OFFERS
     error = str(refusal(coco, stand_in, tmp_path, methods=["none", "var"]))
     assert "'var' is not offered" in error and "offered: none, strict" in error
+    stand_in.offers = OFFERS | {"offers": {"strict": ["pai"]}}
+    assert "says what cannot be read (offers.strict.0" in str(refusal(coco, stand_in, tmp_path, methods=["strict"]))
     # Where requests that name nothing are guarded, the plain model must be asked for.
     stand_in.offers = OFFERS | {"default": "strict"}
     with serving(stand_in) as address:

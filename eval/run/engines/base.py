@@ -1,7 +1,7 @@
 """The interface of whoever answers: jobs go in, answers come out, and what decides them can be asked."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -66,6 +66,9 @@ class JobAnswers:
     broken: dict[str, str]
 
 
+Answered = Generator[tuple[Job, JobAnswers], None, None]
+
+
 class Engine(ABC):
     """Whoever answers the prompts of a run.
 
@@ -96,10 +99,10 @@ class Engine(ABC):
         """Where and with what answers are made from now on: `versions`, `hardware`, and what else there is to say."""
 
     @abstractmethod
-    def answers(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, JobAnswers]]:
-        """Answer jobs; each comes out once it is answered, in any order.
+    def answers(self, jobs: Sequence[Job]) -> Answered:
+        """Answer jobs; each comes out once it is answered, in any order. It is called once in a run.
 
-        Closing the iterator ends the work; what was not handed out by then is lost.
+        Closing the generator ends the work; what was not handed out by then is lost.
 
         Raises:
             ValueError, OSError: a job cannot be answered; the message says why and what to do.

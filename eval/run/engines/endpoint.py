@@ -3,14 +3,17 @@
 import os
 import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from vlm_guard.environment import processor_name
-from vlm_guard.eval.run.engines.base import Engine, Job, JobAnswers, SampleAnswer, unreadable_reason
+from vlm_guard.eval.run.engines.base import Answered, Engine, Job, JobAnswers, SampleAnswer, unreadable_reason
 from vlm_guard.eval.run.engines.chat_server import KEY_VARIABLE, ChatServer, Refused, Stopped
 from vlm_guard.eval.run.engines.picture_urls import PictureUrls
 from vlm_guard.eval.run.environment import scoring_versions
+from vlm_guard.eval.run.received import first_problem
 from vlm_guard.eval.run.settings import MethodSpec, RunSettings, method_directories
 from vlm_guard.untrusted.printed_text import one_line, shown
 
@@ -18,6 +21,23 @@ PLAIN = "none"
 _NOT_KNOWN = "not known"
 _CHAT, _MODELS, _OFFERS = "/chat/completions", "/models", "/vlm_guard"
 _SHOWN_MODELS = 10
+
+
+class _OfferedMethod(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    method: str
+    options: dict[str, Any]
+
+
+class _Offers(BaseModel):
+    """What a server with our guards says of itself (`vlm_guard.serving.vllm.declaration.Declaration.describe`)."""
+
+    model_config = ConfigDict(strict=True)
+
+    offers: dict[str, list[_OfferedMethod]]
+    default: str
+    versions: dict[str, str]
 
 
 class Endpoint(Engine):
@@ -37,8 +57,7 @@ class Endpoint(Engine):
 
     def __init__(self, settings: RunSettings, address: str) -> None:
         self._settings = settings
-        key = os.environ.get(KEY_VARIABLE, "").strip() or None
-        self._server = ChatServer(address, key, settings.request_timeout)
+        self._server = ChatServer(address, _key(), settings.request_timeout)
         self._model = _served_model(self._server, settings.endpoint_model)
         offers = _offers(self._server)
         texts = settings.methods if "methods" in settings.model_fields_set else [PLAIN]
@@ -47,9 +66,9 @@ class Endpoint(Engine):
             for text, directory in zip(texts, method_directories(texts))
         ]
         self._described = [_described(self._server.base, text, offers) for text in texts]
-        self._server_versions = {} if offers is None else offers["versions"]
+        self._server_versions = {} if offers is None else offers.versions
         # A server whose requests are guarded unless they say otherwise must be told that plain is meant.
-        guarded = offers is not None and offers["default"] != PLAIN
+        guarded = offers is not None and offers.default != PLAIN
         self._named = [None if text == PLAIN and not guarded else text for text in texts]
         self._pictures = PictureUrls()
 
@@ -87,7 +106,7 @@ class Endpoint(Engine):
             "hardware": {"server": _NOT_KNOWN, "client": processor_name()},
         }
 
-    def answers(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, JobAnswers]]:
+    def answers(self, jobs: Sequence[Job]) -> Answered:
         """Answer jobs, `concurrency` at a time; each comes out as soon as its answer is there.
 
         The threads are daemons: whoever ends the run does not wait for answers that nobody will write down.
@@ -164,6 +183,18 @@ class Endpoint(Engine):
         return body
 
 
+def _key() -> str | None:
+    """The key for the server; None where none is set.
+
+    Raises:
+        ValueError: it cannot be a key; what it is is not said.
+    """
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    if not (key.isascii() and key.isprintable() and " " not in key):
+        raise ValueError(f"the environment variable {KEY_VARIABLE} holds blanks or signs that no key has; set it anew")
+    return key or None
+
+
 def _served_model(server: ChatServer, wanted: str | None) -> str:
     """The name of the model to ask.
 
@@ -193,8 +224,8 @@ def _served_model(server: ChatServer, wanted: str | None) -> str:
     return names[0]
 
 
-def _offers(server: ChatServer) -> dict[str, Any] | None:
-    """What a server with our guards says of itself: `offers`, `default`, `versions`; None for any other server.
+def _offers(server: ChatServer) -> _Offers | None:
+    """What a server with our guards says of itself; None for any other server.
 
     Raises:
         ValueError: it says it in a form that cannot be read.
@@ -203,22 +234,15 @@ def _offers(server: ChatServer) -> dict[str, Any] | None:
         found = server.get(_OFFERS)
     except Refused:
         return None  # its models were listed a moment ago, so the server is there and does not know this address
-    shaped = (
-        isinstance(found, dict)
-        and isinstance(found.get("offers"), dict)
-        and isinstance(found.get("default"), str)
-        and isinstance(found.get("versions"), dict)
-        and all(
-            isinstance(methods, list) and all(isinstance(item, dict) for item in methods)
-            for methods in found["offers"].values()
-        )
-    )
-    if not shaped:
-        raise ValueError(f"{server.base}{_OFFERS} says what cannot be read: {shown(found)}; is it of another version?")
-    return found
+    try:
+        return _Offers.model_validate(found)
+    except ValidationError as error:
+        raise ValueError(
+            f"{server.base}{_OFFERS} says what cannot be read ({first_problem(error)}); is it of another version?"
+        ) from None
 
 
-def _described(base: str, text: str, offers: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+def _described(base: str, text: str, offers: _Offers | None) -> list[dict[str, Any]]:
     """A method with all its settings, as the server has declared it.
 
     Raises:
@@ -231,10 +255,10 @@ def _described(base: str, text: str, offers: Mapping[str, Any] | None) -> list[d
             f"--method {shown(text)}: the server at {base} declares no methods (it has no {_OFFERS}), and would answer "
             f"plainly; ask it for --method {PLAIN} alone, or start it with 'vlm-guard serve' (docs/serving.md)"
         )
-    if text not in offers["offers"]:
-        names = one_line(", ".join([PLAIN, *offers["offers"]]))
+    if text not in offers.offers:
+        names = one_line(", ".join([PLAIN, *offers.offers]))
         raise ValueError(f"--method {shown(text)} is not offered by the server at {base}; offered: {names}")
-    return offers["offers"][text]
+    return [method.model_dump() for method in offers.offers[text]]
 
 
 def _read(answer: Any, base: str, key: str) -> tuple[str, str, int]:

@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import Any
 
 from vlm_guard.eval.run.batches import Batch
-from vlm_guard.eval.run.engines.base import Engine, Job, JobAnswers, SampleAnswer
+from vlm_guard.eval.run.engines.base import Answered, Engine, Job, JobAnswers, SampleAnswer
 from vlm_guard.eval.run.environment import all_versions, decisive_versions, hardware
 from vlm_guard.eval.run.first_token import yes_no_margin
 from vlm_guard.eval.run.generation import PreparedBatch, generate_batch, prepare_batch
@@ -102,7 +102,7 @@ class InProcess(Engine):
         ours = settings.decoding.model_dump()
         return {**ours, "seed": settings.seed, "batch_size": settings.batch_size, "checkpoint": kept}
 
-    def answers(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, JobAnswers]]:
+    def answers(self, jobs: Sequence[Job]) -> Answered:
         """Answer jobs in their order; the pictures of the next batch are read meanwhile."""
         together = [list(group) for _, group in groupby(jobs, key=lambda job: job.batch.index)]
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="images") as reader:
