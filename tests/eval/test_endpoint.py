@@ -94,7 +94,7 @@ def test_the_built_in_model_behind_a_server_gives_the_records_of_a_run_in_this_p
     )
     evaluate(here, tmp_path / "here")
     served, expected = stable(tmp_path / "served" / "none"), stable(tmp_path / "here" / "none")
-    assert list(served) == list(expected) and served == expected
+    assert served == expected and len(served) > 4
     left, right = (read_results(tmp_path / name).methods[0] for name in ("served", "here"))
     assert left.chair == right.chair and left.pope == right.pope and left.estimates == right.estimates
     compared = compare_runs([tmp_path / "served", tmp_path / "here"])
