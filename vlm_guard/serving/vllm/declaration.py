@@ -12,10 +12,14 @@ import os
 import re
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
+from typing import Any
 
+from vlm_guard import __version__
+from vlm_guard.environment import version_of
 from vlm_guard.method.base import Method
 from vlm_guard.method.hooks import hooks_of
 from vlm_guard.method.registry import resolve_methods
+from vlm_guard.serving.vllm.versions import installed_version
 from vlm_guard.untrusted.printed_text import shown
 
 ENVIRONMENT = "VLM_GUARD_SERVE"
@@ -134,6 +138,24 @@ class Declaration:
             offer.text if offer.text == offer.name else f"{offer.name}={offer.text}" for offer in self.offers.values()
         )
         environment[ENVIRONMENT] = json.dumps({"methods": methods, "default": self.default})
+
+    def describe(self) -> dict[str, Any]:
+        """What a server tells its clients, as JSON can hold it.
+
+        Returns:
+            `offers`: by name every method with all its settings. `default`: the name for requests that name none.
+            `versions`: of the packages that make the answers.
+        """
+        versions = {name: version_of(name) for name in ("torch", "transformers")} | {"vllm": installed_version()}
+        return {
+            "offers": {
+                name: [json.loads(json.dumps(method.describe(), default=str)) for method in offer.methods]
+                for name, offer in self.offers.items()
+            },
+            "default": self.default,
+            "versions": {"vlm_guard": __version__}
+            | {name: version for name, version in versions.items() if version is not None},
+        }
 
     @property
     def contrasts(self) -> bool:
