@@ -8,7 +8,7 @@ from vlm_guard.method.registry import method_names
 from vlm_guard.serving.vllm.declaration import ENVIRONMENT, Declaration
 from vlm_guard.serving.vllm.versions import refuse_untested
 
-SERVED = {"act", "hgai", "icd", "lqcd", "m3id", "pai", "ritual", "softpag", "spin", "vaf", "vcd", "zerotuning"}
+SERVED = {"act", "hgai", "icd", "lqcd", "m3id", "pai", "ritual", "softpag", "spin", "vaf", "var", "vcd", "zerotuning"}
 UNSERVED = {
     "avisc": "a second time",
     "only": "hidden states",
@@ -26,7 +26,6 @@ UNSERVED = {
     "opera": "whole answer",
     "paint": "vision tower",
     "uncertainty": "vision tower|gradients",
-    "var": "hidden states",
     "vhr": "a second time",
 }
 
@@ -125,8 +124,11 @@ def test_keys_and_values_are_told_apart_where_attention_is_edited():
 
 
 def test_which_prompts_must_be_read_whole():
-    offers = Declaration.read("pai;act;zerotuning:factor=0.6").offers
-    assert [offer.whole_prompt for offer in offers.values()] == [False, True, False]
+    declared = Declaration.read("pai;act;zerotuning:factor=0.6;var;var+m3id")
+    offers = declared.offers.values()
+    assert [offer.whole_prompt for offer in offers] == [False, True, False, False, False]
+    assert [offer.reads_anew("positive") for offer in offers] == [False, True, False, True, True]
+    assert not declared.offers["var+m3id"].reads_anew("negative") and declared.observes
 
 
 @pytest.mark.parametrize("version", ["0.31.2", "0.33.0", "1.0", "0.9", "0.33.0+cpu"])

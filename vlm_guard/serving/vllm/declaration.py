@@ -13,8 +13,8 @@ import re
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 
-from vlm_guard.method.base import Method
-from vlm_guard.method.hooks import hooks_of
+from vlm_guard.method.base import Method, Sign
+from vlm_guard.method.hooks import hooks_of, needs_whole_prompt
 from vlm_guard.method.registry import resolve_methods
 from vlm_guard.untrusted.printed_text import shown
 
@@ -24,7 +24,7 @@ KEY = "vlm_guard"
 _NAMED = re.compile(r"\s*([A-Za-z][\w-]*)\s*=(.+)", re.DOTALL)
 
 # The hooks that run there. The last two are the paired scheduler's.
-_SERVED = ("edit_attention", "contrast_branch", "combine_logits")
+_SERVED = ("edit_attention", "observe_hidden", "contrast_branch", "combine_logits")
 # The others, and why they cannot.
 _UNSERVED = {
     "edit_inputs": "it rewrites the picture after an answer of its own, and vLLM gives a request one reading",
@@ -32,7 +32,6 @@ _UNSERVED = {
     "begin_vision": "it looks into the vision tower, whose results vLLM keeps and shares between requests",
     "observe_vision": "it looks into the vision tower, whose results vLLM keeps and shares between requests",
     "edit_vision": "it edits the vision tower, whose results vLLM keeps and shares between requests",
-    "observe_hidden": "it needs the hidden states that enter the layers, which vLLM's attention backends do not see",
     "edit_hidden": "it edits hidden states, which vLLM's attention backends do not see",
     "search": "it searches for a whole answer, and vLLM goes token by token",
     "edit_logits": "it needs the logits of the answer's first token, which are gone when vLLM reads a request again",
@@ -63,8 +62,17 @@ class Offer:
 
     @property
     def whole_prompt(self) -> bool:
-        """Whether a prompt must be read from its first token on, and in one step."""
+        """Whether a prompt must be read in one step."""
         return any(method.whole_prompt is not None and method.edits_attention() for method in self.methods)
+
+    @property
+    def observes(self) -> bool:
+        """Whether it looks at the hidden states that enter the layers."""
+        return any(method.observes_hidden for method in self.methods)
+
+    def reads_anew(self, side: Sign) -> bool:
+        """Whether a branch's prompt must be read from its first token on, nothing of it taken from a cache."""
+        return self.whole_prompt or any(needs_whole_prompt(method, side) for method in self.methods)
 
     def edited(self, side: str) -> list[Method]:
         """The methods that edit the attention of one of the two branches."""
@@ -139,6 +147,11 @@ class Declaration:
     def contrasts(self) -> bool:
         """Whether any offer is read twice."""
         return any(offer.contrasts for offer in self.offers.values())
+
+    @property
+    def observes(self) -> bool:
+        """Whether any offer looks at the hidden states that enter the layers."""
+        return any(offer.observes for offer in self.offers.values())
 
     def asked(self, extra_args: Mapping[str, object] | None) -> Offer | None:
         """The offer of a request, from the `extra_args` of its sampling parameters; None for the plain model.

@@ -57,6 +57,17 @@ class ServedGuard:
         """The method that contrasts logits, or None."""
         return self.guard.contrast
 
+    @cached_property
+    def observers(self) -> Mapping[Sign, Mapping[int, tuple[BoundMethod, ...]]]:
+        """By branch and decoder layer, the methods that see the hidden states entering it while a prompt is read."""
+        observing = [bound for bound in self.guard.methods if bound.method.observes_hidden]
+        found: dict[Sign, dict[int, tuple[BoundMethod, ...]]] = {side: {} for side in SIDES}
+        for bound in observing:
+            own = found[bound.method.edited_branch]
+            for layer in bound.layers:
+                own[layer] = (*own.get(layer, ()), bound)
+        return found
+
     def is_steady(self, side: Sign) -> bool:
         """Whether the edits of a branch stay the same through an answer."""
         return all(method.steady for method in self.offer.edited(side))
@@ -101,6 +112,13 @@ class ServedGuards:
             architecture = guard.target.architecture
             layers = {side: _edited_layers(guard, side) for side in SIDES}
             self.by_name[name] = ServedGuard(offer=offer, guard=guard, layers=layers)
+
+    @cached_property
+    def observed_layers(self) -> frozenset[int]:
+        """The decoder layers whose entering hidden states any method looks at."""
+        return frozenset(
+            layer for served in self.by_name.values() for layers in served.observers.values() for layer in layers
+        )
 
     def asked(self, extra_args: Mapping[str, object] | None) -> ServedGuard | None:
         """The guard of a request; None for the plain model."""
