@@ -8,7 +8,22 @@ from vlm_guard.method.registry import method_names
 from vlm_guard.serving.vllm.declaration import ENVIRONMENT, Declaration
 from vlm_guard.serving.vllm.versions import refuse_untested
 
-SERVED = {"act", "hgai", "icd", "lqcd", "m3id", "pai", "ritual", "softpag", "spin", "vaf", "var", "vcd", "zerotuning"}
+SERVED = {
+    "act",
+    "gift",
+    "hgai",
+    "icd",
+    "lqcd",
+    "m3id",
+    "pai",
+    "ritual",
+    "softpag",
+    "spin",
+    "vaf",
+    "var",
+    "vcd",
+    "zerotuning",
+}
 UNSERVED = {
     "avisc": "a second time",
     "only": "hidden states",
@@ -20,7 +35,6 @@ UNSERVED = {
     "deco": "early layers",
     "dola": "early layers",
     "flb": "first token",
-    "gift": "a second time",
     "iri": "early layers|hidden states|vision tower|a second time",
     "none": "",
     "opera": "whole answer",
@@ -67,6 +81,7 @@ def test_names_settings_and_combinations():
         ("pai+m3id", None, "all contrast"),
         ("act+m3id", None, "in one step"),
         ("pai", "strict", "not offered"),
+        ("pai:gate=entropy>0.5", None, "its gate"),
     ],
 )
 def test_wrong_declarations_are_refused(text, default, reason):

@@ -31,6 +31,7 @@ ASK, LEADING = (
     "Please describe this image in detail.",
     "I think there is a dog in the image. Is there a dog in the image?",
 )
+GIFT = "gift:strength=20"
 VAR = "var:sink_dimensions=72,sink_threshold=4,min_visual_mass=0,min_content_share=0,move_fraction=1"
 ATTENTION = [
     "pai:gain=0.5,guidance=1",
@@ -40,6 +41,7 @@ ATTENTION = [
     "spin",
     "hgai",
     VAR,
+    GIFT,
 ]
 CONTRAST = [
     "pai",
@@ -200,7 +202,7 @@ def test_a_request_that_names_none_is_plain(engine, transformers):
     assert_equal(engine.ask([None]), transformers.answers("none"))
 
 
-@pytest.mark.parametrize("offer", ["none", "pai", "act:move_fraction=1,threshold=0.05", VAR, "icd", "ritual"])
+@pytest.mark.parametrize("offer", ["none", "pai", "act:move_fraction=1,threshold=0.05", VAR, GIFT, "icd", "ritual"])
 def test_several_pictures_in_a_prompt(engine, transformers, offer):
     assert_equal(engine.ask([offer], pictures=2), transformers.answers(offer, pictures=2))
 
@@ -213,7 +215,7 @@ def test_guarded_keys_and_values_are_not_read_by_others(engine, transformers):
         assert_equal(again, transformers.answers(offer))
 
 
-@pytest.mark.parametrize("offer", ["act:move_fraction=1,threshold=0.05", VAR])
+@pytest.mark.parametrize("offer", ["act:move_fraction=1,threshold=0.05", VAR, GIFT])
 def test_a_method_that_must_see_the_whole_prompt_reads_nothing_from_the_cache(engine, transformers, offer):
     engine.ask([offer])
     again = engine.ask([offer])

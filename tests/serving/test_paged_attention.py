@@ -196,3 +196,7 @@ def test_families_without_placeholders_in_an_ordinary_prompt_are_refused():
 def test_what_a_method_lacks_of_the_model_is_said(served):
     with pytest.raises(ValueError, match="head"):
         served("act:heads=99:0")
+    with pytest.raises(
+        ValueError, match="gift cannot be served inside vLLM with these settings: its saliency layer 5 is"
+    ):
+        served("gift:saliency_layer=last:1")

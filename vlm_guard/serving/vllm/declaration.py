@@ -25,6 +25,8 @@ _NAMED = re.compile(r"\s*([A-Za-z][\w-]*)\s*=(.+)", re.DOTALL)
 
 # The hooks that run there. The last two are the paired scheduler's.
 _SERVED = ("edit_attention", "observe_hidden", "contrast_branch", "combine_logits")
+# This one runs there in methods that say, for each model, that they need no pass of their own for it (`reads_ahead`).
+_LOOKS_AHEAD = "begin_forward"
 # The others, and why they cannot.
 _UNSERVED = {
     "edit_inputs": "it rewrites the picture after an answer of its own, and vLLM gives a request one reading",
@@ -208,11 +210,16 @@ def served_methods(text: str) -> tuple[Method, ...]:
 def unserved_reason(method: Method) -> str:
     """Why a method cannot run inside vLLM; empty where it can."""
     found = hooks_of(method)
-    unserved = [name for name in (*_UNSERVED, *found) if name in found and name not in _SERVED]
+    served = (*_SERVED, _LOOKS_AHEAD) if method.overrides("reads_ahead") else _SERVED
+    unserved = [name for name in (*_UNSERVED, *found) if name in found and name not in served]
     if unserved:
         return _UNSERVED.get(unserved[0], f"nothing of vLLM's asks for {unserved[0]}")
     if method.edits_attention() and method.whole_prompt is not None and method.contrasts():
         return "its second branch must be read in one step, and vLLM reads the last token of both in a step of its own"
+    if method.gate:
+        return (
+            "its gate asks for the distribution that a token was chosen from, which is gone when vLLM reads the token"
+        )
     if "gradients" in method.needs:
         return "it needs gradients, and vLLM computes none"
     if not found:

@@ -56,6 +56,10 @@ class GuardedRequest:
             self.state = GenerationState(visual_token_ids, prompt, self.side)
         return self.state
 
+    def tokens(self, offset: int, count: int) -> torch.Tensor:
+        """[1, count] ids of its prompt, and then its answer, from `offset` on."""
+        return torch.tensor([[*self.prompt, *self.answer][offset : offset + count]])
+
     def read(self, count: int, offset: int) -> None:
         """Its generation takes in `count` tokens from `offset` on."""
         state = self.state
