@@ -16,7 +16,7 @@ from vlm_guard.demo.patches import view_of
 from vlm_guard.demo.pictures import Picture, PictureBrowser
 from vlm_guard.demo.sure_panel import SIDES, Checked, Side
 from vlm_guard.eval.scenes.recognise import note_about
-from vlm_guard.eval.tasks.grounding.task import coco_mentions
+from vlm_guard.eval.tasks.grounding.finders import coco_mentions
 from vlm_guard.families.architecture import describe_architecture
 from vlm_guard.families.profiles import find_profile
 from vlm_guard.grounding.nouns import find_mentions

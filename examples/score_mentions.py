@@ -11,7 +11,7 @@ from PIL import Image
 
 from vlm_guard import builtin, wrap
 from vlm_guard.eval.scenes import load_scenes
-from vlm_guard.eval.tasks.grounding.task import coco_mentions
+from vlm_guard.eval.tasks.grounding.finders import coco_mentions
 from vlm_guard.grounding import Grounding
 
 

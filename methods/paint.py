@@ -80,7 +80,7 @@ class PAINT(KeyEditMethod):
         choices=("class token", "mean patch"),
         paper="class token; mean patch is this project's substitute for towers without one",
     )
-    layers: str = option("2-31", help="decoder layers to edit", paper="2 to 31 of 32 in the code")
+    layers: str = option("2-", help="decoder layers to edit", paper="2 to 31 of 32 in the code")
 
     def prepare(self, target: GuardTarget) -> VisionTower:
         """The vision tower.

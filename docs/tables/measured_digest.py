@@ -1,12 +1,38 @@
 """What the methods do and cost, in a table for docs/results.md and a smaller one for the README, from results."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from measured_table import EVALUATIONS, TIMINGS, emphasised
 
-SPLITS = ("common", "broken")
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """The committed results of one model.
+
+    Attributes:
+        defaults: what the names of files with every method at its defaults begin with.
+        chosen: the same with settings that were chosen on other scenes.
+        splits: of scenes, in the order in which they are shown.
+    """
+
+    defaults: str
+    chosen: str
+    splits: tuple[str, ...]
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Those of the two beginnings that there are files of."""
+        found = (
+            kind for kind in (self.defaults, self.chosen) if (EVALUATIONS / f"{kind}_{self.splits[0]}.json").is_file()
+        )
+        return tuple(found)
+
+
+BUILTIN = Measured(defaults="builtin", chosen="tuned", splits=("common", "broken"))
+SMOL = Measured(defaults="smol", chosen="smol_tuned", splits=("common", "broken", "small"))
 TIMED_MODEL = "llava-0.3b"
 TIMED_BATCHES = (1, 4)
 TIMED_DTYPE = "float32"
@@ -18,46 +44,76 @@ def digest_markdown() -> str:
     Settings other than the defaults were chosen on other scenes.
     """
     costs = {batch: measured_costs(batch) for batch in TIMED_BATCHES}
-    sides = " | ".join(f"`{split}` CHAIR_i | recall | POPE F1 | in words" for split in SPLITS)
-    times = " | ".join(f"prefill, token (batch {batch})" for batch in TIMED_BATCHES)
-    rows = [f"| method | {sides} | {times} |", "|---" * (1 + 4 * len(SPLITS) + len(TIMED_BATCHES)) + "|"]
-    for kind in ("builtin", "tuned"):
-        entries = {split: differences(kind, split) for split in SPLITS}
-        for label in entries[SPLITS[0]]:
-            if kind == "tuned" and ":" not in label:
-                continue
-            cells = [f"`{label}`"]
-            for split in SPLITS:
-                difference = entries[split][label]
-                cells += [_change(difference.get(name)) for name in ("chair_i", "recall", "pope.mean.f1")]
-                cells.append(verdict(difference["chair_i"], difference["recall"]))
-            method = label.partition(":")[0]
-            cells += ["" if ":" in label else costs[batch].get(method, "") for batch in TIMED_BATCHES]
-            rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join(rows) + "\n"
+    times = [f"prefill, token (batch {batch})" for batch in TIMED_BATCHES]
+
+    def cost(label: str) -> list[str]:
+        return ["" if ":" in label else costs[batch].get(label, "") for batch in TIMED_BATCHES]
+
+    return _digest(BUILTIN, times, cost)
+
+
+def digest_smol_markdown() -> str:
+    """The same of the model with a real language model inside; cost as measured while it answered."""
+    found = run_costs(SMOL, SMOL.splits[0])
+    return _digest(SMOL, ["tokens/s", "memory"], lambda label: list(found[label]))
+
+
+def _digest(measured: Measured, last: Sequence[str], cells_of: Callable[[str], list[str]]) -> str:
+    sides = [f"`{split}` CHAIR_i | recall | POPE F1 | in words" for split in measured.splits]
+    lines = [f"| {' | '.join(['method', *sides, *last])} |", "|---" * (1 + 4 * len(sides) + len(last)) + "|"]
+    for label, found in _labels(measured):
+        cells = [f"`{label}`"]
+        for difference in found:
+            cells += [_change(difference.get(name)) for name in ("chair_i", "recall", "pope.mean.f1")]
+            cells.append(verdict(difference["chair_i"], difference["recall"]))
+        lines.append(f"| {' | '.join([*cells, *cells_of(label)])} |")
+    return "\n".join(lines) + "\n"
+
+
+def _labels(measured: Measured) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Every method and setting with its differences by split; a default that stands beside chosen ones comes once."""
+    for kind in measured.kinds:
+        found = [differences(kind, split) for split in measured.splits]
+        for label in found[0]:
+            if kind == measured.defaults or ":" in label:
+                yield label, [entries[label] for entries in found]
 
 
 # The best that can be said comes first.
 _VERDICTS = ("helps", "finds more", "costs recall", "no clear change", "names more, right and wrong", "worse")
+_NOTHING = "no clear change"
 
 
 def helps_markdown() -> str:
-    """The README's table: every setting that was measured, what it changes on the first split, and what it costs."""
-    costs = measured_costs()
-    found = []
-    for kind in ("builtin", "tuned"):
-        first, second = (differences(kind, split) for split in SPLITS)
-        for label, difference in first.items():
-            if kind == "tuned" and ":" not in label:
-                continue
-            words = [verdict(item[label]["chair_i"], item[label]["recall"]) for item in (first, second)]
-            changes = [_change(difference[name]) for name in ("chair_i", "recall", "pope.mean.f1")]
-            cost = "" if ":" in label else costs.get(label, "")
-            place = [_VERDICTS.index(word) for word in words]
-            found.append((place, f"| `{label}` | {' | '.join([*words, *changes, cost])} |"))
-    head = f"| method | on `{SPLITS[0]}` | on `{SPLITS[1]}` | CHAIR_i | recall | POPE F1 | prompt, token |"
+    """The README's table: what changes something on the model with a real language model inside, and what nothing."""
+    costs = run_costs(SMOL, SMOL.splits[0])
+    found, unchanged = [], []
+    for label, entries in _labels(SMOL):
+        words = [verdict(difference["chair_i"], difference["recall"]) for difference in entries]
+        if {*words} == {_NOTHING}:
+            unchanged.append(f"`{label}`")
+            continue
+        changes = [_change(entries[0].get(name)) for name in ("chair_i", "recall", "pope.mean.f1")]
+        place = [_VERDICTS.index(word) for word in words]
+        found.append((place, f"| `{label}` | {' | '.join([*words, *changes, costs[label][0]])} |"))
+    sides = " | ".join(f"on `{split}`" for split in SMOL.splits)
     rows = [row for _, row in sorted(found, key=lambda item: item[0])]
-    return "\n".join([head, "|---" * 7 + "|", *rows]) + "\n"
+    head = [f"| method | {sides} | CHAIR_i | recall | POPE F1 | tokens/s |", "|---" * (5 + len(SMOL.splits)) + "|"]
+    last = ["", f"No clear change on any of them: {', '.join(unchanged)}."] if unchanged else []
+    return "\n".join([*head, *rows, *last]) + "\n"
+
+
+def run_costs(measured: Measured, split: str) -> dict[str, tuple[str, str]]:
+    """By label, tokens per second as a ratio to the plain model's and peak memory, both of the run on `split`."""
+    found = {}
+    for kind in measured.kinds:
+        results = json.loads((EVALUATIONS / f"{kind}_{split}.json").read_text(encoding="utf-8"))
+        plain = results["methods"][0]["cost"]["tokens_per_second"]
+        for entry in results["methods"][1:]:
+            cost = entry["cost"]
+            memory = f"{cost['peak_memory_bytes'] / 2**30:.1f} GiB"
+            found[entry["label"]] = f"{cost['tokens_per_second'] / plain:.2f}x", memory
+    return found
 
 
 def verdict(chair_i: Mapping[str, float], recall: Mapping[str, float]) -> str:

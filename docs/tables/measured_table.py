@@ -24,24 +24,31 @@ _COLUMNS = (
 
 def measured_markdown() -> str:
     """Every evaluation of the built-in model: default options, newer methods on fewer scenes, then chosen options."""
-    evaluations = [_evaluation(path) for path in sorted(EVALUATIONS.glob("builtin_*.json"))]
-    evaluations += [_evaluation(path) for path in sorted(EVALUATIONS.glob("fewer_*.json"))]
-    evaluations += [_evaluation(path) for path in sorted(EVALUATIONS.glob("tuned_*.json"))]
-    return "\n".join(evaluations)
+    return _evaluations("builtin_*.json", "fewer_*.json", "tuned_*.json")
+
+
+def measured_smol_markdown() -> str:
+    """Every evaluation of the model with a real language model inside."""
+    return _evaluations("smol_*.json")
+
+
+def _evaluations(*patterns: str) -> str:
+    return "\n".join(_evaluation(path) for pattern in patterns for path in sorted(EVALUATIONS.glob(pattern)))
 
 
 def _evaluation(path: Path) -> str:
     """One table: the value of every method with its 95 % interval, and the paired difference to the first."""
     results = json.loads(path.read_text(encoding="utf-8"))
-    methods, data = results["methods"], results["data"]
+    methods, data, model = results["methods"], results["data"], results["model"]
     names = " ".join(f"--method {entry['label']}" for entry in methods)
     tasks = ",".join(results["tasks"])
     columns = [column for column in _COLUMNS if column[0] in methods[0]["estimates"]]
     lines = [
-        f"Built-in model on `{data['name']}`, {data['images']} scenes, greedy, in percent (words: mean). In brackets "
-        "the paired difference to the plain model with its 95 % bootstrap interval, bold where that leaves out 0.",
-        f"`vlm-guard eval --model builtin --data {data['name']} --count {data['images']} --task {tasks}"
-        f"{_per_image(results['tasks'])} {names} "
+        f"`{model['name']}` on `{data['name']}`, {data['images']} scenes, greedy, in percent (words: mean). In "
+        "brackets the paired difference to the plain model with its 95 % bootstrap interval, bold where that leaves "
+        "out 0.",
+        f"`vlm-guard eval --model {model['name']}{_dtype(model)} --data {data['name']} --count {data['images']} "
+        f"--task {tasks}{_per_image(results['tasks'])} {names} "
         f"--out DIR` ({path.relative_to(ROOT)})",
         "",
         "| method | " + " | ".join(title for _, title in columns) + " | tokens/s | peak memory |",
@@ -57,6 +64,11 @@ def _evaluation(path: Path) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _dtype(model: dict[str, Any]) -> str:
+    """The flag for other numbers than the float32 of a CPU."""
+    return "" if model["dtype"] == "float32" else f" --dtype {model['dtype']}"
 
 
 def _per_image(tasks: dict[str, Any]) -> str:

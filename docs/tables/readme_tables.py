@@ -16,9 +16,9 @@ from api_page import api_markdown
 from code_map import code_map_markdown, rooms_markdown
 from generate_features import features_markdown
 from house import ROOT
-from measured_digest import digest_markdown, helps_markdown
+from measured_digest import digest_markdown, digest_smol_markdown, helps_markdown
 from measured_grounding import grounding_markdown
-from measured_table import linear_markdown, measured_markdown, timings_markdown
+from measured_table import linear_markdown, measured_markdown, measured_smol_markdown, timings_markdown
 from vlm_guard.eval.run.protocols import protocols_markdown
 from vlm_guard.eval.tasks.shared.table import tasks_markdown
 from vlm_guard.families.table import models_markdown, models_summary
@@ -35,7 +35,9 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "protocols": protocols_markdown,
     "features": features_markdown,
     "digest": digest_markdown,
+    "digest_smol": digest_smol_markdown,
     "measured": measured_markdown,
+    "measured_smol": measured_smol_markdown,
     "timings": timings_markdown,
     "linear": linear_markdown,
     "helps": helps_markdown,

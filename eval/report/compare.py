@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from vlm_guard.eval.report.joining import JoinedRun, join_parts, meaning_of, missing_parts
 from vlm_guard.eval.run.received import check_samples
 from vlm_guard.eval.run.records import Record, read_records
 from vlm_guard.eval.run.results import SAMPLES_FILE, MethodResult, RunResults, read_results, run_folder
@@ -45,7 +45,8 @@ def compare_runs(
     """Bring runs together; all numbers are computed anew from their records.
 
     Args:
-        folders: folders that `vlm-guard eval` wrote, or files of answers that `caption` or `ask` wrote.
+        folders: folders that `vlm-guard eval` wrote, or files of answers that `caption` or `ask` wrote. Two that asked
+            parts of one benchmark (AMBER's descriptions, its yes/no questions) count as one run.
         baseline: label of the method the others are compared with; the first run's first method by default.
         resamples: number of bootstrap resamples; the first run's by default.
         change: makes other records of a method's (by its label), such as ones with a judge's verdicts.
@@ -58,12 +59,14 @@ def compare_runs(
     if not folders:
         raise ValueError("give at least one folder that 'vlm-guard eval' has written")
     folders = [run_folder(folder) for folder in folders]
-    runs = [read_results(folder) for folder in folders]
+    joined = join_parts(folders, [read_results(folder) for folder in folders])
+    runs = [item.results for item in joined]
     notes = [note for run in runs for note in run.notes]
-    for folder, run in zip(folders[1:], runs[1:]):
-        notes += check_comparable(runs[0], run, folders[0], folder)
-    entries = _label(folders, runs)
-    records = {label: _records(folder, run, method) for label, folder, run, method in entries}
+    for item in joined[1:]:
+        notes += check_comparable(runs[0], item.results, joined[0].folder, item.folder)
+    notes += [sentence for run in runs for sentence in missing_parts(list(run.tasks))]
+    entries = _label(joined)
+    records = {label: _records(item, method.label) for label, item, method in entries}
     if change is not None:
         records = {label: change(label, items) for label, items in records.items()}
     read = {label: MethodRecords(items) for label, items in records.items()}
@@ -72,12 +75,12 @@ def compare_runs(
         raise ValueError(f"there is no method {chosen!r} to compare with; there are {', '.join(read)}")
     draws = resamples if resamples is not None else runs[0].statistics["resamples"]
     methods = []
-    for label, _, run, method in sorted(entries, key=lambda entry: entry[0] != chosen):
+    for label, item, method in sorted(entries, key=lambda entry: entry[0] != chosen):
         own = read[label]
         fair, said = own.fair_differences(read[chosen], draws) if label != chosen else ({}, {})
         computed = {
             "label": label,
-            **own.summaries(run.tasks),
+            **own.summaries(item.results.tasks),
             "samples": own.sample_counts(),
             # Files of versions that wrote no plan were complete when they were written.
             "planned": method.planned or {task: counts.asked for task, counts in method.samples.items()},
@@ -102,40 +105,37 @@ def compare_runs(
     return Comparison(
         results=results,
         records=records,
-        folders={label: folder for label, folder, _, _ in entries},
+        folders={label: item.folder for label, item, _ in entries},
         notes=tuple(results.notes),
     )
 
 
-def _label(folders: Sequence[Path], runs: Sequence[RunResults]) -> list[tuple[str, Path, RunResults, MethodResult]]:
+def _label(runs: Sequence[JoinedRun]) -> list[tuple[str, JoinedRun, MethodResult]]:
     """Every method with a label of its own: its run's folder goes in front where two would share one."""
-    found = [(folder, run, method) for folder, run in zip(folders, runs) for method in run.methods]
-    labels = [method.label for _, _, method in found]
+    found = [(run, method) for run in runs for method in run.results.methods]
+    labels = [method.label for _, method in found]
     entries = []
-    for folder, run, method in found:
-        label = method.label if labels.count(method.label) == 1 else f"{folder.resolve().name}/{method.label}"
-        entries.append((label, folder, run, method))
+    for run, method in found:
+        label = method.label if labels.count(method.label) == 1 else f"{run.folder.resolve().name}/{method.label}"
+        entries.append((label, run, method))
     taken = [entry[0] for entry in entries]
     if len(set(taken)) < len(taken):
         raise ValueError("the same run, or two runs in folders of the same name, are given; rename one folder")
     return entries
 
 
-def _records(folder: Path, run: RunResults, method: MethodResult) -> list[Record]:
-    path = folder / method.directory / SAMPLES_FILE
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} lacks {method.directory}/{SAMPLES_FILE}, which its results come from")
-    records = list(read_records(Inside(folder).check(path))[0].values())
-    check_samples(records, run.tasks, path)
-    return records
-
-
-def _meaning(run: RunResults) -> dict[str, Any]:
-    """What has to be equal for two numbers to be about the same thing."""
-    decoding = {name: value for name, value in run.decoding.items() if name not in ("batch_size", "seed")}
-    if run.decoding.get("do_sample"):
-        decoding["seed"] = run.decoding.get("seed")
-    return {"data": {name: value for name, value in run.data.items() if name != "selection"}, "decoding": decoding}
+def _records(joined: JoinedRun, label: str) -> list[Record]:
+    """The records of a method in all parts of a run."""
+    found: list[Record] = []
+    for folder, run in joined.parts:
+        directory = run.method(label).directory
+        path = folder / directory / SAMPLES_FILE
+        if not path.is_file():
+            raise FileNotFoundError(f"{folder} lacks {directory}/{SAMPLES_FILE}, which its results come from")
+        records = list(read_records(Inside(folder).check(path))[0].values())
+        check_samples(records, run.tasks, path)
+        found += records
+    return found
 
 
 def check_comparable(first: RunResults, second: RunResults, first_folder: Path, second_folder: Path) -> list[str]:
@@ -147,7 +147,7 @@ def check_comparable(first: RunResults, second: RunResults, first_folder: Path, 
     shared = [task for task in first.tasks if task in second.tasks]
     if not shared:
         raise ValueError(f"{first_folder} and {second_folder} have no task in common")
-    left, right = _meaning(first), _meaning(second)
+    left, right = meaning_of(first), meaning_of(second)
     for side, run in ((left, first), (right, second)):
         side["tasks"] = {task: run.tasks[task] for task in shared}
     same_model = first.model["name"] == second.model["name"]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from vlm_guard.eval.report.compare import compare_runs
 from vlm_guard.eval.tasks.grounding.counts import judged
+from vlm_guard.eval.tasks.grounding.unlabelled import has_truth
 from vlm_guard.families.profiles import Fact
 from vlm_guard.grounding.score import FACT, fit_weights
 
@@ -39,12 +40,13 @@ def weights_fact(folders: Sequence[Path], known: Fact | None = None) -> dict[str
         parts, model = described["parts"], compared.results.model["name"]
         names.append(f"{compared.results.data['name']} ({compared.results.data['images']} pictures)")
         records = compared.records[compared.results.baseline]
-        mentions += [
-            mention
-            for record in records
-            if record["task"] == "grounding" and "error" not in record
-            for mention in judged(record["score"])
-        ]
+        answered = [record for record in records if record["task"] == "grounding" and "error" not in record]
+        if not all(has_truth(record["score"]) for record in answered):
+            raise ValueError(
+                f"{folder} is about pictures without labels, so nobody knows which mentions are wrong and no "
+                "weights can be fitted; give a run on --data coco:FOLDER or scenes:SPLIT"
+            )
+        mentions += [mention for record in answered for mention in judged(record["score"])]
     if parts is None:
         raise ValueError("give at least one folder that 'vlm-guard eval --task grounding' has written")
     fitted = fit_weights(

@@ -83,7 +83,9 @@ def _metric_rows(comparison: Comparison) -> list[dict[str, Any]]:
     """The metrics with what the page needs to draw them: those of the tables in their order, then all others."""
     known: dict[str, dict[str, Metric]] = {}
     for records in comparison.records.values():
-        for task, metrics in MethodRecords(records).metrics().items():
+        read = MethodRecords(records)
+        joined = [(task, metrics) for task, (metrics, _) in read.joined().items()]
+        for task, metrics in [*read.metrics().items(), *joined]:
             known.setdefault(task, {}).update({metric.name: metric for metric in metrics})
     rows = []
     for task, columns in columns_of(comparison.results).items():

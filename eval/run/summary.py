@@ -51,6 +51,22 @@ class MethodRecords:
         names = dict.fromkeys(name for image in counts.values() for name in image)
         return ImageCounts(list(names), counts.items())
 
+    def joined(self) -> dict[str, tuple[tuple[Metric, ...], ImageCounts]]:
+        """By task, the metrics that need another task's answers too (`Task.joined_with`), with the counts of both."""
+        found = {}
+        for task in self.tasks:
+            metrics, other = task_class(task).joined_metrics(), task_class(task).joined_with
+            if metrics and other in self.answered:
+                parts = {name: self.image_counts(name) for name in (task, other)}
+                names = [f"{name}/{count}" for name, part in parts.items() for count in part.names]
+                entries = [
+                    (image_id, {f"{name}/{count}": value for count, value in zip(part.names, row)})
+                    for name, part in parts.items()
+                    for image_id, row in zip(part.images, part.table)
+                ]
+                found[task] = metrics, ImageCounts(names, entries)
+        return found
+
     def sample_counts(self) -> dict[str, SampleCounts]:
         """How many samples of every task were asked, answered, skipped and cut off."""
         return {
@@ -87,6 +103,9 @@ class MethodRecords:
         for task, metrics in self.metrics().items():
             values = intervals(self.image_counts(task), metrics, resamples, BOOTSTRAP_SEED)
             found |= {name: Estimate(**asdict(interval)) for name, interval in values.items()}
+        for metrics, counts in self.joined().values():
+            values = intervals(counts, metrics, resamples, BOOTSTRAP_SEED)
+            found |= {name: Estimate(**asdict(interval)) for name, interval in values.items()}
         return found
 
     def fair_differences(self, baseline: "MethodRecords", resamples: int) -> tuple[dict[str, Estimate], dict[str, Any]]:
@@ -112,14 +131,20 @@ class MethodRecords:
 
     def differences_to(self, baseline: "MethodRecords", resamples: int) -> dict[str, Difference]:
         """Every metric's paired difference to a baseline, on the images both answered."""
-        found = {}
-        for task in self.tasks:
-            if task not in baseline.answered:
-                continue
-            metrics = task_class(task).comparable_metrics(baseline.answered[task], self.answered[task])
-            pairs = differences(
-                baseline.image_counts(task), self.image_counts(task), metrics, resamples, BOOTSTRAP_SEED
+        compared = [
+            (
+                task_class(task).comparable_metrics(baseline.answered[task], self.answered[task]),
+                baseline.image_counts(task),
+                self.image_counts(task),
             )
+            for task in self.tasks
+            if task in baseline.answered
+        ]
+        first, second = baseline.joined(), self.joined()
+        compared += [(second[task][0], first[task][1], second[task][1]) for task in second if task in first]
+        found = {}
+        for metrics, before, after in compared:
+            pairs = differences(before, after, metrics, resamples, BOOTSTRAP_SEED)
             by_name = {metric.name: metric for metric in metrics}
             for name, interval in pairs.items():
                 found[name] = Difference(**asdict(interval), verdict=verdict(interval, by_name[name]))

@@ -152,7 +152,7 @@ def write_scenes(directory: str | Path, split: str, count: int, seed: int = BENC
 
     Args:
         directory: Folder to make; it may exist if it is empty.
-        split: ``common``, ``broken``, ``held-out`` or ``crowded``.
+        split: ``common``, ``broken``, ``held-out``, ``crowded`` or ``small``.
         count: Number of scenes; scene number k is the same whatever the count.
         seed: Any seed but the training scenes'.
 
@@ -187,7 +187,7 @@ def load_scenes(split: str, count: int = 500, seed: int | None = None) -> Path:
     """The folder of a benchmark split, made on first use (5 ms a scene) and kept in the user's cache.
 
     Args:
-        split: ``common``, ``broken``, ``held-out`` or ``crowded``.
+        split: ``common``, ``broken``, ``held-out``, ``crowded`` or ``small``.
         count: Number of scenes.
         seed: :data:`BENCHMARK_SEED` if None.
 

@@ -139,10 +139,14 @@ def _place(draws: Draws, width: int, height: int, others: list[tuple[int, int, i
     return best[1], best[2]
 
 
-def _draw_object(draws: Draws, icon: Icon, crowd: int) -> np.ndarray:
-    """One icon in a random size, turn, tint and strength; int32 (h, w, 4), premultiplied."""
+def _longer_side(draws: Draws, crowd: int) -> int:
+    """The longer side of a drawing in pixels: one in six is small, and the more there are, the smaller they all are."""
     largest = 46 if crowd <= 4 else 40 if crowd <= 6 else 30
-    longest = draws.between(13, 19) if draws.chance(16) else draws.between(20, largest)
+    return draws.between(13, 19) if draws.chance(16) else draws.between(20, largest)
+
+
+def _draw_object(draws: Draws, icon: Icon, longest: int) -> np.ndarray:
+    """One icon in a size near `longest`, in a random turn, tint and strength; int32 (h, w, 4), premultiplied."""
     width = max(6, icon.size[0] * longest * draws.between(90, 112) // 4800)
     height = max(6, icon.size[1] * longest * draws.between(90, 112) // 4800)
     angle = draws.triangular(24) if draws.chance(60) else 0
@@ -228,7 +232,9 @@ def render_law(law: SplitLaw, draws: Draws) -> Scene:
     boxes: list[tuple[int, int, int, int]] = []
     full_areas: list[int] = []
     for number, category in enumerate(categories, start=1):
-        drawn = _draw_object(draws, draws.choice(bank[category]), len(categories))
+        icon = draws.choice(bank[category])
+        longest = _longer_side(draws, len(categories)) if law.longest is None else draws.between(*law.longest)
+        drawn = _draw_object(draws, icon, longest)
         height, width = drawn.shape[:2]
         x, y = _place(draws, width, height, boxes)
         boxes.append((x, y, width, height))

@@ -95,6 +95,7 @@ class SplitLaw:
         least: Fewest categories (a count).
         most: Most categories (a count).
         held_out_styles: True draws objects with icon styles that training never shows.
+        longest: Shortest and longest longer side of a drawing in pixels; None for the usual mixture of sizes.
     """
 
     partner: int
@@ -104,6 +105,7 @@ class SplitLaw:
     least: int
     most: int
     held_out_styles: bool = False
+    longest: tuple[int, int] | None = None
 
 
 SPLITS: dict[str, SplitLaw] = {
@@ -113,6 +115,9 @@ SPLITS: dict[str, SplitLaw] = {
         partner=25, second_cluster=60, companion=0, intruders=(1, 1, 2), least=2, most=6, held_out_styles=True
     ),
     "crowded": SplitLaw(partner=85, second_cluster=100, companion=60, intruders=(1, 1, 2, 2), least=6, most=10),
+    "small": SplitLaw(
+        partner=75, second_cluster=50, companion=30, intruders=(0, 0, 1, 1, 1), least=2, most=6, longest=(11, 19)
+    ),
 }
 """The splits' laws by name; ``common`` is also the law of most training scenes."""
 

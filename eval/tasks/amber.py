@@ -275,6 +275,8 @@ class AmberTask(Task):
         Column(metric="amber.over_control", label="F1 − control ↑", kind="difference", better="higher"),
     )
     watches_yes_no = True
+    joined_with = "amber_generative"
+    joined_help = "AMBER score, (100 - CHAIR + F1) / 2"
 
     @classmethod
     def open_data(cls, place: str, count: int | None, settings: TaskSettings) -> EvaluationData:

@@ -89,6 +89,8 @@ class Task(ABC):
         Described: what `describe` gave, as a results.json must hold it.
         columns: the metrics that tables show, in order.
         watches_yes_no: whether records shall hold how much the model prefers yes to no where its answer begins.
+        joined_with: another task that `joined_metrics` need the answers of as well; None for none.
+        joined_help: what these metrics are, for the sentence that says why they are missing.
         sweep: how `vlm-guard sweep` chooses a strength by this task; None where it cannot.
     """
 
@@ -104,6 +106,8 @@ class Task(ABC):
     Described: ClassVar[type[Received]] = Received
     columns: ClassVar[tuple[Column, ...]] = ()
     watches_yes_no: ClassVar[bool] = False
+    joined_with: ClassVar[str | None] = None
+    joined_help: ClassVar[str] = ""
     sweep: ClassVar[SweepRule | None] = None
 
     def __init__(self, data: EvaluationData, settings: TaskSettings | None = None, seed: int = 0) -> None:
@@ -181,6 +185,11 @@ class Task(ABC):
     @abstractmethod
     def metrics(cls, records: Sequence[Record]) -> tuple[Metric, ...]:
         """The numbers that these answered records give."""
+
+    @classmethod
+    def joined_metrics(cls) -> tuple[Metric, ...]:
+        """Numbers of this task and `joined_with` together, from counts by the names "TASK/COUNT"."""
+        return ()
 
     @classmethod
     def comparable_metrics(cls, first: Sequence[Record], second: Sequence[Record]) -> tuple[Metric, ...]:

@@ -96,7 +96,7 @@ class ACT(Method):
         help="heads to edit, as 'layer:head' or 'layer:first-last' items; empty edits every head",
         paper="found by a search on labelled data in the paper; lists exist for text models only",
     )
-    layers: str = option("2-30", help="decoder layers to edit", paper="2 to 30 of 32 in the released code")
+    layers: str = option("2-97%", help="decoder layers to edit", paper="2 to 30 of 32 in the released code")
     variant: str = variant_option(
         "published counts and edits every row of the prompt; default the text after the image"
     )

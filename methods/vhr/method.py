@@ -24,9 +24,10 @@ Models that read images in cross-attention layers (Mllama) skip these layers for
 stream has no output there, a_h(text) = 0. Decoding costs a multiplication.
 
 Where the values come from: alpha = 2, the second layer and the last 14 of 32, the outlier rule, the median and the
-order of the layers are the paper's. Not spelled out there and chosen here: TA is squared (as printed; `text_norm`), std
-is the population's, both streams are reinforced, all positions are scaled, and median means the lower one, so that an
-even number of heads gives exactly half.
+order of the layers are the paper's. The default counts the last layers as a share of the depth, because the last 14
+would be every layer of a small model. Not spelled out in the paper and chosen here: TA is squared (as printed;
+`text_norm`), std is the population's, both streams are reinforced, all positions are scaled, and median means the
+lower one, so that an even number of heads gives exactly half.
 """
 
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ class VHR(Method):
         paper="none is the paper's; parallel is a third-party port's",
     )
     layers: str = option(
-        "1,last:14",
+        "1,56%-",
         help="decoder layers to edit",
         paper="second and last 14 of 32 for LLaVA-1.5-7B, last 18 of 32 for InstructBLIP-7B",
     )

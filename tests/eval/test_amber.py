@@ -1,10 +1,19 @@
-"""AMBER's yes/no part: reader and score on a small set made here."""
+"""AMBER's yes/no part, and the score of both parts: reader and numbers on a small set made here."""
 
 import json
 
 import pytest
+from run_records import write_run
+from task_sources import make_sources
 
-from vlm_guard.eval.tasks.amber import AmberScore, read_amber, read_amber_answers, score_amber
+from vlm_guard.eval.report.compare import compare_runs
+from vlm_guard.eval.report.page import build_report
+from vlm_guard.eval.report.tables import render_table
+from vlm_guard.eval.tasks.amber import AmberScore, AmberTask, read_amber, read_amber_answers, score_amber
+from vlm_guard.eval.tasks.amber_generative.task import AmberGenerativeTask
+from vlm_guard.eval.tasks.base import Task
+
+SAMPLED = {"do_sample": True, "num_beams": 1, "batch_size": 4, "seed": 0, "checkpoint": {}}
 
 ANNOTATIONS = [
     {"id": 1, "type": "generative", "truth": ["dog"], "hallu": []},
@@ -89,3 +98,63 @@ def test_broken_files_are_explained(files, tmp_path):
     queries.write_text(json.dumps([{"id": 1}]))
     with pytest.raises(ValueError, match="has no image, query"):
         read_amber(queries, annotations)
+
+
+# ---- the score of both parts
+
+
+def says(first: str):
+    """Answers of a made-up model: a description with a dog, a cat on the first picture, and `first` to questions."""
+
+    def answer(task: str, image_id: int, prompt: str) -> str:
+        if task == "amber":
+            return first if "(1)" in prompt or "(3)" in prompt else "No"
+        return "a dog and a cat" if image_id == 1 else "a dog"
+
+    return answer
+
+
+@pytest.fixture
+def parts(tmp_path) -> list[Task]:
+    folder = make_sources(tmp_path)["amber"].partition(":")[2]
+    data = AmberTask.open_data(folder, None, AmberTask.Settings())
+    return [AmberTask(data), AmberGenerativeTask(data)]
+
+
+def test_the_score_is_made_of_both_parts(parts, tmp_path):
+    methods = {"none": says("Yes"), "var": says("No")}
+    both = write_run(tmp_path / "both", tmp_path, methods, tasks=parts)
+    # CHAIR: one of four nouns. Labels: every third of 15 is no; all no but questions 1 and 3, or all.
+    chair, precision, recall = 1 / 4, 4 / 13, 4 / 5
+    plain, other = (method.estimates["amber_generative.score"] for method in both.methods)
+    assert plain.value == pytest.approx((1 - chair + 2 * precision * recall / (precision + recall)) / 2)
+    assert plain.low < plain.value < plain.high and plain.images == 3
+    precision, recall = 5 / 15, 1
+    assert other.value == pytest.approx((1 - chair + 2 * precision * recall / (precision + recall)) / 2)
+    change = both.methods[1].difference_to_baseline["amber_generative.score"]
+    assert change.value == pytest.approx(other.value - plain.value)
+    # The cat is undecided without word vectors.
+    assert both.methods[0].estimates["amber_generative.score_high"].value == pytest.approx(plain.value + chair / 2)
+    assert "AMBER score" in render_table(both, "markdown")
+    for place, part in enumerate(parts):
+        write_run(tmp_path / f"part{place}", tmp_path, methods, tasks=[part])
+    joined = compare_runs([tmp_path / "part1", tmp_path / "part0"])
+    assert joined.results.methods[0].estimates["amber_generative.score"] == plain
+    assert joined.results.methods[1].difference_to_baseline["amber_generative.score"] == change
+    assert joined.results.methods[0].estimates.keys() == both.methods[0].estimates.keys()
+    assert "AMBER score" in build_report(joined)
+
+
+def test_a_missing_part_is_said_and_parts_that_do_not_fit_are_refused(parts, tmp_path):
+    for place, part in enumerate(parts):
+        write_run(tmp_path / f"part{place}", tmp_path, {"none": says("Yes")}, tasks=[part])
+        alone = compare_runs([tmp_path / f"part{place}"])
+        assert "amber_generative.score" not in alone.results.methods[0].estimates
+        (note,) = alone.results.notes
+        assert note.startswith(f"no AMBER score, (100 - CHAIR + F1) / 2: this has only {part.name}. Ask both parts")
+    write_run(tmp_path / "more", tmp_path, {"none": says("Yes"), "var": says("No")}, tasks=parts[:1])
+    with pytest.raises(ValueError, match="cannot be put together: methods"):
+        compare_runs([tmp_path / "part1", tmp_path / "more"])
+    write_run(tmp_path / "sampled", tmp_path, {"none": says("Yes")}, tasks=parts[:1], decoding=SAMPLED)
+    with pytest.raises(ValueError, match=r"decoding\.do_sample is False in one and True"):
+        compare_runs([tmp_path / "part1", tmp_path / "sampled"])

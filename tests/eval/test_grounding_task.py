@@ -5,9 +5,13 @@ import math
 
 import numpy as np
 import pytest
+from small_coco import make_coco_folder
 
 from vlm_guard.cli import main
+from vlm_guard.eval.data.datasets import open_dataset
 from vlm_guard.eval.report.compare import compare_runs
+from vlm_guard.eval.report.grounding_weights import weights_fact
+from vlm_guard.eval.report.page import build_report
 from vlm_guard.eval.report.plots import save_plots
 from vlm_guard.eval.report.tables import render_table
 from vlm_guard.eval.run.records import read_records
@@ -24,6 +28,8 @@ from vlm_guard.eval.tasks.grounding.curves import (
     risk_coverage_area,
 )
 from vlm_guard.eval.tasks.grounding.repairing import repair_counts, repair_metrics
+from vlm_guard.eval.tasks.grounding.task import GroundingSettings, GroundingTask
+from vlm_guard.eval.tasks.grounding.unlabelled import doubt_counts, doubt_metrics, doubt_summary
 from vlm_guard.families.profiles import read_profile
 from vlm_guard.grounding.score import weights_of
 
@@ -184,3 +190,57 @@ def test_refusals(finished, tmp_path, capsys):
     (broken / "none" / "samples.jsonl").write_text(lines, encoding="utf-8")
     with pytest.raises(ValueError, match=r"samples\.jsonl"):
         compare_runs([broken])
+
+
+def said(*verdicts: str, objects: list[str] | None = None) -> dict:
+    """The score of an answer of 50 characters with these verdicts in its first half, repaired by one mention."""
+    values = {"grounded": 0.8, "doubtful": 0.2, "unchecked": None}
+    mentions = [
+        {"noun": "dog", "start": 5 * place, "verdict": verdict, "score": values[verdict], "parts": {}}
+        for place, verdict in enumerate(verdicts)
+    ]
+    repaired = {"text": "two words", "nouns": [], "removed": ["item"], "faults": []}
+    return {"objects": objects, "mentions": mentions, "length": 50, "repaired": repaired}
+
+
+def test_numbers_without_labels_by_hand():
+    scores = [said("grounded", "doubtful", "unchecked"), said("doubtful"), said("grounded"), said()]
+    counts = {place: doubt_counts(score, 4) for place, score in enumerate(scores)}
+    values = ImageCounts(list(counts[0]), counts.items()).values(doubt_metrics(repaired=True))
+    assert {name.removeprefix("grounding."): value for name, value in values.items()} == pytest.approx(
+        {
+            "mentions": 5 / 4,
+            "mean_score": (0.8 + 0.2 + 0.2 + 0.8) / 4,
+            "doubtful": 2 / 4,
+            "answers_doubtful": 2 / 3,  # of those in which something was checked
+            "answers_repaired": 1,
+            "words_kept": 2 / 4,
+        }
+    )
+    summary = doubt_summary([{"score": score} for score in scores])
+    assert summary["answers"] == {"all grounded": 1, "some doubtful": 1, "all doubtful": 1, "nothing checked": 1}
+    assert summary["verdicts"] == {"grounded": 2, "doubtful": 2, "unchecked": 1}
+    assert summary["scores_in_tenths"] == [0, 0, 2, 0, 0, 0, 0, 0, 2, 0]
+    assert summary["doubtful_by_fifth"] == [2, 0, 0, 0, 0] and summary["mentions_by_fifth"] == [4, 0, 0, 0, 0]
+    assert summary["score_quantiles"]["0.5"] == pytest.approx(0.5)
+
+
+@pytest.mark.filterwarnings("ignore:no profile says")
+def test_pictures_without_labels_have_scores_and_no_truth(tmp_path):
+    pictures = make_coco_folder(tmp_path / "coco", images=2) / "images"
+    out = tmp_path / "run"
+    settings = {"data": f"folder:{pictures}", "device": "cpu", "tasks": ["grounding", "caption"], "resamples": 100}
+    evaluate(RunSettings(**settings, methods=["none"], grounding={"words": "nouns", "max_new_tokens": 24}), out)
+    plain = read_results(out).methods[0]
+    assert plain.estimates["grounding.mentions"].value > 0 and "grounding.auroc.score" not in plain.estimates
+    assert plain.grounding["labels"] is False and sum(plain.grounding["answers"].values()) == 2
+    compared = compare_runs([out])
+    assert "doubtful" in render_table(compared.results, "markdown")
+    page = build_report(compared)
+    assert '"unlabelled":true' in page and '"objects":[]' in page
+    with pytest.raises(ValueError, match="no risk to plot"):
+        save_plots(compared, tmp_path)
+    with pytest.raises(ValueError, match="without labels, so nobody knows"):
+        weights_fact([out])
+    with pytest.raises(ValueError, match="know MSCOCO's objects only"):
+        GroundingTask(open_dataset("scenes:common", 1), GroundingSettings(words="nouns"))

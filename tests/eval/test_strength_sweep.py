@@ -3,9 +3,11 @@
 import json
 
 import pytest
+from rich.console import Console
 
+from vlm_guard.eval.report.sweep_table import USE_THIS, sweep_tables
 from vlm_guard.eval.run.settings import RunSettings
-from vlm_guard.eval.run.strength_sweep import Strength, _choice, main_strength, sweep
+from vlm_guard.eval.run.strength_sweep import Strength, _choice, _point, main_strength, sweep, sweep_rule
 from vlm_guard.families.profiles import Setting
 from vlm_guard.method.registry import method_class, method_names
 
@@ -91,3 +93,24 @@ def test_a_models_published_setting_counts_as_its_default():
     strength = main_strength("pai", {"gain": setting})
     assert (strength.default, strength.values) == (0.5, (0.25, 0.5, 1.0))
     assert strength.labels[:2] == ["pai:gain=0.25", "pai:gain=0.25,plausibility=0.5"] and "pai" in strength.labels
+
+
+@pytest.mark.parametrize("width", [80, 60, 40])
+def test_the_table_fits_the_terminal_and_the_mark_stays_with_its_setting(width):
+    results = _Results(_Entry("pai", 0.18, 0.7), _Entry("vcd:strength=0.5,plausibility=0.7,noise_step=999", 0.1, 0.7))
+    points = [_point(results, entry.label, sweep_rule()[1]) for entry in results.methods]
+    plain = {"label": "none", "chair_i": 0.2, "recall": 0.7}
+    methods = [{"chosen": point["label"] if place else None, "points": [point]} for place, point in enumerate(points)]
+    report = {"task": "chair", "lower": "chair_i", "keep": "recall", "baseline": plain, "methods": methods}
+    console = Console(width=width)
+    with console.capture() as shown:
+        for table in sweep_tables(report, width):
+            console.print(table)
+    lines = [line.rstrip() for line in shown.get().splitlines()]
+    assert max(map(len, lines)) <= width and "…" not in shown.get()
+    tables = 1 if width >= 60 else 2
+    assert sum(line.startswith("setting") for line in lines) == tables
+    assert sum(line == USE_THIS for line in lines) == tables
+    before = lines[lines.index(USE_THIS) - 1]
+    assert before.strip().startswith("noise_step=999"), "below the label of the setting that is chosen"
+    assert any("-2.0" in line for line in lines) and any("-2.1..-1.9" in line for line in lines)

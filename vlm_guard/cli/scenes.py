@@ -8,7 +8,7 @@ import typer
 
 def command(
     directory: Annotated[Path, typer.Argument(help="Folder to make, in MSCOCO's format.")],
-    split: Annotated[str, typer.Option(help="common, broken, held-out or crowded.")] = "common",
+    split: Annotated[str, typer.Option(help="common, broken, held-out, crowded or small.")] = "common",
     count: Annotated[int, typer.Option(help="Number of scenes.")] = 500,
     seed: Annotated[int, typer.Option(help="The same seed gives the same scenes on every machine.")] = 7,
     sheet: Annotated[Path | None, typer.Option(help="Also write a contact sheet to this picture file.")] = None,

@@ -1,7 +1,7 @@
 """`vlm-guard sweep`: which strength of each method suits a model."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -29,13 +29,11 @@ def command(
     import sys
 
     from rich.console import Console
-    from rich.text import Text
 
-    from vlm_guard.eval.report.fitting import fitting_tables, folded_label
     from vlm_guard.eval.report.progress import ProgressBar
+    from vlm_guard.eval.report.sweep_table import sweep_tables
     from vlm_guard.eval.run.settings import read_settings
     from vlm_guard.eval.run.strength_sweep import methods_to_sweep, sweep
-    from vlm_guard.eval.tasks.shared.registry import task_class
     from vlm_guard.untrusted.printed_text import one_line
 
     method = method or methods_to_sweep(model, device)
@@ -52,32 +50,13 @@ def command(
         print(json.dumps(report, indent=2))
         return
     console = Console()
-    names = {column.metric: column.label.rstrip(" ↑↓") for column in task_class(report["task"]).columns}
-    lower, keep = report["lower"], report["keep"]
-    points = [(report["baseline"], False)]
-    points += [(point, point["label"] == entry["chosen"]) for entry in report["methods"] for point in entry["points"]]
-    rows = []
-    for point, chosen in points:
-        cells = []
-        for name in (lower, keep):
-            cells += [f"{100 * point[name]:.1f}", _change(point, name)]
-        label = folded_label(point["label"], console.width)
-        rows.append([Text(cell) for cell in (label, *cells, "use this" if chosen else "")])
     title = one_line(f"{model} on {report['data']}, {report['images']} images, in percent")
     console.print(title, style="bold", markup=False, highlight=False)
-    head = ["setting", names.get(lower, lower), "change", names.get(keep, keep), "change", ""]
-    for table in fitting_tables(head, rows, console.width):
+    for table in sweep_tables(report, console.width):
         console.print(table)
+    console.print("\nBelow each change its 95 % interval, over pictures.", style="dim", highlight=False)
     if report["images"] < report["images_needed"]:
         console.print(
-            f"\n{report['images']} pictures are too few to choose by; give at least --count {report['images_needed']}"
+            f"{report['images']} pictures are too few to choose by; give at least --count {report['images_needed']}"
         )
     console.print(f"\nsweep: {out / 'sweep.json'}", soft_wrap=True, markup=False, highlight=False)
-
-
-def _change(point: dict[str, Any], name: str) -> str:
-    """What a metric changes, in points, with its interval; empty for the plain model."""
-    if f"{name}_change" not in point:
-        return ""
-    low, high = point[f"{name}_change_interval"]
-    return f"{100 * point[f'{name}_change']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"

@@ -10,12 +10,12 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 from vlm_guard.eval.data.datasets import EvaluationData, hash_file
-from vlm_guard.eval.tasks.amber import find_in_release
+from vlm_guard.eval.tasks.amber import AmberTask, find_in_release
 from vlm_guard.eval.tasks.amber_generative.descriptions import count_description, read_scenes, read_vectors, read_words
 from vlm_guard.eval.tasks.base import Record, Sample, Task
 from vlm_guard.eval.tasks.chair.text import singular, split_words
 from vlm_guard.eval.tasks.chair.wordnet import missing_nltk_data
-from vlm_guard.eval.tasks.shared.metric import Better, Column, Counts, Metric, ratio, share
+from vlm_guard.eval.tasks.shared.metric import Better, Column, Counts, Metric, harmonic, ratio, share
 from vlm_guard.eval.tasks.shared.received import Count, Received
 from vlm_guard.eval.tasks.shared.registry import register_task
 from vlm_guard.eval.tasks.shared.settings import FilePath, TaskSettings, setting
@@ -100,7 +100,10 @@ class AmberGenerativeTask(Task):
         Column(metric="amber_generative.hal", label="Hal ↓"),
         Column(metric="amber_generative.cog", label="Cog ↓"),
         Column(metric="amber_generative.mean_words", label="words", kind="length"),
+        Column(metric="amber_generative.score", label="AMBER score ↑", better="higher"),
     )
+    joined_with = AmberTask.name
+    joined_help = AmberTask.joined_help
 
     def __init__(self, data: EvaluationData, settings: TaskSettings | None = None, seed: int = 0) -> None:
         super().__init__(data, settings, seed)
@@ -181,6 +184,14 @@ class AmberGenerativeTask(Task):
         )
 
     @classmethod
+    def joined_metrics(cls) -> tuple[Metric, ...]:
+        """AMBER's score, (100 - CHAIR + F1) / 2, F1 being that of all yes/no questions.
+
+        Without word vectors CHAIR is an upper bound, so the score is a lower one, and `score_high` the upper one.
+        """
+        return (_metric("score", "higher", _score("wrong")), _metric("score_high", "higher", _score("surely_wrong")))
+
+    @classmethod
     def summarise(cls, records: Sequence[Record], described: Mapping[str, Any]) -> dict[str, Any]:
         """AMBER's numbers in percent, rounded to 0.1 as its script prints them, with their bounds and counts."""
         total: dict[str, float] = {}
@@ -219,6 +230,13 @@ class AmberGenerativeTask(Task):
         score = record["score"]
         found = f"{score['wrong']} of {score['nouns']} nouns wrong, {score['covered']} of {score['objects']} objects"
         return {"question": record["prompt"], "label": "", "groups": [], "answer": found}
+
+
+def _score(wrong: str) -> Callable[[Counts], Any]:
+    """AMBER's score as a share, from the counts of both parts."""
+    chair = share(f"amber_generative/{wrong}", "amber_generative/nouns")
+    precision, recall = (share("amber/all.correct_no", f"amber/all.{whole}") for whole in ("answered_no", "label_no"))
+    return lambda counts: (1 - chair(counts) + harmonic(precision(counts), recall(counts))) / 2
 
 
 def _metric(name: str, better: Better, compute: Callable[[Counts], Any]) -> Metric:

@@ -2,11 +2,16 @@
 
 from pathlib import Path
 
-from vlm_guard.eval.tasks.grounding.task import coco_mentions
-from vlm_guard.grounding.mention import MentionFinder
+from vlm_guard.eval.tasks.chair.scoring import read_caption
+from vlm_guard.grounding.mention import FoundMention, MentionFinder
 from vlm_guard.grounding.nouns import find_mentions, word_finder
 
 NOUNS, COCO = "nouns", "coco"
+
+
+def coco_mentions(text: str) -> list[FoundMention]:
+    """MSCOCO's objects that a text mentions, by CHAIR's reader: a finder of mentions."""
+    return [FoundMention(mention.node, mention.start, mention.end) for mention in read_caption(text).mentions]
 
 
 def finder_named(words: str) -> MentionFinder:

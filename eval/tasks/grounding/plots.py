@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vlm_guard.eval.tasks.grounding.counts import POSITION, SCORE, judged
+from vlm_guard.eval.tasks.grounding.unlabelled import has_truth
 from vlm_guard.eval.tasks.shared.drawing import Drawn, entitle, make_figure, plain, style
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def plot_risk_coverage(drawn: Drawn) -> Figure:
         pictures = [
             [(mention.values[SCORE], mention.values[POSITION], mention.good) for mention in judged(record["score"])]
             for record in drawn.records[method.label]
-            if record["task"] == "grounding" and "error" not in record
+            if record["task"] == "grounding" and "error" not in record and has_truth(record["score"])
         ]
         if not any(pictures):
             continue
@@ -45,7 +46,10 @@ def plot_risk_coverage(drawn: Drawn) -> Figure:
         axes.plot(100 * _COVERAGES, 100 * _risks(every, 1), color=look["color"], linestyle="--", linewidth=1)
         axes.fill_between(100 * _COVERAGES, low, high, color=look["color"], alpha=0.15, linewidth=0)
     if not shown:
-        raise ValueError("these runs have no scored mentions (task grounding) to plot")
+        raise ValueError(
+            "these runs have no scored mentions (task grounding) of pictures with labels; without labels nobody knows "
+            "which mentions are wrong, so there is no risk to plot"
+        )
     axes.set_xlabel("mentions kept in %, the surest first (dashed: the earliest first)")
     axes.set_ylabel("of these not in the picture, in %")
     axes.set_ylim(bottom=0)

@@ -28,7 +28,7 @@ class GroundingScoreReceived(Received):
     """The score of an answered caption."""
 
     mentions: list[_Mention]
-    objects: list[str]
+    objects: list[str] | None
     length: Count
     repaired: _Repaired | None = None
 

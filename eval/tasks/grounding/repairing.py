@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from vlm_guard.eval.tasks.chair.scoring import read_caption
 from vlm_guard.eval.tasks.shared.metric import Better, Counts, Kind, Metric, ratio
+from vlm_guard.grounding.mention import MentionFinder
 from vlm_guard.grounding.repair import Repaired
 
 # What a repaired text must not have; perplexity would need another model.
@@ -31,11 +31,11 @@ def faults_of(text: str, before: str) -> list[str]:
     return found
 
 
-def repair_record(before: str, repaired: Repaired) -> dict[str, Any]:
-    """What a record holds of a repaired caption."""
+def repair_record(before: str, repaired: Repaired, find: MentionFinder) -> dict[str, Any]:
+    """What a record holds of a repaired caption, its mentions as `find` finds them."""
     return {
         "text": repaired.text,
-        "nouns": [mention.node for mention in read_caption(repaired.text).mentions],
+        "nouns": [mention.noun for mention in find(repaired.text)],
         "removed": [part.how for part in repaired.removed],
         "faults": faults_of(repaired.text, before),
     }

@@ -3,30 +3,33 @@
 Mentions are MSCOCO's objects as CHAIR reads them, and CHAIR's truth is theirs. A detector proves nothing unless it
 beats the place in the caption: late mentions are wrong far more often. So every score stands beside `position`, and
 inside fifths of the caption, where early mentions are not compared with late ones.
+
+Of pictures without labels (`--data folder:`) there is no truth, so there is no AUROC: then the numbers are those of
+`vlm_guard.eval.tasks.grounding.unlabelled`, and mentions may be any nouns.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import field_validator
 
 from vlm_guard.eval.tasks.base import Record, Sample, Task
-from vlm_guard.eval.tasks.chair.scoring import read_caption
 from vlm_guard.eval.tasks.chair.settings import CAPTION_PROMPT
 from vlm_guard.eval.tasks.grounding.counts import POSITION, SCORE, grounding_metrics, histograms, judged, mention_counts
 from vlm_guard.eval.tasks.grounding.curves import risk_coverage
+from vlm_guard.eval.tasks.grounding.finders import COCO, finder_named
 from vlm_guard.eval.tasks.grounding.plots import plot_risk_coverage
 from vlm_guard.eval.tasks.grounding.received import GroundingDescribed, GroundingScoreReceived
 from vlm_guard.eval.tasks.grounding.repairing import repair_counts, repair_metrics, repair_record
+from vlm_guard.eval.tasks.grounding.unlabelled import doubt_counts, doubt_metrics, doubt_summary, has_truth
 from vlm_guard.eval.tasks.shared.metric import Column, Metric
 from vlm_guard.eval.tasks.shared.registry import register_task
 from vlm_guard.eval.tasks.shared.settings import TaskSettings, setting
 from vlm_guard.grounding.answers import ground
-from vlm_guard.grounding.mention import FoundMention
 from vlm_guard.grounding.score import fit_weights
 from vlm_guard.grounding.settings import PARTS, REPAIRS, Grounding
 
@@ -34,16 +37,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
+    from vlm_guard.eval.data.datasets import EvaluationData
     from vlm_guard.eval.tasks.shared.drawing import Drawn
     from vlm_guard.guard import Guard
 
 # Points of the risk-coverage curve that results hold.
 _COVERAGES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-
-
-def coco_mentions(text: str) -> list[FoundMention]:
-    """MSCOCO's objects that a text mentions, by CHAIR's reader: a finder of mentions."""
-    return [FoundMention(mention.node, mention.start, mention.end) for mention in read_caption(text).mentions]
 
 
 class GroundingSettings(TaskSettings):
@@ -52,7 +51,9 @@ class GroundingSettings(TaskSettings):
     prompt: str = setting(CAPTION_PROMPT, "Instruction for captions.")
     max_new_tokens: int = setting(512, "Token limit of captions.", ge=1)
     parts: list[str] = setting(["lens", "self_check"], f"What scores are made of: {', '.join(PARTS)}.")
-
+    words: Literal["coco", "nouns"] = setting(
+        "coco", "What counts as a mention: MSCOCO's objects, or on pictures without labels nouns of any kind."
+    )
     repair: str = setting("drop", f"How doubtful mentions are taken out: {', '.join(REPAIRS)}, or none.")
 
     @field_validator("repair")
@@ -78,6 +79,8 @@ class GroundingTask(Task):
     help = "How well the scores of mentioned objects tell what is in the picture from what is not."
     source = "measures: this project; parts: arXiv 2410.02762 (lens), arXiv 2305.10355 (the question)"
     table_title = "scored captions"
+    data_kinds = ("folder", "scenes", "coco")
+    data_help = "scenes:SPLIT[:SEED], coco:FOLDER, or without labels folder:FOLDER or folder:LIST.jsonl"
     Settings = GroundingSettings
     Score = GroundingScoreReceived
     Described = GroundingDescribed
@@ -92,7 +95,29 @@ class GroundingTask(Task):
         Column(metric="grounding.repair.before.chair_i", label="CHAIR_i ↓"),
         Column(metric="grounding.repair.after.chair_i", label="repaired ↓"),
         Column(metric="grounding.repair.change.recall", label="recall, change"),
+        Column(metric="grounding.mentions", label="mentions", kind="length"),
+        Column(metric="grounding.doubtful", label="doubtful"),
+        Column(metric="grounding.answers_doubtful", label="answers with doubt"),
+        Column(metric="grounding.mean_score", label="mean score"),
+        Column(metric="grounding.words_kept", label="words kept"),
     )
+
+    def __init__(self, data: EvaluationData, settings: TaskSettings | None = None, seed: int = 0) -> None:
+        super().__init__(data, settings, seed)
+        self._labelled = data.kind != "folder"
+        if self._labelled and self.settings.words != COCO:
+            raise ValueError(
+                f"grounding.words is {self.settings.words}, but the labels of {data.name} know MSCOCO's objects only, "
+                "so whether other nouns are right is not known; leave grounding.words out, or give --data folder:FOLDER"
+            )
+        self._find = finder_named(self.settings.words)
+
+    def describe(self) -> dict[str, Any]:
+        """The settings; which words count only where it is not MSCOCO's objects, as in runs of earlier versions."""
+        described = super().describe()
+        if described["words"] == COCO:
+            del described["words"]
+        return described
 
     def samples(self) -> list[Sample]:
         """One per picture."""
@@ -104,35 +129,43 @@ class GroundingTask(Task):
     def measure(self, guard: Guard, inputs: Mapping[str, Any], sequences: Tensor) -> list[dict[str, Any]]:
         """The scored mentions of every answer."""
         repair = None if self.settings.repair == "none" else self.settings.repair
-        settings = Grounding(parts=tuple(self.settings.parts), find=coco_mentions, repair=repair)
+        find = self._find
+        settings = Grounding(parts=tuple(self.settings.parts), find=find, repair=repair)
         return [
             {
                 "mentions": [mention.to_dict() for mention in answer.mentions],
                 "length": len(answer.text),
-                "repaired": None if answer.repaired is None else repair_record(answer.text, answer.repaired),
+                "repaired": None if answer.repaired is None else repair_record(answer.text, answer.repaired, find),
             }
             for answer in ground(guard, inputs, sequences, settings)
         ]
 
     def score(self, sample: Sample, text: str) -> dict[str, Any]:
-        """The objects of the picture; what `measure` gave stands beside them."""
-        return {"objects": sorted(self.data.objects[sample.image_id])}
+        """The objects of the picture, None where it has no labels; what `measure` gave stands beside them."""
+        return {"objects": sorted(self.data.objects[sample.image_id]) if self._labelled else None}
 
     @classmethod
     def counts(cls, record: Record) -> Mapping[str, float]:
-        """The histograms of the scored mentions, and what repair did."""
+        """The histograms of the scored mentions, and what repair did; without labels mentions by verdict."""
         words = len(record["text"].split())
+        if not has_truth(record["score"]):
+            return doubt_counts(record["score"], words)
         return mention_counts(judged(record["score"])) | repair_counts(record["score"], words)
 
     @classmethod
     def metrics(cls, records: Sequence[Record]) -> tuple[Metric, ...]:
-        """The numbers of the score, of every part, and of the place; then those of the repair."""
+        """The numbers of the score, of every part, and of the place, then of the repair; without labels, of doubt."""
         repaired = any(record["score"].get("repaired") is not None for record in records)
+        if not all(has_truth(record["score"]) for record in records):
+            return doubt_metrics(repaired=repaired)
         return grounding_metrics(measured_values(records)) + (repair_metrics() if repaired else ())
 
     @classmethod
     def summarise(cls, records: Sequence[Record], described: Mapping[str, Any]) -> dict[str, Any]:
         """How many mentions there are, how often they are wrong by fifth, the curve, and weights fitted to them."""
+        repairs = {"removed": _how_often(records, "removed"), "faults": _how_often(records, "faults")}
+        if not all(has_truth(record["score"]) for record in records):
+            return doubt_summary(records) | repairs
         mentions = [mention for record in records for mention in judged(record["score"])]
         unchecked = sum(mention["score"] is None for record in records for mention in record["score"]["mentions"])
         counts = {name: np.asarray(value) for name, value in cls.image_counts(records).items()}
@@ -147,14 +180,15 @@ class GroundingTask(Task):
             "hallucinated_by_fifth": fifths[0],
             "mentions_by_fifth": fifths[1],
             "risk_at_coverage": {f"{at:.1f}": float(np.interp(at, coverage, risk)) for at in _COVERAGES},
-            "removed": _how_often(records, "removed"),
-            "faults": _how_often(records, "faults"),
+            **repairs,
             "fitted_weights": fitted_weights(mentions, described["parts"]),
         }
 
     @classmethod
     def caption(cls, described: Mapping[str, Any]) -> str:
         """What was measured."""
+        if described.get("words", COCO) != COCO:
+            return f"scores of nouns from {' and '.join(described['parts'])}; no labels, so nothing says what is right"
         return (
             f"scores of MSCOCO's objects from {' and '.join(described['parts'])}; AUROC: those that are there score "
             "higher; AUPR: finding those that are not; by place: the earlier, the surer"
@@ -167,19 +201,25 @@ class GroundingTask(Task):
 
     @classmethod
     def page_entry(cls, record: Record) -> dict[str, Any]:
-        """The caption with its mentions, and the objects of the picture."""
+        """The caption with its mentions, and the objects of the picture; without labels doubtful ones are marked."""
         score = record["score"]
-        objects = set(score["objects"])
+        known = has_truth(score)
+        objects = set(score["objects"] or ())
+        marks = [
+            mention["noun"] not in objects if known else mention["verdict"] == "doubtful"
+            for mention in score["mentions"]
+        ]
         return {
-            "objects": score["objects"],
+            "objects": score["objects"] or [],
             "caption": {
                 "text": record["text"],
                 "mentions": [
-                    [mention["start"], mention["end"], mention["noun"], int(mention["noun"] not in objects)]
-                    for mention in score["mentions"]
+                    [mention["start"], mention["end"], mention["noun"], int(mark)]
+                    for mention, mark in zip(score["mentions"], marks)
                 ],
                 "words": len(record["text"].split()),
                 "finished": record["finished"],
+                **({} if known else {"unlabelled": True}),
             },
         }
 

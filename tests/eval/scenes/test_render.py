@@ -15,6 +15,7 @@ GOLDEN = {
     "broken": "d3c99c46746048f1af5636b92fcdcbe44ad6c94e03147aea0b4f4a0641953189",
     "held-out": "498357e4d0b1a17a1acdec0c5646ea30bac39699b8eb956eb9b1dd68ebc7d3ac",
     "crowded": "5d806459ddd0aa885d6a5d91e0956ed8114c65f105e66fd338f9c67701690829",
+    "small": "197032d4a2ad46758985700f1ba9daa625a5e31118ce31dc066df750733dca96",
 }
 
 
@@ -50,7 +51,7 @@ def test_objects_lie_in_the_picture_and_agree_with_patches():
 
 
 def test_unknown_split_is_refused():
-    with pytest.raises(ValueError, match="common, broken, held-out, crowded"):
+    with pytest.raises(ValueError, match="common, broken, held-out, crowded, small"):
         render("brokn", 1)
 
 
@@ -100,6 +101,14 @@ def test_broken_takes_partners_away():
 def test_crowded_scenes_have_many_categories():
     draws = Draws(5)
     assert all(6 <= len(draw_categories(draws, SPLITS["crowded"])[1]) <= 10 for _ in range(200))
+
+
+def test_small_scenes_hold_as_much_as_common_ones_in_a_smaller_size():
+    scenes = {split: [render(split, 3, index) for index in range(60)] for split in ("common", "small")}
+    counts = {split: sum(len(scene.objects) for scene in found) for split, found in scenes.items()}
+    assert counts["small"] > 0.85 * counts["common"]
+    sides = {split: [max(item.box[2:]) for scene in found for item in scene.objects] for split, found in scenes.items()}
+    assert max(sides["small"]) < 30 < np.median(sides["common"]) + 5 and np.median(sides["small"]) < 20
 
 
 def test_draws_are_the_guaranteed_stream():
