@@ -6,6 +6,7 @@ import pytest
 
 from vlm_guard.method.registry import method_names
 from vlm_guard.serving.vllm.declaration import ENVIRONMENT, Declaration
+from vlm_guard.serving.vllm.engine import server_flags
 from vlm_guard.serving.vllm.versions import refuse_untested
 
 SERVED = {
@@ -144,6 +145,12 @@ def test_which_prompts_must_be_read_whole():
     assert [offer.whole_prompt for offer in offers] == [False, True, False, False, False]
     assert [offer.reads_anew("positive") for offer in offers] == [False, True, False, True, True]
     assert not declared.offers["var+m3id"].reads_anew("negative") and declared.observes
+
+
+def test_looking_between_the_layers_needs_a_model_that_is_not_compiled(monkeypatch):
+    monkeypatch.setenv(ENVIRONMENT, "")
+    assert "--enforce-eager" in server_flags(Declaration.read("pai;var"))
+    assert "--enforce-eager" not in server_flags(Declaration.read("pai;gift"))
 
 
 @pytest.mark.parametrize("version", ["0.31.2", "0.33.0", "1.0", "0.9", "0.33.0+cpu"])
