@@ -28,7 +28,7 @@ def engine_options(methods: str, default: str | None = None) -> dict[str, Any]:
     declared = Declaration.read(methods, default)
     refuse_untested(installed_version())
     declared.write(os.environ)
-    options = {"scheduler_cls": SCHEDULER, "async_scheduling": False, "logits_processors": [ROWS]}
+    options: dict[str, Any] = {"scheduler_cls": SCHEDULER, "async_scheduling": False, "logits_processors": [ROWS]}
     return options | ({"enforce_eager": True} if declared.observes else {})
 
 
