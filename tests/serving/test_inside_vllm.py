@@ -31,7 +31,7 @@ ASK, LEADING = (
     "Please describe this image in detail.",
     "I think there is a dog in the image. Is there a dog in the image?",
 )
-GIFT = "gift:strength=20"
+GIFT = "gift:strength=20,saliency_layer=1"
 VAR = "var:sink_dimensions=72,sink_threshold=4,min_visual_mass=0,min_content_share=0,move_fraction=1"
 ATTENTION = [
     "pai:gain=0.5,guidance=1",
