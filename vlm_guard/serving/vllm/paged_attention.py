@@ -232,8 +232,11 @@ class StepPlanner:
 
 def _read_on(request: GuardedRequest, served: ServedGuard, row: int, step: StepRows) -> GenerationState:
     """The generation of a request, which has taken in its rows of this step."""
-    state, count = request.begin(served.visual_token_ids), step.starts[row + 1] - step.starts[row]
+    count = step.starts[row + 1] - step.starts[row]
     offset = step.lengths[row] - count
+    if offset == 0:
+        request.forget()
+    state = request.begin(served.visual_token_ids)
     request.read(count, offset)
     if state.reading and state.active and served.beginning[request.side]:
         served.begin(request.tokens(offset, count), state)
