@@ -25,7 +25,6 @@ OFFERS = [
     "softpag:heads=2:0-6,3:1-3,perturbation=identity",
     "act:move_fraction=1,threshold=0.05",
     "act:move_fraction=1,threshold=0.02,heads=3:5-7,4:0-4",
-    "var:sink_dimensions=72,sink_threshold=4,min_visual_mass=0,min_content_share=0,move_fraction=1",
     "zerotuning",
     "zerotuning:factor=0.1,heads=2:6-7,3:0-5",
 ]
