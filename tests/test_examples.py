@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from chat_stand_in import OFFERS, ChatStandIn, serving
 
 from vlm_guard.eval.run.runner import evaluate
 from vlm_guard.eval.run.settings import RunSettings
@@ -17,6 +18,7 @@ EXAMPLES = ROOT / "examples"
 LONGEST = 75
 TESTED = {
     "generate", "batch_and_stream", "own_pictures", "own_method", "read_results", "score_mentions", "serve", "service",
+    "evaluate_server",
 }  # fmt: skip
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -173,3 +175,14 @@ def test_a_server_is_asked_with_every_method_at_once(monkeypatch, capsys):
         runpy.run_path(str(EXAMPLES / "serve.py"), run_name="__main__")
         server.shutdown()
     assert capsys.readouterr().out.splitlines() == [f"[{name}] {name} for builtin" for name in ("none", "pai", "m3id")]
+
+
+def test_a_server_is_measured(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    stand_in = ChatStandIn()
+    stand_in.offers = OFFERS
+    with serving(stand_in) as address:
+        lines = run("evaluate_server", address, "none", "strict").splitlines()
+    assert [line.split()[0] for line in lines] == ["none", "strict"]
+    assert all("chair_i=" in line and "pope.mean.f1=" in line for line in lines) and lines[0] != lines[1]
+    assert (tmp_path / "runs" / "served" / "results.json").is_file()

@@ -9,6 +9,8 @@ from small_coco import make_coco_folder
 
 from vlm_guard.cli import main
 from vlm_guard.eval.data.coco import read_coco
+from vlm_guard.eval.data.own_pictures import open_pictures
+from vlm_guard.eval.data.picture_marks import picture_marks
 from vlm_guard.untrusted.paths import Inside, relative_name
 
 
@@ -151,6 +153,30 @@ def test_a_received_run_cannot_choose_the_folder_of_the_pictures(received, capsy
     named.write_text(json.dumps({"fingerprint": {}, "sessions": [{"image_folder": str(received / "coco")}]}))
     assert run("report", received / "run") == 0
     assert "data:image/jpeg" in (received / "run" / "report.html").read_text()
+
+
+def test_a_folder_counts_also_by_the_very_pictures_that_the_run_has_noted(received, capsys):
+    """As `vlm-guard ask --images` needs it, whose questions lie elsewhere; names or one picture are not enough."""
+    folder = received / "coco" / "images"
+    marks = picture_marks(open_pictures(str(folder)))
+    assert sorted(marks) == ["000000000001.png", "000000000002.png"]
+    named = received / "run" / "none" / "run.json"
+    path = received / "run" / "none" / "samples.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    for record in records:
+        record.pop("crc32", None)
+        record["image"] = record["image"].removeprefix("images/")
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    other = {**marks, "000000000001.png": "0" * 64}
+    one = {"000000000001.png": marks["000000000001.png"]}
+    outside = {**marks, "../../secret.png": marks["000000000001.png"]}
+    for noted, found in ((marks, True), (other, False), (one, False), (outside, False), ({}, False)):
+        session = {"image_folder": str(folder), "picture_marks": noted}
+        named.write_text(json.dumps({"fingerprint": {}, "sessions": [session]}))
+        assert run("report", received / "run") == 0
+        assert ("data:image/jpeg" in (received / "run" / "report.html").read_text()) == found, noted
+    named.write_text(json.dumps({"fingerprint": {}, "sessions": [{"image_folder": str(folder), "picture_marks": [1]}]}))
+    assert run("report", received / "run") == 2 and "'picture_marks' of session 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("directory", ["../elsewhere", "/etc", "none/..", ".", "a/b"])

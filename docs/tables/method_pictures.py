@@ -19,7 +19,7 @@ from house import ROOT
 from vlm_guard import builtin, wrap
 from vlm_guard.eval.data.calibration_prompts import calibration_prompts
 from vlm_guard.eval.data.datasets import open_dataset
-from vlm_guard.method import Finding, FindingsCall, MarkedTokens
+from vlm_guard.method import Finding, FindingsCall, MarkedTokens, PictureMap, ReplacedPicture
 from vlm_guard.method.registry import method_names
 
 matplotlib.use("Agg")
@@ -28,7 +28,7 @@ from matplotlib import pyplot as plt
 FOLDER = ROOT / "docs" / "images" / "methods"
 SCENES, REQUEST = "scenes:common:11", "Please describe this image in detail."
 # A method that does nothing on a model without sinks, one that changes what is asked, and searches have no picture.
-WITHOUT = {"none", "lqcd", "icd", "uncertainty", "carve", "opera"}
+WITHOUT = {"none", "lqcd", "icd", "opera"}
 PLAIN, GUARDED = "#8a8f98", "#1f6feb"
 
 
@@ -111,8 +111,11 @@ def draw_hidden(scene: Scene) -> None:
 
     def panel(axes: Any, name: str) -> None:
         cosine = torch.nn.functional.cosine_similarity(scene.states(name), plain, dim=-1)
-        axes.bar(np.arange(len(plain)), torch.rad2deg(cosine.clamp(-1, 1).arccos()).numpy(), color=GUARDED)
+        degrees = torch.rad2deg(cosine.clamp(-1, 1).arccos()).numpy()
+        axes.bar(np.arange(len(plain)), degrees, color=GUARDED)
         axes.set_xticks(np.arange(len(plain)))
+        # A method that hardly turns anything would look like an empty panel.
+        axes.set_title(f"at most {degrees.max():.2g}°", loc="right", fontsize=7)
 
     save("hidden-states", members("hidden states"), panel, "layer", "turned by, degrees")
 
@@ -149,6 +152,25 @@ def draw_patches(scene: Scene) -> None:
     save("patches", list(marked), panel, "", "")
 
 
+def draw_picture(scene: Scene) -> None:
+    """What the methods of the picture find in it, as heat over its grey values, and what one shows instead."""
+    panels: dict[str, Finding | None] = {"the picture": None}
+    for name in members("the picture"):
+        for item in scene.findings(name):
+            panels[name if isinstance(item, PictureMap) else f"{name}: shown instead"] = item
+
+    def panel(axes: Any, name: str) -> None:
+        item = panels[name]
+        shown = item.picture if isinstance(item, ReplacedPicture) else scene.picture
+        axes.imshow(shown.convert("L") if isinstance(item, PictureMap) else shown, cmap="gray")
+        if isinstance(item, PictureMap):
+            width, height = shown.size
+            axes.imshow(item.values, cmap="inferno", alpha=0.6, extent=(0, width, height, 0))
+        axes.set_axis_off()
+
+    save("picture", list(panels), panel, "", "")
+
+
 def save(file: str, names: Sequence[str], panel: Callable[[Any, str], None], below: str, beside: str) -> Path:
     """One picture with a panel per method."""
     columns = min(4, len(names))
@@ -183,6 +205,7 @@ def main() -> None:
     draw_logits(scene, "contrast", "contrast")
     draw_logits(scene, "read-outs", "read-outs")
     draw_patches(scene)
+    draw_picture(scene)
 
 
 if __name__ == "__main__":

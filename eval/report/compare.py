@@ -150,7 +150,9 @@ def check_comparable(first: RunResults, second: RunResults, first_folder: Path, 
     left, right = meaning_of(first), meaning_of(second)
     for side, run in ((left, first), (right, second)):
         side["tasks"] = {task: run.tasks[task] for task in shared}
-    same_model = first.model["name"] == second.model["name"]
+    # What a server puts prompts into is not known, nor what its checkpoint brings along.
+    served = ("endpoint" in first.model) != ("endpoint" in second.model)
+    same_model = first.model["name"] == second.model["name"] and not served
     if same_model:
         left["template"], right["template"] = first.template, second.template
     else:

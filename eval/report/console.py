@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vlm_guard.eval.report.costs import cost_cells, cost_heads
 from vlm_guard.eval.report.fitting import fitting_tables, folded_label
 from vlm_guard.eval.run.results import Difference, Estimate, MethodResult, RunResults
 from vlm_guard.eval.tasks.shared.metric import Column, Kind
@@ -121,17 +122,19 @@ def _cost_tables(methods: Sequence[MethodResult], width: int) -> list[Table]:
     rows = []
     for method in methods:
         counts = method.samples.values()
+        seconds, rate, memory = cost_cells(method.cost)
         cells = (
-            f"{method.cost.seconds:.1f}",
+            seconds,
             f"{method.cost.tokens}",
-            f"{method.cost.tokens_per_second:.0f}",
-            f"{method.cost.peak_memory_bytes / 2**20:.0f}",
+            rate,
+            memory,
             str(sum(item.answered for item in counts)),
             str(sum(item.skipped for item in counts)),
             str(sum(item.cut_off for item in counts)),
         )
         rows.append([Text(folded_label(method.label, width), style="bold"), *map(Text, cells)])
-    head = ["method", "seconds", "tokens", "tokens/s", "peak MiB", "answered", "skipped", "cut off"]
+    seconds, rate, memory = cost_heads(methods)
+    head = ["method", seconds, "tokens", rate, memory, "answered", "skipped", "cut off"]
     return fitting_tables(head, rows, width)
 
 

@@ -96,7 +96,7 @@ def _joined(first: JoinedRun, folder: Path, run: RunResults) -> JoinedRun:
 
 def _both(first: MethodResult, second: MethodResult) -> MethodResult:
     """A method's results with the samples of both parts and what each planned."""
-    planned = {}
+    planned: dict[str, int] = {}
     for method in (first, second):
         # Files of versions that wrote no plan were complete when they were written.
         planned |= method.planned or {task: counts.asked for task, counts in method.samples.items()}

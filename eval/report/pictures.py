@@ -8,6 +8,7 @@ from typing import Any
 
 from vlm_guard.eval.data.datasets import hash_file, hash_lines
 from vlm_guard.eval.data.own_pictures import NAMES_HASH, picture_names
+from vlm_guard.eval.data.picture_marks import has_marked_pictures
 from vlm_guard.eval.report.compare import Comparison
 from vlm_guard.eval.run.results import RUN_FILE
 from vlm_guard.untrusted.json_files import read_json
@@ -55,24 +56,27 @@ def image_folder(comparison: Comparison) -> Path | None:
 
     The folder stands in the runs' `run.json` only: results.json is made to be passed on and names no folder of a
     machine. A run from elsewhere could name any folder, so it counts only if it has the
-    annotation files of the run, or for pictures without labels files of the same names.
+    annotation files of the run, or for pictures without labels files of the same names, or where annotations or
+    questions lie elsewhere (`vlm-guard ask --images`) the very pictures that the run has noted.
 
     Raises:
         ValueError: a `run.json` is damaged.
     """
     hashes = comparison.results.data.get("annotations_sha256") or {}
+    answered = (record for records in comparison.records.values() for record in records if "error" not in record)
+    pictures = len({record["image"] for record in answered})
     for method in comparison.results.methods:
         path = comparison.folders[method.label] / method.directory / RUN_FILE
         if not path.is_file():
             continue
-        for folder in _session_folders(read_json(path), path):
-            if _has_annotations(folder, hashes):
+        for folder, marks in _session_folders(read_json(path), path):
+            if _has_annotations(folder, hashes) or _has_pictures(folder, marks, pictures):
                 return folder
     return None
 
 
-def _session_folders(content: Any, path: Path) -> Iterator[Path]:
-    """The image folders of a run's sessions, the last first."""
+def _session_folders(content: Any, path: Path) -> Iterator[tuple[Path, dict[str, str]]]:
+    """The image folders of a run's sessions with the pictures they are known by, the last first."""
     sessions = content.get("sessions", []) if isinstance(content, dict) else None
     if not isinstance(sessions, list) or not all(isinstance(session, dict) for session in sessions):
         raise ValueError(f"{path} is damaged: 'sessions' must be a list of JSON objects")
@@ -80,8 +84,18 @@ def _session_folders(content: Any, path: Path) -> Iterator[Path]:
         folder = session.get("image_folder")
         if folder is not None and (not isinstance(folder, str) or "\0" in folder):
             raise ValueError(f"{path} is damaged: 'image_folder' of session {number} must be a folder's name")
+        marks = session.get("picture_marks", {})
+        if not isinstance(marks, dict) or not all(isinstance(value, str) for value in marks.values()):
+            raise ValueError(f"{path} is damaged: 'picture_marks' of session {number} must be hashes by picture")
         if folder:
-            yield Path(folder)
+            yield Path(folder), marks
+
+
+def _has_pictures(folder: Path, marks: dict[str, str], pictures: int) -> bool:
+    try:
+        return has_marked_pictures(folder, marks, pictures)
+    except (OSError, ValueError):  # a name that this file system cannot have, or that leads elsewhere
+        return False
 
 
 def _has_annotations(folder: Path, hashes: dict[str, str]) -> bool:

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from vlm_guard.eval.report.console import columns_of, difference_notes, difference_text, protocol_text, shown
+from vlm_guard.eval.report.costs import cost_cells, cost_heads
 from vlm_guard.eval.run.results import MethodResult, RunResults
 from vlm_guard.eval.tasks.shared.metric import Column
 from vlm_guard.eval.tasks.shared.registry import task_class
@@ -88,11 +89,6 @@ def _cells(results: RunResults, method: MethodResult) -> list[str]:
     return cells
 
 
-def _costs(method: MethodResult) -> list[str]:
-    cost = method.cost
-    return [f"{cost.seconds:.1f}", f"{cost.tokens_per_second:.0f}", f"{cost.peak_memory_bytes / 2**20:.0f}"]
-
-
 def caption_of(results: RunResults) -> str:
     """One sentence that says what the numbers are."""
     data = results.data
@@ -128,7 +124,7 @@ def _decoding(decoding: dict[str, Any]) -> str:
 
 
 def _header(results: RunResults) -> list[str]:
-    return ["method", *(column.label for column in _columns(results)), "seconds", "tokens/s", "peak MiB"]
+    return ["method", *(column.label for column in _columns(results)), *cost_heads(results.methods)]
 
 
 def _markdown(results: RunResults) -> str:
@@ -136,7 +132,7 @@ def _markdown(results: RunResults) -> str:
     lines = [f"| {' | '.join(header)} |", f"|{'---|' + '---:|' * (len(header) - 1)}"]
     for method in results.methods:
         label = markdown_text(method.shown_label)
-        lines.append(f"| {' | '.join([label, *_cells(results, method), *_costs(method)])} |")
+        lines.append(f"| {' | '.join([label, *_cells(results, method), *cost_cells(method.cost)])} |")
     return "\n".join(lines) + f"\n\n{markdown_text(' '.join(_sentences(results)))}\n"
 
 
@@ -144,7 +140,9 @@ def _html(results: RunResults) -> str:
     head = "".join(f"<th>{html.escape(text)}</th>" for text in _header(results))
     body = ""
     for method in results.methods:
-        cells = "".join(f"<td>{html.escape(text)}</td>" for text in [*_cells(results, method), *_costs(method)])
+        cells = "".join(
+            f"<td>{html.escape(text)}</td>" for text in [*_cells(results, method), *cost_cells(method.cost)]
+        )
         body += f"<tr><th>{html.escape(method.shown_label)}</th>{cells}</tr>\n"
     caption = html.escape(" ".join(_sentences(results)))
     return f"<table>\n<caption>{caption}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>\n"

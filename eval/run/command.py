@@ -1,20 +1,21 @@
 """What `vlm-guard eval`, `caption` and `ask` do once their settings are read."""
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from rich.console import Console
-from transformers.utils import logging as transformers_logging
 
 from vlm_guard.eval.report.console import print_results
 from vlm_guard.eval.report.progress import ProgressBar
 from vlm_guard.eval.run.answers import folder_for, write_answers
 from vlm_guard.eval.run.distributed import ProcessGroup
-from vlm_guard.eval.run.dry_run import print_dry_run
+from vlm_guard.eval.run.engines.chat_server import ServerLost
+from vlm_guard.eval.run.interruption import interrupted_once, kept_answers, leave
 from vlm_guard.eval.run.results import RESULTS_FILE, RunResults
 from vlm_guard.eval.run.runner import evaluate
-from vlm_guard.eval.run.settings import RunSettings
-from vlm_guard.untrusted.printed_text import printable_json
+from vlm_guard.eval.run.settings import RunSettings, parse_methods
+from vlm_guard.untrusted.printed_text import one_line, printable_json
 
 INTERRUPTED = 130
 
@@ -32,23 +33,38 @@ def run_command(settings: RunSettings, out: Path, *, dry_run: bool, as_json: boo
         answers: a file that gets every answer at the end (`vlm_guard.eval.run.answers`).
 
     Returns:
-        The exit code: 0; 1 where records are missing in the end, so that the results are not those of a whole run; 130
+        The exit code: 0; 1 where records are missing in the end, so that the results are not those of a whole run, or
+        where a server is gone; 130
         after Ctrl-C, which leaves the answers of all finished batches in `out`.
     """
     messages = Console(stderr=True)
-    if not messages.is_terminal:
-        transformers_logging.disable_progress_bar()
+    if settings.endpoint is None and not messages.is_terminal:
+        from transformers.utils import logging  # a run that a server answers does without
+
+        logging.disable_progress_bar()
     group = ProcessGroup(cpu=settings.device == "cpu")
     progress = ProgressBar(messages)
     try:
-        if dry_run:
-            print_dry_run(Console(), settings, group, as_json=as_json)
-            return 0
-        results = evaluate(settings, out, progress=progress, group=group)
+        with interrupted_once() if group.size > 1 else nullcontext():
+            if dry_run:
+                from vlm_guard.eval.run.dry_run import print_dry_run
+
+                print_dry_run(Console(), settings, group, as_json=as_json)
+                return 0
+            results = evaluate(settings, out, progress=progress, group=group)
     except KeyboardInterrupt:
         if group.is_main:
+            if group.size > 1:
+                # What the other processes have answered is known from their files only.
+                directories = [spec.directory for spec in parse_methods(settings.methods, settings.options)]
+                progress.done = min(progress.total, kept_answers(out, directories))
             print(progress.interrupted_text(answers or out), file=sys.stderr)
+        if group.size > 1:
+            leave(INTERRUPTED)
         return INTERRUPTED
+    except ServerLost as error:
+        print(one_line(f"error: {error}; run the same command again to go on where it stopped"), file=sys.stderr)
+        return 1
     finally:
         group.close()
     if results is None:

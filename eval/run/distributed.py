@@ -6,8 +6,6 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
-import torch
-
 # A rank that has finished its share waits for the slowest one; the usual limits of 10 to 30 minutes are for steps of
 # training.
 _PATIENCE = timedelta(days=7)
@@ -29,6 +27,7 @@ class ProcessGroup:
         self.rank, self.size, self.device = 0, 1, None
         started = int(os.environ.get("WORLD_SIZE", "1"))
         if started > 1:
+            import torch  # a run that a server answers does without
             from accelerate import PartialState
 
             # Without being told, accelerate takes processes without a GPU for so many single ones.

@@ -7,8 +7,8 @@ from rich.console import Console
 
 from vlm_guard.eval.report.progress import span
 from vlm_guard.eval.run.distributed import ProcessGroup
+from vlm_guard.eval.run.engines.in_process import InProcess, attached
 from vlm_guard.eval.run.generation import generate_batch, prepare_batch
-from vlm_guard.eval.run.runner import attached
 from vlm_guard.eval.run.settings import RunSettings
 from vlm_guard.eval.run.setup import Evaluation, set_up
 from vlm_guard.untrusted.printed_text import one_line, printable_json
@@ -19,19 +19,25 @@ def predict(run: Evaluation) -> dict[str, Any]:
 
     The first batch is answered once untimed. Nothing is written. The prediction takes the batch for typical; first
     images that are answered shorter or longer than the rest make it wrong.
+
+    Raises:
+        ValueError: a server answers, or no picture of a first batch can be read.
     """
-    processor, settings = run.loaded.processor, run.settings
+    engine, settings = run.engine, run.settings
+    if not isinstance(engine, InProcess):
+        raise ValueError("--dry-run times one batch in this process; beside --endpoint give --count 2 to try a run")
+    processor = engine.loaded.processor
     tasks: dict[str, Any] = {}
     for name, task in run.tasks.items():
         batches = [batch for batch in run.batches if batch.task is task]
-        prepared = prepare_batch(batches[0].samples, task, run.template, processor)
+        prepared = prepare_batch(batches[0].samples, task, engine.template, processor)
         if not prepared.samples:
             raise ValueError(f"no image of the first batch can be read: {next(iter(prepared.broken.values()))}")
         samples = sum(len(batch.samples) for batch in batches)
         predicted = {}
         example = ""
-        for spec, guard in zip(run.specs, run.guards):
-            arguments = (run.loaded.model, processor, prepared.inputs, settings.decoding)
+        for spec, guard in zip(engine.specs, engine.guards):
+            arguments = (engine.loaded.model, processor, prepared.inputs, settings.decoding)
             with attached(guard):
                 generate_batch(*arguments, 2, settings.seed)
                 answered = generate_batch(*arguments, task.max_new_tokens, settings.seed)
@@ -40,7 +46,7 @@ def predict(run: Evaluation) -> dict[str, Any]:
         tasks[name] = {
             "samples": samples,
             "batches": len(batches),
-            "prompt": run.template.render(processor, prepared.samples[0].prompt),
+            "prompt": engine.template.render(processor, prepared.samples[0].prompt),
             "prompt_tokens": int(prepared.inputs["attention_mask"][0].sum()),
             "answer": example,
             "predicted_seconds": predicted,
@@ -48,7 +54,7 @@ def predict(run: Evaluation) -> dict[str, Any]:
     total = sum(seconds for task in tasks.values() for seconds in task["predicted_seconds"].values())
     return {
         "data": run.data.describe(),
-        "model": run.loaded.identity,
+        "model": engine.model(),
         "tasks": tasks,
         "processes": run.group.size,
         "predicted_seconds": total / run.group.size,

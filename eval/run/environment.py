@@ -6,19 +6,23 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import vlm_guard
 from vlm_guard.environment import processor_name, version_of
 
 # Versions that can change an answer or a score; a run is not resumed with others.
 DECISIVE_PACKAGES = ("torch", "transformers", "tokenizers", "pillow", "nltk", "textblob")
+SCORING_PACKAGES = ("pillow", "nltk", "textblob")
 _OTHER_PACKAGES = ("accelerate", "numpy", "pycocotools", "safetensors", "triton")
 
 
 def decisive_versions() -> dict[str, str]:
     """Versions of the packages that produce answers and scores, and of this one."""
     return {"vlm_guard": vlm_guard.__version__} | _versions(DECISIVE_PACKAGES)
+
+
+def scoring_versions() -> dict[str, str]:
+    """Versions of what makes scores of answers that came from elsewhere."""
+    return {"vlm_guard": vlm_guard.__version__} | _versions(SCORING_PACKAGES)
 
 
 def all_versions() -> dict[str, str]:
@@ -33,6 +37,8 @@ def _versions(names: tuple[str, ...]) -> dict[str, str]:
 
 def hardware() -> dict[str, Any]:
     """Processor, cores this process may use, threads of torch, memory, and GPUs."""
+    import torch  # a run that a server answers does without
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {

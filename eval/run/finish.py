@@ -2,11 +2,11 @@
 
 import datetime
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from vlm_guard.eval.run.earlier import EarlierMethod
-from vlm_guard.eval.run.environment import all_versions, git_state, hardware
+from vlm_guard.eval.run.environment import git_state
 from vlm_guard.eval.run.records import Record
 from vlm_guard.eval.run.results import MethodResult, RunResults
 from vlm_guard.eval.run.setup import Evaluation
@@ -60,7 +60,8 @@ def summarise_run(run: Evaluation, methods: Sequence[AnsweredMethod]) -> RunResu
     plan = run.plan()
     read = [MethodRecords(method.records) for method in methods]
     resamples = run.settings.resamples
-    profile = run.guards[0].target.profile
+    decided = run.engine.fingerprint(0)
+    surroundings = run.engine.surroundings()
     fair = [({}, {}) if not place else item.fair_differences(read[0], resamples) for place, item in enumerate(read)]
     results = [
         MethodResult(
@@ -92,28 +93,33 @@ def summarise_run(run: Evaluation, methods: Sequence[AnsweredMethod]) -> RunResu
         },
         image_ids=list(run.data.images),
         tasks=tasks,
-        template=run.template.describe(),
-        decoding=run.decoding(),
+        template=decided["template"],
+        decoding=decided["decoding"],
         protocol=run.protocol(),
-        model=run.loaded.identity,
-        profile=None if profile is None else asdict(profile),
+        model=run.engine.model(),
+        profile=decided["profile"],
         statistics={
             "interval": "percentile bootstrap over images, paired for differences",
             "level": LEVEL,
             "resamples": resamples,
             "seed": BOOTSTRAP_SEED,
         },
-        environment={"versions": all_versions(), "hardware": hardware(), "git": git_state()},
+        environment={
+            "versions": surroundings["versions"],
+            "hardware": surroundings["hardware"],
+            "git": git_state(),
+        },
         baseline=methods[0].label,
         methods=results,
     )
     notes = [*finished.shortfalls(), *_damages(methods), *_mixed_sources(methods), *_mixed_runs(methods)]
+    notes += _mixed_endpoints(methods)
     return finished.model_copy(update={"notes": notes})
 
 
 def _without_folder(session: dict[str, Any]) -> dict[str, Any]:
-    # Results are passed on and committed: they name no folder of the machine.
-    return {name: value for name, value in session.items() if name != "image_folder"}
+    # Results are passed on and committed: they name no folder of the machine, and nothing to know it by.
+    return {name: value for name, value in session.items() if name not in ("image_folder", "picture_marks")}
 
 
 def _damages(methods: Sequence[AnsweredMethod]) -> list[str]:
@@ -143,3 +149,11 @@ def _mixed_sources(methods: Sequence[AnsweredMethod]) -> list[str]:
     if len(states) < 2:
         return []
     return [f"the records were made with {len(states)} different states of the source tree (sessions list them)"]
+
+
+def _mixed_endpoints(methods: Sequence[AnsweredMethod]) -> list[str]:
+    """A note when servers at several addresses answered: that they serve the same model is only what they say."""
+    found = {session["endpoint"]: None for method in methods for session in method.sessions if "endpoint" in session}
+    if len(found) < 2:
+        return []
+    return [f"the records were made by servers at {len(found)} addresses: {', '.join(found)}"]

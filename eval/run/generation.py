@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 
 from vlm_guard.eval.run.decoding import Decoding
+from vlm_guard.eval.run.engines.base import unreadable_reason
 from vlm_guard.eval.run.first_token import YesNoMargin
 from vlm_guard.eval.run.prompting import PromptTemplate
 from vlm_guard.eval.tasks.base import Sample, Task
@@ -82,8 +83,7 @@ def prepare_batch(samples: Sequence[Sample], task: Task, template: PromptTemplat
         try:
             pictures[place] = task.picture(sample, read_picture)
         except OSError as error:
-            missing = isinstance(error, FileNotFoundError)
-            reasons[place] = f"no file {task.data.images[sample.image_id].name}" if missing else str(error)
+            reasons[place] = unreadable_reason(error, task.data.images[sample.image_id])
     readable = tuple(sample for sample in samples if (sample.image_id, sample.variant) in pictures)
     inputs = None
     if readable:

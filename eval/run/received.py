@@ -35,6 +35,7 @@ class _Answered(_Record):
     score: dict[str, Any]
     yes_margin: Annotated[float, Field(ge=-1e15, le=1e15)] | None = None
     seconds: Amount
+    timed: str = "generate"
     memory_bytes: Count
     memory_kind: str
 

@@ -45,7 +45,8 @@ class Cost(_Part):
     """What a method's answers took, summed over the records.
 
     `seconds` is time inside `generate`; with several processes it is the sum over them, and `tokens_per_second` is the
-    rate of one process. `peak_memory_bytes` is the largest of any batch.
+    rate of one process. `peak_memory_bytes` is the largest of any batch. Where a server answered, `timed` is "request":
+    the seconds are those its client waited for each request, and nothing is known of memory.
     """
 
     seconds: float
@@ -53,6 +54,7 @@ class Cost(_Part):
     tokens_per_second: float
     peak_memory_bytes: int
     memory_kind: str
+    timed: str = "generate"
 
 
 class SampleCounts(_Part):

@@ -8,30 +8,26 @@ rotating order, so that a machine that slows down or heats up slows all of them.
 import datetime
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from vlm_guard.eval.data.picture_marks import picture_marks
+from vlm_guard.eval.run.batches import share
 from vlm_guard.eval.run.distributed import ProcessGroup
 from vlm_guard.eval.run.earlier import EarlierMethod, earlier_methods
-from vlm_guard.eval.run.environment import all_versions, git_state, hardware
+from vlm_guard.eval.run.engines.base import Job, JobAnswers
+from vlm_guard.eval.run.environment import git_state
 from vlm_guard.eval.run.finish import AnsweredMethod, summarise_run, with_earlier
-from vlm_guard.eval.run.first_token import yes_no_margin
-from vlm_guard.eval.run.generation import PreparedBatch, generate_batch, prepare_batch
 from vlm_guard.eval.run.lock import locked
 from vlm_guard.eval.run.records import Record, SampleLog
 from vlm_guard.eval.run.results import RunResults
 from vlm_guard.eval.run.resume import MethodFolder
 from vlm_guard.eval.run.settings import MethodSpec, RunSettings
-from vlm_guard.eval.run.setup import Batch, Evaluation, set_up
+from vlm_guard.eval.run.setup import Evaluation, set_up
 from vlm_guard.eval.tasks.base import Sample
 from vlm_guard.eval.tasks.shared.fair import MARGIN
-from vlm_guard.guard import Guard
-
-# Timing starts after one untimed answer of this many tokens, which pays for first-call set-up.
-_WARM_UP_TOKENS = 2
 
 
 class Progress(Protocol):
@@ -49,10 +45,9 @@ class Progress(Protocol):
 
 @dataclass(kw_only=True)
 class MethodRun:
-    """One method in a run: its guard (attached only while it answers), folder and records."""
+    """One method in a run: its folder and records."""
 
     spec: MethodSpec
-    guard: Guard
     folder: MethodFolder
     done: set[str] = field(default_factory=set)
     _log: SampleLog | None = None
@@ -150,11 +145,11 @@ def _open_folders(run: Evaluation, out: Path) -> tuple[list[MethodRun], list[Ear
     with run.group.main_first():
         if run.group.is_main:
             earlier = earlier_methods(out, run.settings_of(0), [spec.directory for spec in run.specs])
-        for index, (spec, guard) in enumerate(zip(run.specs, run.guards)):
+        for index, spec in enumerate(run.specs):
             folder = MethodFolder(out / spec.directory, run.settings_of(index), spec.label)
             if run.group.is_main:
                 folder.check(resume=run.settings.resume)
-            methods.append(MethodRun(spec=spec, guard=guard, folder=folder))
+            methods.append(MethodRun(spec=spec, folder=folder))
     return methods, earlier
 
 
@@ -162,7 +157,7 @@ def _answered(method: MethodRun) -> AnsweredMethod:
     return AnsweredMethod(
         label=method.spec.label,
         directory=method.spec.directory,
-        described=[bound.method.describe() for bound in method.guard.methods],
+        described=method.folder.fingerprint["methods"],
         records=list(method.folder.records.values()),
         sessions=method.folder.sessions,
         damaged=method.folder.damaged,
@@ -175,9 +170,9 @@ def _begin_session(run: Evaluation, methods: Sequence[MethodRun]) -> dict[str, A
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "processes": run.group.size,
         "image_folder": str(run.data.folder.resolve()),
+        "picture_marks": picture_marks(run.data),
         "order_of_methods": [spec.label for spec in run.specs],
-        "versions": all_versions(),
-        "hardware": hardware(),
+        **run.engine.surroundings(),
         "git": git_state(),
         "wall_seconds": None,
     }
@@ -189,101 +184,58 @@ def _begin_session(run: Evaluation, methods: Sequence[MethodRun]) -> dict[str, A
 
 
 def _answer_all(run: Evaluation, methods: list[MethodRun], progress: Progress | None) -> None:
-    keys = {batch.index: {sample.key for sample in batch.samples} for batch in run.batches}
-    pending = [batch for batch in run.batches if any(keys[batch.index] - method.done for method in methods)]
-    mine = share(pending, run.group.rank, run.group.size)
     if progress is not None and run.group.is_main:
         total = sum(len(batch.samples) for batch in run.batches) * len(methods)
         progress.start(total, sum(len(method.done) for method in methods))
-    warm: set[tuple[str, str]] = set()
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="images") as reader:
-        upcoming = None
-        for place, batch in enumerate(mine):
-            prepared = upcoming.result() if upcoming is not None else _prepare(run, batch)
-            if place + 1 < len(mine):
-                upcoming = reader.submit(_prepare, run, mine[place + 1])
-            if run.settings.strict and prepared.broken:
-                raise ValueError(f"{next(iter(prepared.broken.values()))} (--strict; without it the image is skipped)")
-            turn = batch.place % len(methods)
-            for position, method in enumerate(methods[turn:] + methods[:turn]):
-                if keys[batch.index] <= method.done:
-                    continue
-                _answer(run, method, batch, prepared, position, warm)
-                if progress is not None and run.group.is_main:
-                    progress.advance(len(batch.samples) * run.group.size, method.spec.label)
+    with closing(run.engine.answers(_jobs(run, methods))) as answered:
+        for job, answers in answered:
+            if run.settings.strict and answers.broken:
+                raise ValueError(f"{next(iter(answers.broken.values()))} (--strict; without it the image is skipped)")
+            method = methods[job.method]
+            _write_down(run, method, job, answers)
+            if progress is not None and run.group.is_main:
+                progress.advance(len(job.batch.samples) * run.group.size, method.spec.label)
 
 
-def share(batches: Sequence[Batch], rank: int, size: int) -> list[Batch]:
-    """The batches of one process: of every task each `size`-th, because captions take much longer than yes or no."""
-    seen: dict[str, int] = {}
-    mine = []
-    for batch in batches:
-        place = seen[batch.task.name] = seen.get(batch.task.name, -1) + 1
-        if place % size == rank:
-            mine.append(batch)
-    return mine
+def _jobs(run: Evaluation, methods: Sequence[MethodRun]) -> list[Job]:
+    """What this process has to ask: of each of its batches the methods that lack records, in rotating order."""
+    keys = {batch.index: {sample.key for sample in batch.samples} for batch in run.batches}
+    pending = [batch for batch in run.batches if any(keys[batch.index] - method.done for method in methods)]
+    jobs = []
+    for batch in share(pending, run.group.rank, run.group.size):
+        for turn in range(len(methods)):
+            place = (batch.place + turn) % len(methods)
+            if not keys[batch.index] <= methods[place].done:
+                jobs.append(Job(batch=batch, method=place, turn=turn))
+    return jobs
 
 
-def _prepare(run: Evaluation, batch: Batch) -> PreparedBatch:
-    return prepare_batch(batch.samples, batch.task, run.template, run.reading_processor)
-
-
-def _answer(
-    run: Evaluation,
-    method: MethodRun,
-    batch: Batch,
-    prepared: PreparedBatch,
-    position: int,
-    warm: set[tuple[str, str]],
-) -> None:
-    """Ask one batch with one method and append the records that are missing."""
-    common = {sample.key: _identity(sample, run) for sample in batch.samples}
-    records = [{**common[key], "error": reason} for key, reason in prepared.broken.items()]
-    if prepared.samples:
-        model, processor, settings = run.loaded.model, run.loaded.processor, run.settings
-        seed = (settings.seed * 1_000_003 + batch.index) % 2**63
-        with attached(method.guard):
-            if (method.spec.label, batch.task.name) not in warm:
-                generate_batch(model, processor, prepared.inputs, settings.decoding, _WARM_UP_TOKENS, seed)
-                warm.add((method.spec.label, batch.task.name))
-            watch = yes_no_margin(processor, len(prepared.samples)) if batch.task.watches_yes_no else None
-            answered = generate_batch(
-                model, processor, prepared.inputs, settings.decoding, batch.task.max_new_tokens, seed, watch
-            )
-            measured = batch.task.measure(method.guard, answered.inputs, answered.output)
-        rows = len(prepared.samples)
-        extras = measured or [{}] * rows
-        margins = [None] * rows if watch is None else watch.margins()
-        for sample, answer, extra, margin in zip(prepared.samples, answered.answers, extras, margins, strict=True):
-            records.append(
-                {
-                    **common[sample.key],
-                    "prompt": sample.prompt,
-                    "text": answer.text,
-                    **({} if margin is None else {MARGIN: margin}),
-                    "tokens": answer.tokens,
-                    "finished": answer.finished,
-                    "score": {**batch.task.score(sample, answer.text), **extra},
-                    "batch": batch.index,
-                    "turn": position,
-                    "seconds": round(answered.seconds / len(answered.answers), 6),
-                    "memory_bytes": answered.memory_bytes,
-                    "memory_kind": answered.memory_kind,
-                }
-            )
+def _write_down(run: Evaluation, method: MethodRun, job: Job, answers: JobAnswers) -> None:
+    """Append the records of one job that are missing."""
+    common = {sample.key: _identity(sample, run) for sample in job.batch.samples}
+    records = [{**common[key], "error": reason} for key, reason in answers.broken.items()]
+    for answer in answers.answers:
+        sample = answer.sample
+        records.append(
+            {
+                **common[sample.key],
+                "prompt": sample.prompt,
+                "text": answer.text,
+                **({} if answer.yes_margin is None else {MARGIN: answer.yes_margin}),
+                "tokens": answer.tokens,
+                "finished": answer.finished,
+                "score": {**job.batch.task.score(sample, answer.text), **answer.measured},
+                "batch": job.batch.index,
+                "turn": job.turn,
+                "seconds": round(answer.seconds, 6),
+                **({} if run.engine.timed == "generate" else {"timed": run.engine.timed}),
+                "memory_bytes": answer.memory_bytes,
+                "memory_kind": answer.memory_kind,
+            }
+        )
     new = [record for record in records if record["sample"] not in method.done]
     method.write(new)
     method.done.update(record["sample"] for record in new)
-
-
-@contextmanager
-def attached(guard: Guard) -> Iterator[None]:
-    """Inside, the guard's model is guarded; what its methods found out when it was made is kept between blocks."""
-    guard.attach()
-    try:
-        yield
-    finally:
-        guard.remove()
 
 
 def _identity(sample: Sample, run: Evaluation) -> Record:

@@ -74,6 +74,12 @@ class RunSettings(BaseModel):
     trust_remote_code: bool = _field(False, "Run Python code shipped with the checkpoint.", "--trust-remote-code")
     strict: bool = _field(False, "Stop at an unreadable image.", "--strict")
     resume: bool = _field(True, "Go on with the records in --out. (default: resume)", "--resume/--no-resume")
+    endpoint: str | None = _field(
+        None, "Ask a server instead of loading a model: http://localhost:8000/v1 (docs/serving.md)."
+    )
+    endpoint_model: str | None = _field(None, "Which of the server's models. (default: its only one)")
+    concurrency: int = _field(8, "Requests that wait for the server at once.", ge=1, le=1024)
+    request_timeout: float = _field(600.0, "Seconds to wait for the server before a request is sent again.", gt=0)
     resamples: int = _field(2000, "Bootstrap resamples.", ge=100)
     task_settings: dict[str, Any] = _field({}, "The settings of tasks, by task; also given under the task's name.", "")
 
@@ -279,12 +285,23 @@ def parse_methods(texts: list[str], options: Mapping[str, Any]) -> list[MethodSp
         if name.partition(".")[0] not in named:
             raise ValueError(f"option {shown(name)} fits no method of this run ({', '.join(sorted(named)) or 'none'})")
         shared[name] = value
-    specs = []
-    for text, (names, written) in zip(texts, entries):
+    resolved = []
+    for names, written in entries:
         own = {name: value for name, value in shared.items() if name.partition(".")[0] in names}
-        directory = re.sub(r"[^A-Za-z0-9.+_=,-]+", "-", text.replace(":", "-"))
-        specs.append(MethodSpec(label=text, directory=directory, methods=resolve_methods(names, own | written)))
-    directories = [spec.directory for spec in specs]
-    if len(set(directories)) < len(directories) or not specs:
+        resolved.append(resolve_methods(names, own | written))
+    return [
+        MethodSpec(label=text, directory=directory, methods=methods)
+        for text, directory, methods in zip(texts, method_directories(texts), resolved)
+    ]
+
+
+def method_directories(texts: Sequence[str]) -> list[str]:
+    """The folder of each entry of a comparison.
+
+    Raises:
+        ValueError: there is no entry, or two would share a folder.
+    """
+    directories = [re.sub(r"[^A-Za-z0-9.+_=,-]+", "-", text.replace(":", "-")) for text in texts]
+    if len(set(directories)) < len(directories) or not directories:
         raise ValueError(f"give at least one method and each only once; given: {', '.join(texts) or 'none'}")
-    return specs
+    return directories

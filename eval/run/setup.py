@@ -1,36 +1,20 @@
 """Setting up a run: data, model, tasks and methods, all checked before any time is spent on answers."""
 
-import copy
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from vlm_guard.eval.data.datasets import KINDS, EvaluationData, hash_lines, open_dataset
+from vlm_guard.eval.run.batches import Batch, cut_batches
 from vlm_guard.eval.run.distributed import ProcessGroup
-from vlm_guard.eval.run.environment import decisive_versions
-from vlm_guard.eval.run.models import LoadedModel, load_model
-from vlm_guard.eval.run.prompting import PromptTemplate, find_template
+from vlm_guard.eval.run.engines.base import Engine
+from vlm_guard.eval.run.engines.endpoint import Endpoint
+from vlm_guard.eval.run.engines.endpoint_settings import base_address, check_settings
 from vlm_guard.eval.run.protocols import deviations, find_protocol, require_needs
 from vlm_guard.eval.run.settings import MethodSpec, RunSettings, parse_methods
-from vlm_guard.eval.tasks.base import Sample, Task
+from vlm_guard.eval.tasks.base import Task
 from vlm_guard.eval.tasks.shared.registry import data_kinds, task_class
-from vlm_guard.guard import Guard, wrap
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """Samples of one task that are asked together.
-
-    Attributes:
-        index: number of the batch in the run; decides the seed.
-        place: number of the batch in its task; decides the process and which method is first.
-        task: what is asked.
-        samples: the prompts.
-    """
-
-    index: int
-    place: int
-    task: Task
-    samples: tuple[Sample, ...]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -39,29 +23,22 @@ class Evaluation:
 
     settings: RunSettings
     data: EvaluationData
-    loaded: LoadedModel
-    reading_processor: Any
-    template: PromptTemplate
     tasks: dict[str, Task]
     batches: list[Batch]
-    specs: list[MethodSpec]
-    guards: list[Guard]
+    engine: Engine
     group: ProcessGroup
+
+    @property
+    def specs(self) -> Sequence[MethodSpec]:
+        """The methods of the run."""
+        return self.engine.specs
 
     def settings_of(self, method: int) -> dict[str, Any]:
         """The fingerprint of one method's answers."""
-        settings = self.settings
-        profile = self.guards[method].target.profile
         return {
             "data": self.data.describe(),
             "tasks": {name: task.describe() for name, task in self.tasks.items()},
-            "template": self.template.describe(),
-            "decoding": self.decoding(),
-            "model": self.loaded.identity,
-            "methods": [bound.method.describe() for bound in self.guards[method].methods],
-            "attention_backend": settings.attention_backend,
-            "profile": None if profile is None else asdict(profile),
-            "versions": decisive_versions(),
+            **self.engine.fingerprint(method),
         }
 
     def protocol(self) -> dict[str, Any] | None:
@@ -79,18 +56,6 @@ class Evaluation:
             planned[batch.task.name] += len(batch.samples)
         return planned
 
-    def decoding(self) -> dict[str, Any]:
-        """How tokens are chosen: ours, and what the checkpoint's own generation settings add."""
-        own = self.loaded.model.generation_config.to_diff_dict()
-        replaced = {"do_sample", "temperature", "top_p", "top_k", "num_beams", "max_new_tokens", "max_length"}
-        kept = {
-            key: value
-            for key, value in own.items()
-            if key not in replaced and key != "transformers_version" and not key.startswith("_")
-        }
-        ours = self.settings.decoding.model_dump()
-        return {**ours, "seed": self.settings.seed, "batch_size": self.settings.batch_size, "checkpoint": kept}
-
 
 def set_up(settings: RunSettings, group: ProcessGroup | None = None) -> Evaluation:
     """Open the data, load the model and try every method on it, before any time is spent on answers.
@@ -99,39 +64,31 @@ def set_up(settings: RunSettings, group: ProcessGroup | None = None) -> Evaluati
         ValueError, FileNotFoundError: a setting is wrong or something is missing; the message says what.
     """
     group = group if group is not None else ProcessGroup(cpu=settings.device == "cpu")
-    specs = parse_methods(settings.methods, settings.options)
+    check_settings(settings, group.size)
+    make_engine = _engine(settings, group)
     with group.main_first():
         data = open_data(settings)
     tasks = {name: task_class(name)(data, settings.of_task(name), settings.seed) for name in settings.tasks}
-    device = group.device if settings.device == "auto" and group.device is not None else settings.device
-    loaded = load_model(
-        settings.model,
-        dtype=settings.dtype,
-        device=device,
-        revision=settings.revision,
-        device_map=settings.device_map,
-        trust_remote_code=settings.trust_remote_code,
-    )
-    guards = []
-    for spec in specs:
-        with wrap(
-            loaded.model, loaded.processor, list(spec.methods), attention_backend=settings.attention_backend
-        ) as guard:
-            guards.append(guard)
+    engine = make_engine()
     return Evaluation(
         settings=settings,
         data=data,
-        loaded=loaded,
-        # The next batch is prepared in another thread. Tokenizers must not be shared with it: setting the padding of
-        # one that is encoding or decoding elsewhere fails ("Already borrowed").
-        reading_processor=copy.deepcopy(loaded.processor),
-        template=find_template(loaded.processor, settings.template),
         tasks=tasks,
-        batches=cut_batches(tasks, settings.batch_size),
-        specs=specs,
-        guards=guards,
+        batches=cut_batches(tasks, engine.batch_size),
+        engine=engine,
         group=group,
     )
+
+
+def _engine(settings: RunSettings, group: ProcessGroup) -> Callable[[], Engine]:
+    """Makes whoever answers; the methods are read at once, since a mistake in them is said before data is opened."""
+    if settings.endpoint is not None:
+        return partial(Endpoint, settings, base_address(settings.endpoint))
+    from vlm_guard.eval.run.engines.in_process import InProcess  # brings torch, which a server's client does without
+
+    specs = parse_methods(settings.methods, settings.options)
+    device = group.device if settings.device == "auto" and group.device is not None else settings.device
+    return partial(InProcess, settings, specs, device)
 
 
 def open_data(settings: RunSettings) -> EvaluationData:
@@ -182,16 +139,3 @@ def _asked_images(settings: RunSettings) -> list[int] | None:
             return None
         asked |= dict.fromkeys(images)
     return list(asked)
-
-
-def cut_batches(tasks: dict[str, Task], size: int) -> list[Batch]:
-    """The batches of all tasks, mixed evenly: then the time left can be told from the time gone at any moment."""
-    found: list[tuple[float, int, Task, tuple[Sample, ...]]] = []
-    for task in tasks.values():
-        samples = task.samples()
-        groups = [tuple(samples[begin : begin + size]) for begin in range(0, len(samples), size)]
-        found += [((place + 0.5) / len(groups), place, task, group) for place, group in enumerate(groups)]
-    found.sort(key=lambda entry: entry[0])
-    return [
-        Batch(index=index, place=place, task=task, samples=group) for index, (_, place, task, group) in enumerate(found)
-    ]

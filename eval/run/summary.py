@@ -91,6 +91,7 @@ class MethodRecords:
             tokens_per_second=tokens / seconds if seconds else 0.0,
             peak_memory_bytes=max((record["memory_bytes"] for record in records), default=0),
             memory_kind=", ".join(kinds),
+            timed=", ".join(sorted({record.get("timed", "generate") for record in records})) or "generate",
         )
 
     def summaries(self, described: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -123,6 +123,15 @@ class GIFT(Method):
         """The saliency layer; the enhanced ones look at the rows of the answer."""
         return (self.prepare(target).saliency,)
 
+    def reads_ahead(self, target: GuardTarget, prepared: GazePlan) -> str:
+        """Empty where the saliency layer is below the enhanced ones."""
+        if not prepared.needs_pass:
+            return ""
+        return (
+            f"its saliency layer {prepared.saliency} is not below its first enhanced layer {min(prepared.enhanced)}, "
+            "so it reads the prompt a second time beforehand; choose a saliency_layer below `layers`"
+        )
+
     def begin_forward(self, call: ForwardCall) -> None:
         """Find the question in the prompt; read the prompt ahead where the saliency would come too late."""
         state, plan, ids = call.state, call.prepared, call.inputs["input_ids"]

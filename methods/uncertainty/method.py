@@ -27,8 +27,11 @@ import torch
 from torch import Tensor
 
 from vlm_guard.method import (
+    Finding,
+    FindingsCall,
     GuardTarget,
     Method,
+    PictureMap,
     VisionEditCall,
     VisionPassCall,
     VisionPlan,
@@ -129,6 +132,25 @@ class UncertaintyMasking(Method):
         # [N, T, 1]: a class token in front of the patches is never masked.
         factors = torch.nn.functional.pad(factor, (int(probe.tower.has_class_token), 0), value=1.0)[..., None]
         call.memory.factors = factors
+
+    def findings(self, call: FindingsCall) -> list[Finding]:
+        """The uncertainty map of the first picture, where its patches form a square."""
+        maps = getattr(call.kept, "maps", None)
+        if not maps:
+            return []
+        values = maps[0][0]
+        side = round(len(values) ** 0.5)
+        if side * side != len(values):
+            return []
+        count = int(uncertain_patches(maps[0], self.threshold)[0].sum())
+        return [
+            PictureMap(
+                title="Uncertainty masking: what the tower is unsure of",
+                text="Bright where a tiny change of the pixels moves the tower's features most; "
+                f"{count} of {len(values)} patches are silenced.",
+                values=values.view(side, side).float().numpy(),
+            )
+        ]
 
     def edit_vision(self, call: VisionEditCall) -> Tensor:
         """Mask the uncertain tokens of these images."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from small_coco import make_coco_folder
 
+from vlm_guard.eval.run import command
 from vlm_guard.eval.run.records import read_records
 from vlm_guard.eval.run.results import read_results
 from vlm_guard.eval.run.runner import evaluate
@@ -101,6 +102,50 @@ def test_killed_while_answering_it_loses_one_batch_and_ends_with_the_same_number
         assert all(after[label][key] == record for key, record in records.items())
     assert same_numbers(out, uninterrupted)
     assert len(read_results(out).methods[0].sessions) == 2
+
+
+class OneOfTwo:
+    """The group of a process that a launcher started with another one."""
+
+    size = 2
+
+    def __init__(self, rank: int) -> None:
+        self.rank, self.is_main = rank, rank == 0
+
+    def close(self) -> None:
+        """Nothing: in truth the process is gone before."""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_ctrl_c_in_several_processes_ends_each_at_once_and_one_says_what_is_kept(rank, tmp_path, capsys, monkeypatch):
+    def answering(settings, out, progress, group):
+        progress.start(8, 0)
+        try:
+            for name, answers in (("rank-0", 3), ("rank-1", 2)):
+                (out / "none").mkdir(parents=True, exist_ok=True)
+                (out / "none" / f"samples.{name}.jsonl").write_text("{}\n" * answers + '{"torn')
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            progress.stop()
+            signal.raise_signal(signal.SIGINT)  # the launcher passes it on to processes that have it already
+
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(command, "ProcessGroup", lambda cpu: OneOfTwo(rank))
+    monkeypatch.setattr(command, "evaluate", answering)
+    monkeypatch.setattr(command, "leave", leave)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit) as left:
+            command.run_command(RunSettings(methods=["none"]), tmp_path, dry_run=False, as_json=False)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert left.value.code == 130
+    goes_on = "start the same command again to go on from there"
+    message = f"interrupted: 5 of 8 answers are kept ({tmp_path}); {goes_on}\n"
+    assert capsys.readouterr().err == ("" if rank else message)
 
 
 def launch(coco: Path, out: Path) -> list[str]:

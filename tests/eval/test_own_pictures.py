@@ -141,6 +141,9 @@ def test_answers_keep_what_questions_bring_and_pope_reads_them(pictures, tmp_pat
     assert all(line["right"] == (line["read"] == line["label"]) for line in lines[:3])
     results = read_results(tmp_path / "answers.jsonl.run")
     assert results.data["images"] == 2 and results.methods[0].model_dump()["ask"]["labelled"] == 3
+    assert "picture_marks" not in results.methods[0].sessions[0], "nothing of the machine in what is passed on"
+    assert call(capsys, "report", out)[0] == 0
+    assert (tmp_path / "answers.jsonl.run" / "report.html").read_text().count('"picture":"data:image/jpeg') == 2
 
     yes_no = write_lines(tmp_path / "yes_no.jsonl", [line for line in lines_of(out) if "label" in line])
     code, printed, err = call(capsys, "pope", yes_no)

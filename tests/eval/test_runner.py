@@ -135,7 +135,7 @@ def test_a_finished_run_is_not_asked_again(coco, finished, monkeypatch):
         raise AssertionError("a finished run must not generate")
 
     before = (finished / "results.json").read_text(encoding="utf-8")
-    monkeypatch.setattr("vlm_guard.eval.run.runner.generate_batch", never)
+    monkeypatch.setattr("vlm_guard.eval.run.engines.in_process.generate_batch", never)
     results = evaluate(settings(coco), finished)
     old = json.loads(before)
     assert [method.estimates["chair_i"].value for method in results.methods] == [
@@ -144,9 +144,9 @@ def test_a_finished_run_is_not_asked_again(coco, finished, monkeypatch):
 
 
 def test_an_interrupted_run_continues_to_the_same_records(coco, finished, tmp_path, monkeypatch):
-    import vlm_guard.eval.run.runner as runner
+    import vlm_guard.eval.run.engines.in_process as engine
 
-    original, calls = runner.generate_batch, []
+    original, calls = engine.generate_batch, []
 
     def stop_after_five(*arguments, **named):
         calls.append(1)
@@ -154,14 +154,14 @@ def test_an_interrupted_run_continues_to_the_same_records(coco, finished, tmp_pa
             raise KeyboardInterrupt
         return original(*arguments, **named)
 
-    monkeypatch.setattr(runner, "generate_batch", stop_after_five)
+    monkeypatch.setattr(engine, "generate_batch", stop_after_five)
     with pytest.raises(KeyboardInterrupt):
         evaluate(settings(coco), tmp_path)
     assert not (tmp_path / "results.json").exists()
     # A kill can also leave a line without its end.
     with (tmp_path / "none" / "samples.jsonl").open("ab") as file:
         file.write(b'{"sample": "chair/5", "task": "cha')
-    monkeypatch.setattr(runner, "generate_batch", original)
+    monkeypatch.setattr(engine, "generate_batch", original)
     evaluate(settings(coco), tmp_path)
     for folder, expected in zip(method_folders(tmp_path), method_folders(finished)):
         assert stable(folder) == stable(expected)
@@ -280,12 +280,12 @@ def test_the_end_token_counts_and_cut_off_answers_are_counted(coco, tmp_path):
 
 
 def test_work_is_shared_evenly_task_by_task(coco):
-    from vlm_guard.eval.run.runner import share
+    from vlm_guard.eval.run.batches import share
     from vlm_guard.eval.run.setup import set_up
 
     run = set_up(settings(coco, methods=["none"], batch_size=1))
     # The thread that reads ahead has a tokenizer of its own.
-    assert run.reading_processor.tokenizer._tokenizer is not run.loaded.processor.tokenizer._tokenizer
+    assert run.engine.reading_processor.tokenizer._tokenizer is not run.engine.loaded.processor.tokenizer._tokenizer
     shares = [share(run.batches, rank, 4) for rank in range(4)]
     assert sorted(batch.index for mine in shares for batch in mine) == list(range(len(run.batches)))
     for task in ("chair", "pope"):

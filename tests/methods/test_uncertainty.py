@@ -1,10 +1,14 @@
 """Uncertainty masking by hand: map, mask, the attack's radius in pixels, and what the tower computes then."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from vlm_guard import builtin, wrap
 from vlm_guard.families.vision_tower import describe_vision_tower
+from vlm_guard.method import FindingsCall
+from vlm_guard.methods.uncertainty import UncertaintyMasking
 from vlm_guard.methods.uncertainty.adversarial_probe import _KNOWN, Attack, uncertain_patches, uncertainty_map
 from zoo import UNEQUAL_PROMPTS, assert_pristine
 
@@ -22,6 +26,15 @@ def nothing_known():
 def logits(model, inputs):
     with torch.no_grad():
         return model(**inputs).logits
+
+
+def test_what_it_found_is_a_map_where_patches_form_a_square():
+    method = UncertaintyMasking()
+    maps = [torch.tensor([[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]], dtype=torch.bfloat16)]
+    (found,) = method.findings(FindingsCall(state=None, kept=SimpleNamespace(maps=maps), layers=()))
+    assert found.values.tolist() == [[0, 0, 0], [0, 0, 0], [0, 0, 1]] and "1 of 9 patches are silenced" in found.text
+    assert method.findings(FindingsCall(state=None, kept=SimpleNamespace(maps=[torch.zeros(1, 6)]), layers=())) == []
+    assert method.findings(FindingsCall(state=None, kept=SimpleNamespace(), layers=())) == []
 
 
 def test_map_by_hand():

@@ -6,9 +6,25 @@ import pytest
 
 from vlm_guard.method.registry import method_names
 from vlm_guard.serving.vllm.declaration import ENVIRONMENT, Declaration
+from vlm_guard.serving.vllm.engine import server_flags
 from vlm_guard.serving.vllm.versions import refuse_untested
 
-SERVED = {"act", "hgai", "icd", "lqcd", "m3id", "pai", "ritual", "softpag", "spin", "vaf", "vcd", "zerotuning"}
+SERVED = {
+    "act",
+    "gift",
+    "hgai",
+    "icd",
+    "lqcd",
+    "m3id",
+    "pai",
+    "ritual",
+    "softpag",
+    "spin",
+    "vaf",
+    "var",
+    "vcd",
+    "zerotuning",
+}
 UNSERVED = {
     "avisc": "a second time",
     "only": "hidden states",
@@ -20,13 +36,11 @@ UNSERVED = {
     "deco": "early layers",
     "dola": "early layers",
     "flb": "first token",
-    "gift": "a second time",
     "iri": "early layers|hidden states|vision tower|a second time",
     "none": "",
     "opera": "whole answer",
     "paint": "vision tower",
     "uncertainty": "vision tower|gradients",
-    "var": "hidden states",
     "vhr": "a second time",
 }
 
@@ -68,6 +82,7 @@ def test_names_settings_and_combinations():
         ("pai+m3id", None, "all contrast"),
         ("act+m3id", None, "in one step"),
         ("pai", "strict", "not offered"),
+        ("pai:gate=entropy>0.5", None, "its gate"),
     ],
 )
 def test_wrong_declarations_are_refused(text, default, reason):
@@ -125,8 +140,17 @@ def test_keys_and_values_are_told_apart_where_attention_is_edited():
 
 
 def test_which_prompts_must_be_read_whole():
-    offers = Declaration.read("pai;act;zerotuning:factor=0.6").offers
-    assert [offer.whole_prompt for offer in offers.values()] == [False, True, False]
+    declared = Declaration.read("pai;act;zerotuning:factor=0.6;var;var+m3id")
+    offers = declared.offers.values()
+    assert [offer.whole_prompt for offer in offers] == [False, True, False, False, False]
+    assert [offer.reads_anew("positive") for offer in offers] == [False, True, False, True, True]
+    assert not declared.offers["var+m3id"].reads_anew("negative") and declared.observes
+
+
+def test_looking_between_the_layers_needs_a_model_that_is_not_compiled(monkeypatch):
+    monkeypatch.setenv(ENVIRONMENT, "")
+    assert "--enforce-eager" in server_flags(Declaration.read("pai;var"))
+    assert "--enforce-eager" not in server_flags(Declaration.read("pai;gift"))
 
 
 @pytest.mark.parametrize("version", ["0.31.2", "0.33.0", "1.0", "0.9", "0.33.0+cpu"])

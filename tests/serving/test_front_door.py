@@ -5,18 +5,19 @@ import json
 
 import pytest
 
+from vlm_guard import __version__
 from vlm_guard.serving.vllm.declaration import ENVIRONMENT, Declaration
-from vlm_guard.serving.vllm.front_door import FrontDoor
+from vlm_guard.serving.vllm.front_door import OFFERS, FrontDoor
 
 
 @pytest.fixture
 def pass_through(monkeypatch):
     """`pass_through(pieces)`: what the server behind the door was given, and what the client was answered."""
 
-    def run(pieces, declared="pai;m3id", scope_type="http", method="POST"):
+    def run(pieces, declared="pai;m3id", scope_type="http", method="POST", path="/v1/chat/completions", default=None):
         environment = {}
         if declared:
-            Declaration.read(declared).write(environment)
+            Declaration.read(declared, default).write(environment)
         monkeypatch.setenv(ENVIRONMENT, environment.get(ENVIRONMENT, ""))
         messages = [
             {"type": "http.request", "body": piece, "more_body": number + 1 < len(pieces)}
@@ -36,7 +37,7 @@ def pass_through(monkeypatch):
                 if not message["more_body"]:
                     break
 
-        asyncio.run(FrontDoor(server)({"type": scope_type, "method": method}, receive, send))
+        asyncio.run(FrontDoor(server)({"type": scope_type, "method": method, "path": path}, receive, send))
         return b"".join(got), sent
 
     return run
@@ -71,3 +72,15 @@ def test_nothing_is_looked_at_without_a_declaration_or_a_body(pass_through):
     assert pass_through([body], declared="") == (body, [])
     assert pass_through([body], method="GET") == (body, [])
     assert pass_through([body], scope_type="websocket") == (body, [])
+
+
+def test_clients_are_told_what_is_offered_with_all_settings(pass_through):
+    asked = {"method": "GET", "path": OFFERS}
+    got, (start, answer) = pass_through([b""], declared="m3id;strict=pai:gain=0.25", default="strict", **asked)
+    said = json.loads(answer["body"])
+    assert got == b"" and start["status"] == 200 and said["default"] == "strict"
+    assert list(said["offers"]) == ["m3id", "strict"]
+    (strict,) = said["offers"]["strict"]
+    assert strict["method"] == "pai" and strict["options"]["gain"] == 0.25
+    assert said["versions"]["vlm_guard"] == __version__
+    assert pass_through([b"x"], declared="", **asked) == (b"x", [])

@@ -31,7 +31,18 @@ ASK, LEADING = (
     "Please describe this image in detail.",
     "I think there is a dog in the image. Is there a dog in the image?",
 )
-ATTENTION = ["pai:gain=0.5,guidance=1", "act:move_fraction=1,threshold=0.05", "zerotuning", "vaf", "spin", "hgai"]
+GIFT = "gift:strength=20,saliency_layer=1"
+VAR = "var:sink_dimensions=72,sink_threshold=4,min_visual_mass=0,min_content_share=0,move_fraction=1"
+ATTENTION = [
+    "pai:gain=0.5,guidance=1",
+    "act:move_fraction=1,threshold=0.05",
+    "zerotuning",
+    "vaf",
+    "spin",
+    "hgai",
+    VAR,
+    GIFT,
+]
 CONTRAST = [
     "pai",
     "m3id",
@@ -41,6 +52,7 @@ CONTRAST = [
     "softpag",
     "softpag:perturbation=identity",
     "m3id+zerotuning",
+    f"m3id+{VAR}",
     "ritual",
 ]
 NEW_TOKENS = 40
@@ -164,7 +176,7 @@ def engine(_settings, pictures):
 @pytest.fixture(scope="module")
 def tight(_settings, pictures):
     """Prompts come in pieces, and the cache holds about two pairs."""
-    offers = "pai:gain=0.5,guidance=1;pai;m3id;vcd;zerotuning"
+    offers = f"pai:gain=0.5,guidance=1;pai;m3id;vcd;zerotuning;{VAR}"
     return Engine(pictures, offers, max_num_batched_tokens=48, num_gpu_blocks_override=18)
 
 
@@ -190,7 +202,7 @@ def test_a_request_that_names_none_is_plain(engine, transformers):
     assert_equal(engine.ask([None]), transformers.answers("none"))
 
 
-@pytest.mark.parametrize("offer", ["none", "pai", "act:move_fraction=1,threshold=0.05", "icd", "ritual"])
+@pytest.mark.parametrize("offer", ["none", "pai", "act:move_fraction=1,threshold=0.05", VAR, GIFT, "icd", "ritual"])
 def test_several_pictures_in_a_prompt(engine, transformers, offer):
     assert_equal(engine.ask([offer], pictures=2), transformers.answers(offer, pictures=2))
 
@@ -203,10 +215,12 @@ def test_guarded_keys_and_values_are_not_read_by_others(engine, transformers):
         assert_equal(again, transformers.answers(offer))
 
 
-def test_a_method_that_must_see_the_whole_prompt_reads_nothing_from_the_cache(engine):
-    engine.ask(["act:move_fraction=1,threshold=0.05"])
-    again = engine.ask(["act:move_fraction=1,threshold=0.05"])
+@pytest.mark.parametrize("offer", ["act:move_fraction=1,threshold=0.05", VAR, GIFT])
+def test_a_method_that_must_see_the_whole_prompt_reads_nothing_from_the_cache(engine, transformers, offer):
+    engine.ask([offer])
+    again = engine.ask([offer])
     assert all(not output.num_cached_tokens for output in again)
+    assert_equal(again, transformers.answers(offer))
 
 
 @pytest.mark.parametrize("given", ["nosuch", "pai:gain=0.9", {"method": "pai"}])
@@ -250,7 +264,7 @@ def test_a_length_limit_and_stop_strings_end_both_halves(engine, transformers):
 @pytest.mark.parametrize("steps", [0, 1, 2, 6])
 def test_a_client_that_leaves_takes_both_halves_along(engine, transformers, steps):
     llm = engine.llm.llm_engine
-    for number, offer in enumerate(["m3id", "vcd", "pai:gain=0.5,guidance=1", "softpag"]):
+    for number, offer in enumerate(["m3id", VAR, "pai:gain=0.5,guidance=1", "softpag"]):
         prompt = engine.prompt(offer, engine.pictures[:1])
         inputs = engine.llm.renderer.render_cmpl([prompt])[0] if hasattr(engine.llm, "renderer") else prompt
         llm.add_request(f"leaving {number}", inputs, engine.params(offer))
@@ -273,7 +287,7 @@ def test_a_prompt_whose_second_branch_cannot_be_made_ends_with_an_error(engine, 
 
 
 def test_prompts_in_pieces_and_a_cache_for_two_pairs(tight, transformers, monkeypatch):
-    offers = ["m3id", "none", "pai", "zerotuning", "vcd", "none", "pai:gain=0.5,guidance=1", "m3id", "none"]
+    offers = ["m3id", "none", "pai", "zerotuning", VAR, "vcd", "none", "pai:gain=0.5,guidance=1", "m3id", "none", VAR]
     preempted, preempt = [], tight.scheduler._preempt_request
     monkeypatch.setattr(
         tight.scheduler, "_preempt_request", lambda request, *rest: (preempted.append(request), preempt(request, *rest))
@@ -292,6 +306,7 @@ def test_prompts_in_pieces_and_a_cache_for_two_pairs(tight, transformers, monkey
         ("m3id", {"scheduling_policy": "priority"}, "--scheduling-policy fcfs"),
         ("pai", {"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}, "--scheduler-cls"),
         ("pai", {"enable_lora": True}, "LoRA"),
+        ("var", {"enforce_eager": False}, "--enforce-eager"),
         ("m3id", {"num_gpu_blocks_override": 12}, "two of 256 tokens"),
     ],
 )

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from vlm_guard.runtime.attention import attend
+from vlm_guard.serving.vllm.observed_rows import ObservedRows
 from vlm_guard.serving.vllm.paged_attention import FinishedInput, LayerCall, StepPlanner, StepRows
 from vlm_guard.serving.vllm.rows import GuardedRequest, RowTable
 
-HEADS, GROUPS, DIM, BLOCK, LAYER = 8, 4, 32, 4, 3
+HEADS, GROUPS, DIM, BLOCK, LAYER, WIDTH = 8, 4, 32, 4, 3, 192
 IMAGE = 4
 OFFERS = [
     "pai:gain=0.5,guidance=1",
@@ -17,6 +18,7 @@ OFFERS = [
     "softpag",
     "softpag:scope=answer,perturbation=identity",
     "spin",
+    "var:sink_dimensions=72,sink_threshold=1,min_visual_mass=0,min_content_share=0,move_fraction=1",
     "zerotuning:factor=0.5+pai:pai.gain=0.5,pai.guidance=1",
 ]
 
@@ -52,6 +54,7 @@ class Sequence:
         self.total = len(self.prompt) + answer
         self.query = torch.randn(self.total, HEADS, DIM, generator=generator) * 2
         self.key, self.value = torch.randn(2, self.total, GROUPS, DIM, generator=generator)
+        self.hidden = torch.randn(self.total, WIDTH, generator=generator)
         extra = {"vlm_guard": offer, "vlm_guard_side": side}
         self.request = GuardedRequest(extra, self.prompt, [])
 
@@ -77,8 +80,8 @@ def run(sequences, served, steps):
         output = torch.cat(
             [plain_attention(i.query[p], i.key[: p.stop], i.value[: p.stop]) for i, p in zip(sequences, parts)]
         )
-        query, key, value = (
-            torch.cat([getattr(i, n)[p] for i, p in zip(sequences, parts)]) for n in ("query", "key", "value")
+        query, key, value, hidden = (
+            torch.cat([getattr(i, n)[p] for i, p in zip(sequences, parts)]) for n in ("query", "key", "value", "hidden")
         )
         call = LayerCall(
             index=LAYER,
@@ -91,6 +94,8 @@ def run(sequences, served, steps):
             scaling=DIM**-0.5,
         )
         if plan is not None:
+            for found in plan.observed:
+                found.show(LAYER, hidden.__getitem__)
             call.edit(plan)
         for row, found in enumerate(output.split(list(counts))):
             outputs[row].append(found)
@@ -113,6 +118,10 @@ def in_transformers(item, served):
     for count in [len(item.prompt), *[1] * (item.total - len(item.prompt))]:
         state.read(torch.zeros(1, count, dtype=torch.long), None, begin, None)
         stop = begin + count
+        if state.reading:
+            rows = slice(begin, stop)
+            for bound in guard.observers[item.request.side].get(LAYER, ()):
+                ObservedRows({LAYER: (bound,)}, state, rows).show(LAYER, item.hidden.__getitem__)
         query = item.query[begin:stop].transpose(0, 1)[None]
         key, value = (part[:stop].transpose(0, 1)[None] for part in (item.key, item.value))
         plain = plain_attention(item.query[begin:stop], item.key[:stop], item.value[:stop])[None]
@@ -187,3 +196,7 @@ def test_families_without_placeholders_in_an_ordinary_prompt_are_refused():
 def test_what_a_method_lacks_of_the_model_is_said(served):
     with pytest.raises(ValueError, match="head"):
         served("act:heads=99:0")
+    with pytest.raises(
+        ValueError, match="gift cannot be served inside vLLM with these settings: its saliency layer 5 is"
+    ):
+        served("gift:saliency_layer=last:1")

@@ -1,5 +1,7 @@
 """Who is in which row, and which pairs sample together."""
 
+from types import SimpleNamespace
+
 from vlm_guard.serving.vllm.rows import PAIR, SHADOW, SIDE, GuardedRequest, RowTable
 
 
@@ -17,6 +19,15 @@ def table_of(lengths, **requests):
     table.lengths = lengths
     table.change()
     return table
+
+
+def test_a_request_that_a_step_has_left_out_is_known_again():
+    params, first, second = SimpleNamespace(extra_args={"vlm_guard": "x"}), [1, 4, 4, 7], [1, 4, 4, 7]
+    known = GuardedRequest.of(params, first, [])
+    known.begin((4,)).memory("var", 0).sinks = "found"
+    again, answer = GuardedRequest.of(params, first, [9]), [9]
+    assert again is known and again.answer == answer and again.begin((4,)).memory("var", 0).sinks == "found"
+    assert GuardedRequest.of(params, second, []) is not known, "another prompt with the same parameters"
 
 
 def test_rows_move_and_swap():

@@ -16,6 +16,10 @@ import torch
 from PIL import Image
 
 from vlm_guard import builtin, wrap
+from vlm_guard.eval.run.records import read_records
+from vlm_guard.eval.run.results import read_results
+from vlm_guard.eval.run.runner import evaluate
+from vlm_guard.eval.run.settings import RunSettings
 from vlm_guard.eval.scenes.dataset import write_scenes
 
 pytest.importorskip("vllm", reason="vLLM is not installed; docs/serving.md says how to make an environment with it")
@@ -181,3 +185,22 @@ def running(server):
         lines = found.read().decode().splitlines()
     names = ("vllm:num_requests_running", "vllm:num_requests_waiting{")
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(names))
+
+
+def test_an_evaluation_through_the_server_has_the_records_of_one_in_transformers(server, tmp_path):
+    """CHAIR and POPE, plain and guarded; what takes time, and what only logits show, is left out."""
+    common = {"data": "scenes:common", "count": 4, "max_new_tokens": 48, "resamples": 100}
+    evaluate(RunSettings(**common, methods=["none", "strict"], endpoint=f"{server}/v1"), tmp_path / "served")
+    here = ["none", "pai:gain=0.5,guidance=1"]
+    evaluate(RunSettings(**common, methods=here, device="cpu"), tmp_path / "here")
+    served, expected = (read_results(tmp_path / name).methods for name in ("served", "here"))
+    for left, right in zip(served, expected, strict=True):
+        assert answered(tmp_path / "served" / left.directory) == answered(tmp_path / "here" / right.directory)
+        assert left.chair == right.chair and left.pope == right.pope
+    assert served[1].methods[0]["options"] == expected[1].methods[0]["options"]
+
+
+def answered(folder):
+    records = read_records(folder / "samples.jsonl")[0]
+    fields = ("prompt", "text", "tokens", "finished", "score")
+    return {key: [record[name] for name in fields] for key, record in records.items()}

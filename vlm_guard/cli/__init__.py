@@ -82,7 +82,8 @@ def main(arguments: list[str] | None = None) -> None:
         error.show()
         sys.exit(WRONG_USE)
     except (typer.Abort, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # one of the processes that a launcher started speaks for all
+            print("interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         # The reader of our output (head, less) has gone; that is its right. Nothing more can be written.

@@ -262,6 +262,13 @@ class Method:
     def begin_forward(self, call: "ForwardCall") -> None:
         """Change `call.inputs` of a forward pass that reads a prompt, before it runs."""
 
+    def reads_ahead(self, target: "GuardTarget", prepared: Any) -> str:
+        """Why `begin_forward` runs passes of its own or changes the inputs; empty where it only looks at them.
+
+        Such a method can be served where a prompt is read once. The reason says how to avoid it, where one can.
+        """
+        return "it reads the prompt a second time beforehand"
+
     def contrasts(self) -> bool:
         """Whether this method, with its options, changes the logits; then one of the two pairs or the last is used."""
         return False

@@ -64,8 +64,8 @@ class ReadCaption:
 
 def repeated_share(tokens: list[str], length: int = _REPETITION_LENGTH) -> float:
     """The share of a text's n-grams that have occurred in it before: 0 for no repetition, near 1 for a loop."""
-    grams = [tuple(tokens[index : index + length]) for index in range(len(tokens) - length + 1)]
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+    count = len(tokens) - length + 1
+    return 1 - len(set(zip(*(tokens[begin:] for begin in range(length))))) / count if count > 0 else 0.0
 
 
 def read_caption(caption: str, mode: ChairMode = "pattern") -> ReadCaption:
@@ -85,7 +85,9 @@ def read_caption(caption: str, mode: ChairMode = "pattern") -> ReadCaption:
     spans = chair_text.locate_tokens(tokens, lowered)
     vocabulary = chair_text.object_vocabulary()
     words = chair_text.merge_pairs(
-        [Word(text, *span) for text, span in zip(reduced, spans, strict=True)], vocabulary.word_pairs
+        [Word(text, *span) for text, span in zip(reduced, spans, strict=True)],
+        vocabulary.word_pairs,
+        vocabulary.pair_starts,
     )
     mentions = []
     for word in chair_text.drop_toilet_seats(words):

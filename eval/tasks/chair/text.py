@@ -7,7 +7,7 @@ sign". Punkt's model needs a download; on lower-cased text its decision comes do
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache, lru_cache
 from types import MappingProxyType
 from typing import NamedTuple
@@ -32,11 +32,13 @@ class ObjectVocabulary(NamedTuple):
     Attributes:
         node_of: from a singular word or a merged pair to its category ("kitten" -> "cat"); a category names itself.
         word_pairs: from "first second" to the one word the pair is read as.
+        pair_starts: the first words of these pairs.
         categories: the category names in MSCOCO's order of first appearance in the synonym list.
     """
 
     node_of: Mapping[str, str]
     word_pairs: Mapping[str, str]
+    pair_starts: frozenset[str]
     categories: tuple[str, ...]
 
 
@@ -47,7 +49,17 @@ def object_vocabulary() -> ObjectVocabulary:
     node_of = {category: category for category in data["synonyms"]}
     for category, synonyms in data["synonyms"].items():
         node_of.update(dict.fromkeys(synonyms, category))
-    return ObjectVocabulary(MappingProxyType(node_of), MappingProxyType(data["word_pairs"]), tuple(data["synonyms"]))
+    return ObjectVocabulary(
+        node_of=MappingProxyType(node_of),
+        word_pairs=MappingProxyType(data["word_pairs"]),
+        pair_starts=first_words(data["word_pairs"]),
+        categories=tuple(data["synonyms"]),
+    )
+
+
+def first_words(word_pairs: Iterable[str]) -> frozenset[str]:
+    """The first words of pairs "first second"."""
+    return frozenset(pair.partition(" ")[0] for pair in word_pairs)
 
 
 # A mark that may end a sentence: more text follows it, either at once (a closing or opening mark) or after space.
@@ -149,11 +161,12 @@ def locate_tokens(tokens: list[str], text: str) -> list[tuple[int, int]]:
     spans = []
     position = 0
     for token in tokens:
-        spellings = _DOUBLE_QUOTES if token in _DOUBLE_QUOTES else (token,)
-        found = [(at, len(spelling)) for spelling in spellings if (at := text.find(spelling, position)) >= 0]
-        if not found:
+        start, length = text.find(token, position), len(token)
+        if token in _DOUBLE_QUOTES:
+            found = [(at, len(quotes)) for quotes in _DOUBLE_QUOTES if (at := text.find(quotes, position)) >= 0]
+            start, length = min(found, default=(-1, 0))
+        if start < 0:
             raise ValueError(f"the token {token!r} is not in the text after character {position}")
-        start, length = min(found)
         position = start + length
         spans.append((start, position))
     return spans
@@ -192,13 +205,21 @@ def singular(token: str) -> str:
     return singularize(token)
 
 
-def merge_pairs(words: list[Word], word_pairs: Mapping[str, str]) -> list[Word]:
-    """Read word pairs ("stop sign", "baby bear") as one word, greedily from the left and without overlap."""
+def merge_pairs(words: list[Word], word_pairs: Mapping[str, str], starts: Collection[str] | None = None) -> list[Word]:
+    """Read word pairs ("stop sign", "baby bear") as one word, greedily from the left and without overlap.
+
+    Args:
+        words: of a caption.
+        word_pairs: from "first second" to the one word the pair is read as.
+        starts: `first_words(word_pairs)`, where it is known: no other word is looked up with the one behind it.
+    """
+    starts = first_words(word_pairs) if starts is None else starts
     merged = []
-    index = 0
-    while index < len(words):
+    index, last = 0, len(words) - 1
+    while index <= last:
         word = words[index]
-        pair = word_pairs.get(f"{word.text} {words[index + 1].text}") if index + 1 < len(words) else None
+        begins = word.text in starts and index < last
+        pair = word_pairs.get(f"{word.text} {words[index + 1].text}") if begins else None
         if pair is None:
             merged.append(word)
             index += 1

@@ -16,11 +16,9 @@ from vllm.v1.attention.backends.cpu_attn import (
     CPUAttentionMetadataBuilder,
 )
 
-from vlm_guard.serving.vllm.paged_attention import LayerCall, StepPlanner, StepRows
+from vlm_guard.serving.vllm.paged_attention import PLAN, LayerCall, StepPlanner, StepRows
 from vlm_guard.serving.vllm.process import ProcessGuards
 from vlm_guard.serving.vllm.rows import table_of
-
-PLAN = "vlm_guard_plan"
 
 
 class GuardedCPUBuilder(CPUAttentionMetadataBuilder):

@@ -12,10 +12,14 @@ import os
 import re
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from vlm_guard.method.base import Method
-from vlm_guard.method.hooks import hooks_of
+from vlm_guard import __version__
+from vlm_guard.environment import version_of
+from vlm_guard.method.base import Method, Sign
+from vlm_guard.method.hooks import hooks_of, needs_whole_prompt
 from vlm_guard.method.registry import resolve_methods
+from vlm_guard.serving.vllm.versions import installed_version
 from vlm_guard.untrusted.printed_text import shown
 
 ENVIRONMENT = "VLM_GUARD_SERVE"
@@ -24,7 +28,9 @@ KEY = "vlm_guard"
 _NAMED = re.compile(r"\s*([A-Za-z][\w-]*)\s*=(.+)", re.DOTALL)
 
 # The hooks that run there. The last two are the paired scheduler's.
-_SERVED = ("edit_attention", "contrast_branch", "combine_logits")
+_SERVED = ("edit_attention", "observe_hidden", "contrast_branch", "combine_logits")
+# This one runs there in methods that say, for each model, that they need no pass of their own for it (`reads_ahead`).
+_LOOKS_AHEAD = "begin_forward"
 # The others, and why they cannot.
 _UNSERVED = {
     "edit_inputs": "it rewrites the picture after an answer of its own, and vLLM gives a request one reading",
@@ -32,7 +38,6 @@ _UNSERVED = {
     "begin_vision": "it looks into the vision tower, whose results vLLM keeps and shares between requests",
     "observe_vision": "it looks into the vision tower, whose results vLLM keeps and shares between requests",
     "edit_vision": "it edits the vision tower, whose results vLLM keeps and shares between requests",
-    "observe_hidden": "it needs the hidden states that enter the layers, which vLLM's attention backends do not see",
     "edit_hidden": "it edits hidden states, which vLLM's attention backends do not see",
     "search": "it searches for a whole answer, and vLLM goes token by token",
     "edit_logits": "it needs the logits of the answer's first token, which are gone when vLLM reads a request again",
@@ -63,8 +68,17 @@ class Offer:
 
     @property
     def whole_prompt(self) -> bool:
-        """Whether a prompt must be read from its first token on, and in one step."""
+        """Whether a prompt must be read in one step."""
         return any(method.whole_prompt is not None and method.edits_attention() for method in self.methods)
+
+    @property
+    def observes(self) -> bool:
+        """Whether it looks at the hidden states that enter the layers."""
+        return any(method.observes_hidden for method in self.methods)
+
+    def reads_anew(self, side: Sign) -> bool:
+        """Whether a branch's prompt must be read from its first token on, nothing of it taken from a cache."""
+        return self.whole_prompt or any(needs_whole_prompt(method, side) for method in self.methods)
 
     def edited(self, side: str) -> list[Method]:
         """The methods that edit the attention of one of the two branches."""
@@ -135,10 +149,33 @@ class Declaration:
         )
         environment[ENVIRONMENT] = json.dumps({"methods": methods, "default": self.default})
 
+    def describe(self) -> dict[str, Any]:
+        """What a server tells its clients, as JSON can hold it.
+
+        Returns:
+            `offers`: by name every method with all its settings. `default`: the name for requests that name none.
+            `versions`: of the packages that make the answers.
+        """
+        versions = {name: version_of(name) for name in ("torch", "transformers")} | {"vllm": installed_version()}
+        return {
+            "offers": {
+                name: [json.loads(json.dumps(method.describe(), default=str)) for method in offer.methods]
+                for name, offer in self.offers.items()
+            },
+            "default": self.default,
+            "versions": {"vlm_guard": __version__}
+            | {name: version for name, version in versions.items() if version is not None},
+        }
+
     @property
     def contrasts(self) -> bool:
         """Whether any offer is read twice."""
         return any(offer.contrasts for offer in self.offers.values())
+
+    @property
+    def observes(self) -> bool:
+        """Whether any offer looks at the hidden states that enter the layers."""
+        return any(offer.observes for offer in self.offers.values())
 
     def asked(self, extra_args: Mapping[str, object] | None) -> Offer | None:
         """The offer of a request, from the `extra_args` of its sampling parameters; None for the plain model.
@@ -195,11 +232,16 @@ def served_methods(text: str) -> tuple[Method, ...]:
 def unserved_reason(method: Method) -> str:
     """Why a method cannot run inside vLLM; empty where it can."""
     found = hooks_of(method)
-    unserved = [name for name in (*_UNSERVED, *found) if name in found and name not in _SERVED]
+    served = (*_SERVED, _LOOKS_AHEAD) if method.overrides("reads_ahead") else _SERVED
+    unserved = [name for name in (*_UNSERVED, *found) if name in found and name not in served]
     if unserved:
         return _UNSERVED.get(unserved[0], f"nothing of vLLM's asks for {unserved[0]}")
     if method.edits_attention() and method.whole_prompt is not None and method.contrasts():
         return "its second branch must be read in one step, and vLLM reads the last token of both in a step of its own"
+    if method.gate:
+        return (
+            "its gate asks for the distribution that a token was chosen from, which is gone when vLLM reads the token"
+        )
     if "gradients" in method.needs:
         return "it needs gradients, and vLLM computes none"
     if not found:

@@ -28,11 +28,12 @@ def engine_options(methods: str, default: str | None = None) -> dict[str, Any]:
     declared = Declaration.read(methods, default)
     refuse_untested(installed_version())
     declared.write(os.environ)
-    return {"scheduler_cls": SCHEDULER, "async_scheduling": False, "logits_processors": [ROWS]}
+    options: dict[str, Any] = {"scheduler_cls": SCHEDULER, "async_scheduling": False, "logits_processors": [ROWS]}
+    return options | ({"enforce_eager": True} if declared.observes else {})
 
 
 def server_flags(declared: Declaration) -> list[str]:
     """The same for the command line of vLLM's server."""
     declared.write(os.environ)
     flags = ["--scheduler-cls", SCHEDULER, "--no-async-scheduling", "--logits-processors", ROWS]
-    return [*flags, "--middleware", FRONT_DOOR]
+    return [*flags, "--middleware", FRONT_DOOR, *(["--enforce-eager"] if declared.observes else [])]

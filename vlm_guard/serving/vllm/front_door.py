@@ -1,11 +1,12 @@
 """Refuses requests that name what is not offered before vLLM's front end looks at their pictures.
 
 vLLM checks a request's arguments after it has taken in its pictures, and then believes that its engine has them: the
-next request with such a picture would be answered with an error. So the name is looked at first (`--middleware`).
+next request with such a picture would be answered with an error. So the name is looked at first (`--middleware`). Here
+clients also read what may be named (`OFFERS`).
 """
 
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from vlm_guard.serving.vllm.declaration import KEY, Declaration
@@ -15,6 +16,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 _NAMED = KEY.encode()
+OFFERS = "/v1/vlm_guard"
+"""Where a server says what it offers, to whoever asks."""
 
 
 class FrontDoor:
@@ -30,7 +33,13 @@ class FrontDoor:
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request, or hand it on."""
-        if self._declared is None or scope["type"] != "http" or scope["method"] != "POST":
+        if self._declared is None or scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if scope["method"] == "GET" and scope["path"] == OFFERS:
+            await _send_json(send, 200, self._declared.describe())
+            return
+        if scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
         body = b""
@@ -71,7 +80,11 @@ class FrontDoor:
 async def _answer(send: Send, reason: str) -> None:
     """HTTP 400 in the form of the OpenAI interface."""
     error = {"message": reason, "type": "BadRequestError", "param": "vllm_xargs", "code": 400}
-    body = json.dumps({"error": error}).encode()
+    await _send_json(send, 400, {"error": error})
+
+
+async def _send_json(send: Send, status: int, content: Mapping[str, Any]) -> None:
+    body = json.dumps(content).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": 400, "headers": headers})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

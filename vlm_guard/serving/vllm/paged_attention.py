@@ -20,8 +20,12 @@ from vlm_guard.method.base import Sign
 from vlm_guard.method.state import GenerationState
 from vlm_guard.runtime.attention import attend, edit_of_later_steps
 from vlm_guard.runtime.attention_context import AttentionInput
+from vlm_guard.serving.vllm.observed_rows import ObservedRows
 from vlm_guard.serving.vllm.rows import GuardedRequest, RowTable
 from vlm_guard.serving.vllm.served_guards import EditedLayer, ServedGuard, ServedGuards
+
+PLAN = "vlm_guard_plan"
+"""The attribute of vLLM's description of a step that holds what is guarded in it."""
 
 
 class BlockLayout(Protocol):
@@ -109,10 +113,12 @@ class StepPlan:
     Attributes:
         ranges: rows that are edited request by request.
         groups: decoded rows that are edited together.
+        observed: rows of prompts that methods look at between the layers.
     """
 
     ranges: Sequence[RowRange]
     groups: Sequence[DecodeGroup]
+    observed: Sequence[ObservedRows]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -152,9 +158,19 @@ class StepPlanner:
     def plan(self, step: StepRows) -> StepPlan | None:
         """The plan of a step; None where nothing is guarded in it."""
         ranges: list[RowRange] = []
+        observed: list[ObservedRows] = []
         decoded: dict[tuple[str, Sign], list[RowRange]] = {}
         for row, request in sorted(self._table.requests.items()):
-            found = self._range(row, request, step)
+            served = self._served.asked(request.extra_args)
+            if served is None or row >= len(step.lengths) or step.starts[row] == step.starts[row + 1]:
+                continue
+            observers = served.observers[request.side]
+            if not served.layers[request.side] and not observers:
+                continue
+            state = _read_on(request, served, row, step)
+            if observers and state.active and state.reading:
+                observed.append(ObservedRows(observers, state, slice(step.starts[row], step.starts[row + 1])))
+            found = self._range(row, request, served, state, step)
             if found is None:
                 continue
             if found.together:
@@ -162,20 +178,17 @@ class StepPlanner:
             else:
                 ranges.append(found)
         groups = [self._group(found, step.block_size) for found in decoded.values()]
-        return StepPlan(ranges, groups) if ranges or groups else None
+        return StepPlan(ranges, groups, observed) if ranges or groups or observed else None
 
-    def _range(self, row: int, request: GuardedRequest, step: StepRows) -> RowRange | None:
+    @staticmethod
+    def _range(
+        row: int, request: GuardedRequest, served: ServedGuard, state: GenerationState, step: StepRows
+    ) -> RowRange | None:
         """The rows of a request in this step; None where none of them is edited."""
-        served = self._served.asked(request.extra_args)
-        if served is None or not served.layers[request.side] or row >= len(step.lengths):
-            return None
         first, stop, length = step.starts[row], step.starts[row + 1], step.lengths[row]
         count = stop - first
-        if count == 0:
-            return None
-        state, offset = request.begin(served.visual_token_ids), length - count
-        request.read(count, offset)
-        if not state.active or (count > 1 and not _edits_any(served, state, count)):
+        offset = length - count
+        if not state.active or not served.layers[request.side] or (count > 1 and not _edits_any(served, state, count)):
             return None
         if served.edits_like_answers(request.side) and length == len(request.prompt):
             first = stop - 1  # Of a prompt only the row that predicts the answer is edited, just as the answer's are.
@@ -215,6 +228,19 @@ class StepPlanner:
             mask=(keys < lengths[:, None])[:, None, None],
             edits=edits,
         )
+
+
+def _read_on(request: GuardedRequest, served: ServedGuard, row: int, step: StepRows) -> GenerationState:
+    """The generation of a request, which has taken in its rows of this step."""
+    count = step.starts[row + 1] - step.starts[row]
+    offset = step.lengths[row] - count
+    if offset == 0:
+        request.forget()
+    state = request.begin(served.visual_token_ids)
+    request.read(count, offset)
+    if state.reading and state.active and served.beginning[request.side]:
+        served.begin(request.tokens(offset, count), state)
+    return state
 
 
 def _edits_any(served: ServedGuard, state: GenerationState, count: int) -> bool:

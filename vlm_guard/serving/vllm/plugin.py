@@ -24,6 +24,10 @@ def register() -> None:
         from vlm_guard.serving.vllm.shared_tokens import share_sampled_tokens
 
         share_sampled_tokens()
+    if declared.observes:
+        from vlm_guard.serving.vllm.layer_inputs import show_layer_inputs
+
+        show_layer_inputs()
 
 
 def refuse_unregistered() -> None:

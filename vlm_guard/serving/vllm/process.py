@@ -117,6 +117,12 @@ def refuse_settings(vllm_config: "VllmConfig", declared: Declaration) -> None:
         raise ValueError("guards read keys and values as they are; leave --kv-cache-dtype at auto")
     if scheduler.async_scheduling:
         raise ValueError("guards need --no-async-scheduling: a step must know the tokens of the one before")
+    observing = [offer.name for offer in declared.offers.values() if offer.observes]
+    if observing and not vllm_config.model_config.enforce_eager:
+        raise ValueError(
+            f"{observing[0]} looks at the hidden states between the layers, which a compiled model does not show: it "
+            "needs --enforce-eager; 'vlm-guard serve' and engine_options set it"
+        )
     whole = [offer.name for offer in declared.offers.values() if offer.whole_prompt]
     if whole and scheduler.max_num_batched_tokens < vllm_config.model_config.max_model_len:
         raise ValueError(

@@ -59,7 +59,7 @@ class GuardedRows(LogitsProcessor):
         for row, params, prompt, answer in batch_update.added:
             requests.pop(row, None)
             if self._guards.served.asked(params.extra_args) is not None and prompt is not None:
-                requests[row] = GuardedRequest(params.extra_args or {}, prompt, answer)
+                requests[row] = GuardedRequest.of(params, prompt, answer)
         self._table.change()
         for source, target, direction in batch_update.moved:
             self._table.move(source, target, direction == MoveDirectionality.SWAP)

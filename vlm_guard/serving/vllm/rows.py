@@ -16,6 +16,7 @@ PAIR, SIDE, SEED, SHADOW = f"{KEY}_pair", f"{KEY}_side", f"{KEY}_seed", f"{KEY}_
 """What the scheduler writes into the arguments of both requests of a pair; requests from outside may not have it."""
 
 _SERIALS = count()
+_KEPT = "_vlm_guard_requests"
 
 
 @dataclass(eq=False)
@@ -38,6 +39,20 @@ class GuardedRequest:
     edits: dict[int, AttentionEdit | None] = field(default_factory=dict)
     serial: int = field(default_factory=lambda: next(_SERIALS))
 
+    @classmethod
+    def of(cls, params: Any, prompt: Sequence[int], answer: Sequence[int]) -> "GuardedRequest":
+        """The request with these sampling parameters and ids; what was known of it is known again.
+
+        vLLM takes a request off its batch in a step that leaves it out, and adds it anew afterwards. So what methods
+        have found in its prompt is kept with its parameters, as long as vLLM keeps these.
+        """
+        kept: dict[int, GuardedRequest] = vars(params).setdefault(_KEPT, {})
+        known = kept.get(id(prompt))
+        if known is None or known.prompt is not prompt:
+            known = kept[id(prompt)] = cls(params.extra_args or {}, prompt, answer)
+        known.answer = answer
+        return known
+
     @property
     def side(self) -> Sign:
         """Which branch it is; without a second one the positive."""
@@ -55,6 +70,17 @@ class GuardedRequest:
             prompt = PromptTokens.of(ids, None, visual_token_ids)
             self.state = GenerationState(visual_token_ids, prompt, self.side)
         return self.state
+
+    def forget(self) -> None:
+        """It is read again from its first token on."""
+        if self.state is not None:
+            self.state = None
+            self.edits.clear()
+            self.serial = next(_SERIALS)
+
+    def tokens(self, offset: int, count: int) -> torch.Tensor:
+        """[1, count] ids of its prompt, and then its answer, from `offset` on."""
+        return torch.tensor([[*self.prompt, *self.answer][offset : offset + count]])
 
     def read(self, count: int, offset: int) -> None:
         """Its generation takes in `count` tokens from `offset` on."""

@@ -1,8 +1,9 @@
 """vLLM's scheduler, with what guards need of it.
 
 Keys and values of guarded rows are kept apart from others (`cache_salt`). A prompt that a method must see in one step
-is read in one. A request whose method contrasts logits gets a shadow, a second request that clients never see: both
-read their prompts up to the last token as they can, and from there on sample only in steps in which both do.
+is read in one, and what a method must see from its first token on takes nothing from the cache. A request whose method
+contrasts logits gets a shadow, a second request that clients never see: both read their prompts up to the last token as
+they can, and from there on sample only in steps in which both do.
 """
 
 import copy
@@ -65,7 +66,6 @@ class GuardedScheduler(Scheduler):
             )
             return
         if served.offer.whole_prompt:
-            request.skip_reading_prefix_cache = True
             self._whole.add(request.request_id)
         shadow = None
         if served.contrast is not None:
@@ -77,6 +77,7 @@ class GuardedScheduler(Scheduler):
                 return
         side: Sign = "positive" if shadow is None else _OTHER[shadow.sign]
         _salt(request, served.offer.salt(side))
+        request.skip_reading_prefix_cache = request.skip_reading_prefix_cache or served.offer.reads_anew(side)
         if shadow is None:
             super().add_request(request)
             return
@@ -111,6 +112,7 @@ class GuardedScheduler(Scheduler):
             block_hasher=request._block_hasher,
         )
         _salt(made, served.offer.salt(shadow.sign))
+        made.skip_reading_prefix_cache = made.skip_reading_prefix_cache or served.offer.reads_anew(shadow.sign)
         return made
 
     def _refuse_length(self, shadow: Shadow | None) -> None:

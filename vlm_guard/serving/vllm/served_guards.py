@@ -10,13 +10,15 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vlm_guard.families.family import entry_of
 from vlm_guard.guard import Guard
 from vlm_guard.method.attention_calls import SLOT, BoundMethod, LayerSlot
 from vlm_guard.method.base import Sign
+from vlm_guard.method.forward_call import ForwardCall
 from vlm_guard.method.split_heads import HeadSplit
+from vlm_guard.method.state import GenerationState
 from vlm_guard.serving.vllm.declaration import Declaration, Offer
 
 if TYPE_CHECKING:
@@ -56,6 +58,30 @@ class ServedGuard:
     def contrast(self) -> BoundMethod | None:
         """The method that contrasts logits, or None."""
         return self.guard.contrast
+
+    @cached_property
+    def observers(self) -> Mapping[Sign, Mapping[int, tuple[BoundMethod, ...]]]:
+        """By branch and decoder layer, the methods that see the hidden states entering it while a prompt is read."""
+        observing = [bound for bound in self.guard.methods if bound.method.observes_hidden]
+        found: dict[Sign, dict[int, tuple[BoundMethod, ...]]] = {side: {} for side in SIDES}
+        for bound in observing:
+            own = found[bound.method.edited_branch]
+            for layer in bound.layers:
+                own[layer] = (*own.get(layer, ()), bound)
+        return found
+
+    @cached_property
+    def beginning(self) -> Mapping[Sign, tuple[BoundMethod, ...]]:
+        """By branch, the methods that look at the tokens of a prompt before they are read."""
+        looking = [bound for bound in self.guard.methods if bound.method.overrides("begin_forward")]
+        return {side: tuple(bound for bound in looking if bound.method.edited_branch == side) for side in SIDES}
+
+    def begin(self, input_ids: Tensor, state: GenerationState) -> None:
+        """Show these methods the tokens [1, Q] of a prompt that `state` has just taken in."""
+        for bound in self.beginning[state.side]:
+            call = ForwardCall(guard=self.guard, inputs={"input_ids": input_ids}, state=state, prepared=bound.prepared)
+            with self.guard.reading.running(state, state.findings):
+                bound.method.begin_forward(call)
 
     def is_steady(self, side: Sign) -> bool:
         """Whether the edits of a branch stay the same through an answer."""
@@ -98,9 +124,17 @@ class ServedGuards:
             guard = Guard(
                 model, processor, offer.methods, attention_backend="torch", architecture=architecture, split=split
             )
+            _refuse_reading_ahead(guard)
             architecture = guard.target.architecture
             layers = {side: _edited_layers(guard, side) for side in SIDES}
             self.by_name[name] = ServedGuard(offer=offer, guard=guard, layers=layers)
+
+    @cached_property
+    def observed_layers(self) -> frozenset[int]:
+        """The decoder layers whose entering hidden states any method looks at."""
+        return frozenset(
+            layer for served in self.by_name.values() for layers in served.observers.values() for layer in layers
+        )
 
     def asked(self, extra_args: Mapping[str, object] | None) -> ServedGuard | None:
         """The guard of a request; None for the plain model."""
@@ -125,6 +159,21 @@ def meta_model(name: str, revision: str | None = None, trust_remote_code: bool =
             config, attn_implementation="sdpa", trust_remote_code=trust_remote_code
         )
     return model.eval(), AutoProcessor.from_pretrained(name, **options)
+
+
+def _refuse_reading_ahead(guard: Guard) -> None:
+    """Refuse a method that needs a second reading of a prompt in this model.
+
+    Raises:
+        ValueError: with the reason.
+    """
+    for bound in guard.methods:
+        reason = bound.method.reads_ahead(guard.target, bound.prepared)
+        if bound.method.overrides("begin_forward") and reason:
+            raise ValueError(
+                f"{bound.method.name} cannot be served inside vLLM with these settings: {reason}; or use "
+                "wrap(model, processor, ...) instead"
+            )
 
 
 def _edited_layers(guard: Guard, side: Sign) -> dict[int, EditedLayer]:
