@@ -235,7 +235,8 @@ def test_pictures_without_labels_have_scores_and_no_truth(tmp_path):
     assert plain.estimates["grounding.mentions"].value > 0 and "grounding.auroc.score" not in plain.estimates
     assert plain.grounding["labels"] is False and sum(plain.grounding["answers"].values()) == 2
     compared = compare_runs([out])
-    assert "doubtful" in render_table(compared.results, "markdown")
+    table = render_table(compared.results, "markdown")
+    assert "doubtful" in table and "scores of nouns from lens and self_check; no labels" in table
     page = build_report(compared)
     assert '"unlabelled":true' in page and '"objects":[]' in page
     with pytest.raises(ValueError, match="no risk to plot"):

@@ -39,3 +39,5 @@ class GroundingDescribed(Received):
     prompt: str
     max_new_tokens: Count
     parts: list[Name]
+    labels: bool = True
+    words: str = "coco"

@@ -113,11 +113,12 @@ class GroundingTask(Task):
         self._find = finder_named(self.settings.words)
 
     def describe(self) -> dict[str, Any]:
-        """The settings; which words count only where it is not MSCOCO's objects, as in runs of earlier versions."""
+        """The settings; without labels that there are none, and which words count."""
         described = super().describe()
-        if described["words"] == COCO:
-            del described["words"]
-        return described
+        if self._labelled:
+            del described["words"]  # always the same there, and runs of earlier versions do not say it
+            return described
+        return {**described, "labels": False}
 
     def samples(self) -> list[Sample]:
         """One per picture."""
@@ -187,8 +188,11 @@ class GroundingTask(Task):
     @classmethod
     def caption(cls, described: Mapping[str, Any]) -> str:
         """What was measured."""
-        if described.get("words", COCO) != COCO:
-            return f"scores of nouns from {' and '.join(described['parts'])}; no labels, so nothing says what is right"
+        if not described.get("labels", True):
+            words = "MSCOCO's objects" if described.get("words") == COCO else "nouns"
+            return (
+                f"scores of {words} from {' and '.join(described['parts'])}; no labels, so nothing says what is right"
+            )
         return (
             f"scores of MSCOCO's objects from {' and '.join(described['parts'])}; AUROC: those that are there score "
             "higher; AUPR: finding those that are not; by place: the earlier, the surer"
