@@ -20,8 +20,7 @@ PROMPTS = [
     *UNEQUAL_PROMPTS,
     Prompt(text_before=2, images=1, text_after=7, content=3),
 ]
-# Every kind of branch decodes four tokens on two families; on the others the prompt and two more steps.
-LONG_FAMILIES, LONG_ANSWER, SHORT_ANSWER = {"llava", "qwen3_5"}, 4, 3
+TOKENS = 4
 DISTURBANCE = [151, 152, 153, 154, 155, 156]
 RECORD = {"return_dict_in_generate": True, "output_logits": True, "do_sample": False}
 
@@ -49,11 +48,6 @@ class WordProcessor:
 @pytest.fixture(params=method_cases.FAMILIES)
 def zoo(request, zoo_model):
     return zoo_model(request.param)
-
-
-def steps_of(zoo):
-    """How many tokens the tests decode."""
-    return LONG_ANSWER if zoo.family.name in LONG_FAMILIES else SHORT_ANSWER
 
 
 def prompts_of(zoo):
@@ -85,7 +79,7 @@ def expected(zoo, prompt, method):
 
 def as_without_cache(zoo, guard, inputs):
     """Tokens [B, T] and logits [B, T, V] of a cached generation, which one without a cache must equal."""
-    steps = steps_of(zoo)
+    steps = TOKENS
     out = guard.generate(**inputs, **RECORD, max_new_tokens=steps)
     uncached = guard.generate(**inputs, **RECORD, max_new_tokens=steps, use_cache=False)
     assert torch.equal(out.sequences, uncached.sequences)
@@ -110,7 +104,7 @@ def test_padded_cached_batch_equals_branches_run_alone(zoo, method):
         tokens_of_batch, logits = as_without_cache(zoo, guard, inputs)
     if zoo.family.batch_invariant or len(prompts) == 1:
         for row, prompt in enumerate(prompts):
-            tokens, rows = oracle.decode(zoo, *expected(zoo, prompt, method), steps_of(zoo))
+            tokens, rows = oracle.decode(zoo, *expected(zoo, prompt, method), TOKENS)
             assert tokens_of_batch[row].tolist() == tokens, f"row {row}"
             assert oracle.close(logits[row], rows, 4.0), f"row {row}"
     assert_pristine(zoo.model)
@@ -147,7 +141,7 @@ def test_neutral_queries_in_a_padded_cached_batch_equal_each_prompt_alone(zoo):
             ids = given["input_ids"][0].tolist()
             neutral = [token for token in ids if str(token) not in leading]
             assert len(neutral) < len(ids)
-            tokens, rows = oracle.decode(zoo, (given, neutral), (given, ids), oracle.formula(1.0, 0.1), steps_of(zoo))
+            tokens, rows = oracle.decode(zoo, (given, neutral), (given, ids), oracle.formula(1.0, 0.1), TOKENS)
             assert tokens_of_batch[row].tolist() == tokens, f"row {row}"
             assert oracle.close(logits[row], rows, 4.0), f"row {row}"
     assert_pristine(zoo.model)
