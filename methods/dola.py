@@ -39,6 +39,9 @@ from vlm_guard.method import (
     variant_option,
 )
 
+_LEAST = -80.0
+"""Of a log-probability whose exponential is computed; float32 has denormals below -87."""
+
 
 @register("dola")
 @dataclass(frozen=True, kw_only=True)
@@ -117,11 +120,16 @@ def layer_divergence(log_final: Tensor, log_early: Tensor, kind: str = "textbook
         log_early: [E, B, V] of the early layers.
         kind: "textbook", (KL(p || M) + KL(q || M)) / 2, or "reversed", (KL(M || p) + KL(M || q)) / 2.
     """
-    # A dozen layers times the vocabulary: every further tensor of that size costs as much as the arithmetic.
-    log_middle = torch.logaddexp(log_final, log_early).sub_(math.log(2))
+    # A dozen layers times the vocabulary: every further tensor of that size costs as much as the arithmetic. And
+    # numbers so small that they are stored as denormals take a processor ten times as long, so no probability is taken
+    # for less than e^-80; all such tokens together change a divergence by less than 1e-28.
+    early = log_early.clamp_min(_LEAST).exp_()
+    final = log_final.clamp_min(_LEAST).exp_()
+    middle = final + early
+    log_middle = middle.log().sub_(math.log(2))
     if kind == "reversed":
         gaps = (2 * log_middle).sub_(log_final).sub_(log_early)
-        return log_middle.exp_().mul_(gaps).sum(-1) / 2
-    from_final = (log_final - log_middle).mul_(log_final.exp()).sum(-1)
-    from_early = log_middle.neg_().add_(log_early).mul_(log_early.exp()).sum(-1)
+        return middle.mul_(gaps).sum(-1) / 4
+    from_final = (log_final - log_middle).mul_(final).sum(-1)
+    from_early = log_middle.neg_().add_(log_early).mul_(early).sum(-1)
     return (from_final + from_early) / 2
