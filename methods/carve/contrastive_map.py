@@ -25,7 +25,7 @@ class RefinedImage:
         kept: [height, width] bool, the regions that are shown.
         box: their bounding box (left, top, right, bottom) in pixels.
         original: the picture.
-        refined: the regions, cut out and magnified.
+        refined: the box, magnified, black outside the regions or not.
     """
 
     image: PlacedImage
@@ -63,12 +63,27 @@ def choose_regions(fused: NDArray[np.float64], share: float, regions: int) -> ND
 
 
 def refine_picture(
-    image: PlacedImage, picture: Image.Image, contrast: NDArray[np.float64], share: float, regions: int
+    image: PlacedImage,
+    picture: Image.Image,
+    contrast: NDArray[np.float64],
+    share: float,
+    regions: int,
+    *,
+    blacken: bool = True,
 ) -> RefinedImage:
-    """The picture reduced to what stands out in `contrast` [rows, columns]."""
+    """The picture reduced to what stands out in `contrast` [rows, columns].
+
+    Args:
+        image: where it is in the prompt.
+        picture: as the model sees it.
+        contrast: of its visual tokens.
+        share: of the area that may be kept.
+        regions: how many are kept at least.
+        blacken: whether what lies between them becomes black.
+    """
     fused = stretch(contrast, picture.size)
     kept = choose_regions(fused, share, regions)
-    refined, box = magnify_regions(picture, kept)
+    refined, box = magnify_regions(picture, kept, blacken=blacken)
     return RefinedImage(
         image=image, contrast=contrast, fused=fused, kept=kept, box=box, original=picture, refined=refined
     )

@@ -87,6 +87,9 @@ def test_crop_and_magnification_by_hand():
     black[~kept] = 0
     expected = Image.fromarray(black).crop(box).resize((192, 96), Image.Resampling.LANCZOS)
     assert np.array_equal(np.asarray(refined), np.asarray(expected))
+    shown, same = magnify_regions(original, kept, blacken=False)
+    whole = original.convert("RGB").crop(box).resize((192, 96), Image.Resampling.LANCZOS)
+    assert same == box and np.array_equal(np.asarray(shown), np.asarray(whole))
 
 
 def test_everything_kept_is_the_picture():
@@ -220,6 +223,17 @@ def test_the_answer_is_that_of_the_refined_picture(tiny):
         refined = guard.findings("carve").images[0].refined
     expected = model.generate(**inputs_of(processor, [question], [refined]), max_new_tokens=4, do_sample=False)
     assert torch.equal(found, expected)
+    with wrap(model, processor, "carve", steps=2, outside="shown") as guard:
+        guard.generate(**inputs, max_new_tokens=1, do_sample=False)
+        image = guard.findings("carve").images[0]
+    assert np.array_equal(
+        np.asarray(image.refined.resize((8, 8))), np.asarray(_enlarged(original, image).resize((8, 8)))
+    )
+    assert not np.array_equal(np.asarray(image.refined), np.asarray(refined))
+
+
+def _enlarged(original, image):
+    return original.convert("RGB").crop(image.box).resize(image.refined.size, Image.Resampling.LANCZOS)
 
 
 def test_both_pictures(tiny):

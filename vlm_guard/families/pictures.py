@@ -63,16 +63,25 @@ def seen_part(picture: Image.Image, settings: Any) -> Image.Image:
     return picture.crop((round(left), round(top), round(left + width), round(top + height)))
 
 
-def magnify_regions(picture: Image.Image, kept: NDArray[np.bool_]) -> tuple[Image.Image, tuple[int, int, int, int]]:
-    """The picture black outside `kept` [H, W] bool, cut to its bounding box and magnified to fill the picture.
+def magnify_regions(
+    picture: Image.Image, kept: NDArray[np.bool_], *, blacken: bool = True
+) -> tuple[Image.Image, tuple[int, int, int, int]]:
+    """The picture cut to the bounding box of `kept` [H, W] bool and magnified to fill the picture.
+
+    Args:
+        picture: as the model sees it.
+        kept: the pixels that matter.
+        blacken: whether what is not kept becomes black within the box, too.
 
     Returns:
         The new picture, and the box (left, top, right, bottom) in pixels of the old one.
     """
     rows, columns = np.flatnonzero(kept.any(1)), np.flatnonzero(kept.any(0))
     box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
-    masked = np.asarray(picture.convert("RGB")) * kept[..., None].astype(np.uint8)
-    crop = Image.fromarray(masked).crop(box)
+    shown = picture.convert("RGB")
+    if blacken:
+        shown = Image.fromarray(np.asarray(shown) * kept[..., None].astype(np.uint8))
+    crop = shown.crop(box)
     factor = max(picture.width / crop.width, picture.height / crop.height)
     factor = min(factor, LONGEST_SIDE * max(picture.size) / max(crop.size))
     if factor == 1:
