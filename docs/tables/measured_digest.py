@@ -65,23 +65,26 @@ def _digest(measured: Measured, last: Sequence[str], cells_of: Callable[[str], l
         cells = [f"`{label}`"]
         for difference in found:
             cells += [_change(difference.get(name)) for name in ("chair_i", "recall", "pope.mean.f1")]
-            cells.append(verdict(difference["chair_i"], difference["recall"]))
+            cells.append(_in_words(difference))
         lines.append(f"| {' | '.join([*cells, *cells_of(label)])} |")
     return "\n".join(lines) + "\n"
 
 
 def _labels(measured: Measured) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Every method and setting with its differences by split; a default that stands beside chosen ones comes once."""
+    """Every method and setting of the first split with its differences by split, empty where it was not measured.
+
+    A default that stands beside chosen settings comes once.
+    """
     for kind in measured.kinds:
         found = [differences(kind, split) for split in measured.splits]
         for label in found[0]:
             if kind == measured.defaults or ":" in label:
-                yield label, [entries[label] for entries in found]
+                yield label, [entries.get(label, {}) for entries in found]
 
 
 # The best that can be said comes first.
 _VERDICTS = ("helps", "finds more", "costs recall", "no clear change", "names more, right and wrong", "worse")
-_NOTHING = "no clear change"
+_NOTHING, _NOT_RUN = "no clear change", "not measured"
 
 
 def helps_markdown() -> str:
@@ -89,12 +92,12 @@ def helps_markdown() -> str:
     costs = run_costs(SMOL, SMOL.splits[0])
     found, unchanged = [], []
     for label, entries in _labels(SMOL):
-        words = [verdict(difference["chair_i"], difference["recall"]) for difference in entries]
-        if {*words} == {_NOTHING}:
+        words = [_in_words(difference) for difference in entries]
+        if {*words} <= {_NOTHING, _NOT_RUN}:
             unchanged.append(f"`{label}`")
             continue
         changes = [_change(entries[0].get(name)) for name in ("chair_i", "recall", "pope.mean.f1")]
-        place = [_VERDICTS.index(word) for word in words]
+        place = [(*_VERDICTS, _NOT_RUN).index(word) for word in words]
         found.append((place, f"| `{label}` | {' | '.join([*words, *changes, costs[label][0]])} |"))
     sides = " | ".join(f"on `{split}`" for split in SMOL.splits)
     rows = [row for _, row in sorted(found, key=lambda item: item[0])]
@@ -116,6 +119,11 @@ def run_costs(measured: Measured, split: str) -> dict[str, tuple[str, str]]:
     return found
 
 
+def _in_words(difference: Mapping[str, Any]) -> str:
+    """What a method does, from its differences; they are empty where it was not measured."""
+    return verdict(difference["chair_i"], difference["recall"]) if difference else _NOT_RUN
+
+
 def verdict(chair_i: Mapping[str, float], recall: Mapping[str, float]) -> str:
     """What the intervals of the two differences say; see the README for the words.
 
@@ -133,13 +141,21 @@ def verdict(chair_i: Mapping[str, float], recall: Mapping[str, float]) -> str:
 
 
 def differences(kind: str, split: str) -> dict[str, dict[str, Any]]:
-    """By label, the differences to the plain model of every estimate; nothing for the plain model itself."""
-    path = EVALUATIONS / f"{kind}_{split}.json"
-    results = json.loads(path.read_text(encoding="utf-8"))
-    baseline = results["methods"][0]["label"]
-    return {
-        entry["label"]: entry["difference_to_baseline"] for entry in results["methods"] if entry["label"] != baseline
-    }
+    """By label, the differences to the plain model of every estimate; nothing for the plain model itself.
+
+    POPE may have been asked in a run of its own about fewer scenes (`KIND_pope_SPLIT.json`); its numbers are added.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name in (f"{kind}_{split}.json", f"{kind}_pope_{split}.json"):
+        path = EVALUATIONS / name
+        if not path.is_file() and found:
+            continue
+        results = json.loads(path.read_text(encoding="utf-8"))
+        baseline = results["methods"][0]["label"]
+        for entry in results["methods"]:
+            if entry["label"] != baseline:
+                found.setdefault(entry["label"], {}).update(entry["difference_to_baseline"])
+    return found
 
 
 def scenes(kind: str, split: str) -> int:
