@@ -31,7 +31,7 @@ from vlm_guard.runtime.compiled_decode import CompiledDecode, refuse_compiled_pa
 from vlm_guard.runtime.coverage import Coverage, hooked_modules
 from vlm_guard.runtime.forward_hooks import follow_forwards
 from vlm_guard.runtime.gates import Gates
-from vlm_guard.runtime.generate_arguments import generate_arguments
+from vlm_guard.runtime.generate_arguments import generate_arguments, with_given_prompt
 from vlm_guard.runtime.hidden_edits import install_hidden_edits
 from vlm_guard.runtime.installation import GUARD_ATTRIBUTE, Undo, put_on
 from vlm_guard.runtime.layer_observers import LayerObservers
@@ -322,8 +322,7 @@ class Guard(AbstractContextManager):
         self._follows_passes = False
 
     def _install_edits(self) -> None:
-        inner = self.target.model
-        self._editing.add(put_on(inner, GUARD_ATTRIBUTE, self))
+        self._editing.add(put_on(self.target.model, GUARD_ATTRIBUTE, self))
         attention_methods = [bound for bound in self.methods if bound.method.edits_attention()]
         if attention_methods or self.reading.tracer is not None:
             self._install_slots(attention_methods)
@@ -364,13 +363,15 @@ class Guard(AbstractContextManager):
                 follow_attention()
                 with reading.generating() as call:
                     args, kwargs = generate_arguments(self.target, original, args, kwargs)
+                    given = kwargs.get("input_ids")
                     if any(bound.method.overrides("edit_inputs") for bound in self.methods):
                         args, kwargs = self._edit_inputs(args, kwargs)
+                    read = kwargs.get("input_ids")
                     self._begin_call(call, kwargs)
                     if self.contrast is not None:
                         args, kwargs = contrast_arguments(self, self.contrast, args, kwargs)
                     try:
-                        return original(*args, **kwargs)
+                        return with_given_prompt(original(*args, **kwargs), given, read)
                     finally:
                         self.decoding.end()
 
@@ -378,8 +379,7 @@ class Guard(AbstractContextManager):
 
     def _edit_inputs(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         """The inputs of `generate` after the methods that rewrite them."""
-        inputs = dict(kwargs)
-        images = inputs.pop("images", None)
+        inputs, images = {name: value for name, value in kwargs.items() if name != "images"}, kwargs.get("images")
         for bound in self.methods:
             call = InputsCall(
                 guard=self,

@@ -242,7 +242,15 @@ def test_both_pictures(tiny):
     doubled = torch.tensor([ids[: last + 1] + [processor.image_token_id] * 64 + ids[last + 1 :]])
     pixels = processor.image_processor([picture(), refined], return_tensors="pt")["pixel_values"]
     expected = model.generate(input_ids=doubled, pixel_values=pixels, max_new_tokens=2, do_sample=False)
-    assert torch.equal(found, expected)
+    # The caller cuts the prompt off by the length of their own.
+    assert torch.equal(found[:, : len(ids)], inputs["input_ids"])
+    assert torch.equal(found[:, len(ids) :], expected[:, doubled.shape[1] :])
+    with wrap(model, processor, "carve", steps=2, final_inputs="both"):
+        beams = model.generate(
+            **inputs, max_new_tokens=2, num_beams=2, num_return_sequences=2, return_dict_in_generate=True
+        )
+    assert beams.sequences.shape == (2, len(ids) + 2)
+    assert torch.equal(beams.sequences[:, : len(ids)], inputs["input_ids"].expand(2, -1))
 
 
 def test_given_pictures_keep_their_detail(tiny):

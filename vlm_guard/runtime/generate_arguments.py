@@ -87,3 +87,29 @@ def _generation_setting(target: "GuardTarget", kwargs: Mapping[str, Any], name: 
         if owner is not None:
             return owner
     return getattr(target.model.generation_config, name, None)
+
+
+def with_given_prompt(output: Any, given: Tensor | None, read: Tensor | None) -> Any:
+    """What `generate` returns, its sequences beginning with the prompt that the caller gave.
+
+    A method may have the model read another prompt, for instance one with a second picture. The caller cuts the prompt
+    off by the length of their own.
+
+    Args:
+        output: [B * n, P' + T] token ids, or an output with such `sequences`.
+        given: [B, P] ids of the prompt as it was given; None where there are no ids.
+        read: [B, P'] as it was read.
+    """
+    if given is None or read is None or given is read or torch.equal(given, read):
+        return output
+    sequences = output if isinstance(output, Tensor) else output.sequences
+    count, length = sequences.shape[0] // given.shape[0], read.shape[1]
+    rows = read.repeat_interleave(count, 0).to(sequences.device)
+    if sequences.shape[1] < length or not torch.equal(sequences[:, :length], rows):
+        return output  # some architectures return the answer alone
+    prompts = given.repeat_interleave(count, 0).to(sequences.device)
+    sequences = torch.cat((prompts, sequences[:, length:]), 1)
+    if isinstance(output, Tensor):
+        return sequences
+    output.sequences = sequences
+    return output
