@@ -15,10 +15,10 @@ Station: inputs. The answer is then generated from the refined picture alone or 
 Where the values come from: layers 20 to 25 (of 28 to 36; given here as a share of the depth), p 0.2, K 3, lambda 1e-8,
 32 steps, the general instruction and the suffix are the released code's. The code answers from both pictures
 (`variant="published"`), the paper from the refined one, which is the default. The paper finds p of 0.2 to 0.6 and K of
-2 or 3 best. `outside="shown"` is this project's: a model that has seen few pictures with black in them reads the cut
-edges as objects (docs/results.md). Code defects left out: maps are laid out on the true patch grid (the code guesses
-squares from token counts), and steps decode with a cache. The magnified side is limited to four times the picture's
-longer side, so that a sliver does not explode.
+2 or 3 best. `outside="shown"` is this project's: a model that has seen few pictures with black in them names things in
+them that are not there (docs/results.md). Code defects left out: maps are laid out on the true patch grid (the code
+guesses squares from token counts), and steps decode with a cache. The magnified side is limited to four times the
+picture's longer side, so that a sliver does not explode.
 
 Cost: before the answer itself, the bare model reads the prompt once more with the question and, from where it
 differs, with the general request; both answers, of up to `steps` tokens, are rows of the same decoding passes. With
