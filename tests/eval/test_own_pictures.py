@@ -11,7 +11,7 @@ from small_coco import make_coco_folder
 from vlm_guard.cli import main
 from vlm_guard.eval.data.datasets import open_dataset
 from vlm_guard.eval.data.own_pictures import picture_names
-from vlm_guard.eval.run import runner
+from vlm_guard.eval.run.engines import in_process
 from vlm_guard.eval.run.results import read_results
 from vlm_guard.eval.tasks.ask import read_own_questions
 
@@ -90,7 +90,7 @@ def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(pictures, tmp_pat
     options = (*QUICK, "--max-new-tokens", 6)
     assert call(capsys, "caption", pictures, "--out", whole, *options)[0] == 0
     asked = []
-    real = runner.generate_batch
+    real = in_process.generate_batch
 
     def stops(*arguments):
         asked.append(arguments)
@@ -98,12 +98,12 @@ def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(pictures, tmp_pat
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(runner, "generate_batch", stops)
+    monkeypatch.setattr(in_process, "generate_batch", stops)
     code, printed, err = call(capsys, "caption", pictures, "--out", out, *options)
     assert code == 130 and not printed
     assert f"interrupted: 4 of 6 answers are kept ({out}); start the same command again to go on from there" in err
     assert not out.exists(), "a file of answers is whole or not there"
-    monkeypatch.setattr(runner, "generate_batch", real)
+    monkeypatch.setattr(in_process, "generate_batch", real)
     assert call(capsys, "caption", pictures, "--out", out, *options)[0] == 0
     assert out.read_bytes() == whole.read_bytes()
 

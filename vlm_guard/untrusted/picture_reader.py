@@ -19,6 +19,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 MAX_PIXELS = 100_000_000
 """Most pixels of a picture in a file of the user's own; decoded it takes up to 400 MB."""
 
+_MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -87,6 +88,25 @@ def read_picture(
         Exception
     ) as error:  # damaged files make Pillow raise nearly anything, from struct.error to ZeroDivisionError
         raise UnreadablePicture(_message(called, _reason(error))) from error
+
+
+def plain_media_type(content: bytes) -> str | None:
+    """The media type of a picture that readers cannot understand differently; None for any other.
+
+    Readers differ in turning pictures by their EXIF orientation, in what they put behind transparent parts, and in
+    palettes, CMYK and 16-bit values.
+
+    Args:
+        content: of a file that `read_picture` has read.
+    """
+    with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+        plain = (
+            picture.mode in ("RGB", "L")
+            and "transparency" not in picture.info
+            and getattr(picture, "n_frames", 1) == 1
+            and picture.getexif().get(_ORIENTATION_TAG, 1) == 1
+        )
+        return _MEDIA_TYPES.get(picture.format or "") if plain else None
 
 
 class _Refused(ValueError):

@@ -9,10 +9,8 @@ from threading import Lock
 from PIL import Image
 
 from vlm_guard.eval.tasks.base import Sample, Task
-from vlm_guard.untrusted.picture_reader import read_picture
+from vlm_guard.untrusted.picture_reader import plain_media_type, read_picture
 
-_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
-_ORIENTATION_TAG = 0x0112
 _KEPT = 16
 
 
@@ -53,27 +51,10 @@ def _made(task: Task, sample: Sample) -> str:
     shown = task.picture(sample, read)
     path = next((path for path, picture in seen if picture is shown), None)
     content = path.read_bytes() if path is not None else b""
-    kind = _plain_type(content)
+    # The file has been read whole by now, so its header can be trusted.
+    kind = plain_media_type(content) if content else None
     if kind is None:
         buffer = io.BytesIO()
         shown.save(buffer, "PNG")
         kind, content = "image/png", buffer.getvalue()
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-def _plain_type(content: bytes) -> str | None:
-    """The media type of a file that readers cannot understand differently; None for any other.
-
-    Readers differ in turning pictures by their EXIF orientation, in what they put behind transparent parts, and in
-    palettes, CMYK and 16-bit values. The file has been read whole by now, so its header can be trusted.
-    """
-    if not content:
-        return None
-    with Image.open(io.BytesIO(content)) as picture:
-        plain = (
-            picture.mode in ("RGB", "L")
-            and "transparency" not in picture.info
-            and getattr(picture, "n_frames", 1) == 1
-            and picture.getexif().get(_ORIENTATION_TAG, 1) == 1
-        )
-        return _TYPES.get(picture.format or "") if plain else None
