@@ -1,4 +1,4 @@
-"""Which premises of the methods hold in the small model with a language model inside, from JSON."""
+"""What the small model with a language model inside does, and which premises of the methods hold in it, from JSON."""
 
 import json
 from typing import Any
@@ -6,6 +6,34 @@ from typing import Any
 from measured_table import ROOT
 
 TRAINED = ROOT / "vlm_guard" / "smol_model" / "trained"
+
+
+def behaviour_markdown() -> str:
+    """One row for each thing the model should do: what was measured, what was wanted, whether it is met."""
+    report = json.loads((TRAINED / "behaviour.json").read_text(encoding="utf-8"))
+    lines = ["| in percent | measured | wanted | |", "|---|---|---|---|"]
+    for row in report["targets"]:
+        met = row["low"] <= row["value"] <= row["high"]
+        lines.append(f"| {row['target']} | {row['value']:.1f} | {_wanted(row)} | {'met' if met else 'missed'} |")
+    seeds = " and ".join(map(str, report["seeds"]))
+    source = (TRAINED / "behaviour.json").relative_to(ROOT)
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{report['scenes_per_split_and_seed']} scenes of each split for each of the seeds {seeds}, "
+            f"{report['decoding']} ({source}; {report['machine']['processor']}, torch "
+            f"{report['machine']['versions']['torch']}).",
+            "",
+        ]
+    )
+
+
+def _wanted(row: dict[str, Any]) -> str:
+    low, high = row["low"], row["high"]
+    if low > 0 and high < 100:
+        return f"{low:g} to {high:g}"
+    return f"at least {low:g}" if low > 0 else f"at most {high:g}"
 
 
 def premises_markdown() -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from choice_tables import default_markdown, gates_markdown, tuning_markdown
-from measured_smol import premises_markdown
+from measured_smol import behaviour_markdown, premises_markdown
 from which_method import which_markdown
 
 from api_page import api_markdown
@@ -39,6 +39,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "digest_smol": digest_smol_markdown,
     "measured": measured_markdown,
     "measured_smol": measured_smol_markdown,
+    "smol_behaviour": behaviour_markdown,
     "smol_premises": premises_markdown,
     "timings": timings_markdown,
     "linear": linear_markdown,
