@@ -77,15 +77,14 @@ def expected(zoo, prompt, method):
     return (inputs, ids), ({**inputs, **noised}, ids), oracle.formula(1.0, 0.1)
 
 
-def as_without_cache(zoo, guard, inputs):
+def as_without_cache(guard, inputs):
     """Tokens [B, T] and logits [B, T, V] of a cached generation, which one without a cache must equal."""
-    steps = TOKENS
-    out = guard.generate(**inputs, **RECORD, max_new_tokens=steps)
-    uncached = guard.generate(**inputs, **RECORD, max_new_tokens=steps, use_cache=False)
+    out = guard.generate(**inputs, **RECORD, max_new_tokens=TOKENS)
+    uncached = guard.generate(**inputs, **RECORD, max_new_tokens=TOKENS, use_cache=False)
     assert torch.equal(out.sequences, uncached.sequences)
     logits = torch.stack(out.logits, 1)
     assert oracle.close(logits, torch.stack(uncached.logits, 1), 2.0)
-    return out.sequences[:, -steps:], logits
+    return out.sequences[:, -TOKENS:], logits
 
 
 OPTIONS = {
@@ -101,7 +100,7 @@ def test_padded_cached_batch_equals_branches_run_alone(zoo, method):
     prompts = prompts_of(zoo)
     inputs = zoo.make_inputs(prompts)
     with wrap(zoo.model, WordProcessor(), method, **OPTIONS[method]) as guard:
-        tokens_of_batch, logits = as_without_cache(zoo, guard, inputs)
+        tokens_of_batch, logits = as_without_cache(guard, inputs)
     if zoo.family.batch_invariant or len(prompts) == 1:
         for row, prompt in enumerate(prompts):
             tokens, rows = oracle.decode(zoo, *expected(zoo, prompt, method), TOKENS)
@@ -118,7 +117,7 @@ def test_perturbed_branch_with_a_shared_beginning_equals_whole_passes(zoo, scope
     options = {"layers": ",".join(map(str, layers)), "scope": scope, "plausibility": 0.0}
     plain = zoo.model.generate(**inputs, **RECORD, max_new_tokens=1)
     with wrap(zoo.model, None, "softpag", **options) as guard:
-        _, logits = as_without_cache(zoo, guard, inputs)
+        _, logits = as_without_cache(guard, inputs)
     assert not oracle.close(logits[:, 0], plain.logits[0]), "the perturbation acts"
     assert_pristine(zoo.model)
 
@@ -135,7 +134,7 @@ def test_neutral_queries_in_a_padded_cached_batch_equal_each_prompt_alone(zoo):
 
     inputs = zoo.make_inputs(prompts)
     with wrap(zoo.model, WordProcessor(), "lqcd", neutraliser=neutralise) as guard:
-        tokens_of_batch, logits = as_without_cache(zoo, guard, inputs)
+        tokens_of_batch, logits = as_without_cache(guard, inputs)
     if zoo.family.batch_invariant or len(prompts) == 1:
         for row, given in enumerate(alone):
             ids = given["input_ids"][0].tolist()
@@ -175,7 +174,7 @@ def test_layers_contrasted_in_a_padded_cached_batch_equal_each_prompt_alone(zoo)
     prompts = prompts_of(zoo)
     inputs = zoo.make_inputs(prompts)
     with wrap(zoo.model, None, method) as guard:
-        tokens_of_batch, logits = as_without_cache(zoo, guard, inputs)
+        tokens_of_batch, logits = as_without_cache(guard, inputs)
     if zoo.family.batch_invariant or len(prompts) == 1:
         for row, prompt in enumerate(prompts):
             alone = zoo.make_inputs([prompt])

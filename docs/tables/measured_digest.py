@@ -13,26 +13,17 @@ class Measured:
     """The committed results of one model.
 
     Attributes:
-        defaults: what the names of files with every method at its defaults begin with.
-        chosen: the same with settings that were chosen on other scenes.
+        kinds: what the names of files begin with: first of those with every method at its defaults, then of those with
+            settings that were chosen on other scenes.
         splits: of scenes, in the order in which they are shown.
     """
 
-    defaults: str
-    chosen: str
+    kinds: tuple[str, ...]
     splits: tuple[str, ...]
 
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """Those of the two beginnings that there are files of."""
-        found = (
-            kind for kind in (self.defaults, self.chosen) if (EVALUATIONS / f"{kind}_{self.splits[0]}.json").is_file()
-        )
-        return tuple(found)
 
-
-BUILTIN = Measured(defaults="builtin", chosen="tuned", splits=("common", "broken"))
-SMOL = Measured(defaults="smol", chosen="smol_tuned", splits=("common", "broken", "small"))
+BUILTIN = Measured(kinds=("builtin", "tuned"), splits=("common", "broken"))
+SMOL = Measured(kinds=("smol",), splits=("common", "broken", "small"))
 TIMED_MODEL = "llava-0.3b"
 TIMED_BATCHES = (1, 4)
 TIMED_DTYPE = "float32"
@@ -78,7 +69,7 @@ def _labels(measured: Measured) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     for kind in measured.kinds:
         found = [differences(kind, split) for split in measured.splits]
         for label in found[0]:
-            if kind == measured.defaults or ":" in label:
+            if kind == measured.kinds[0] or ":" in label:
                 yield label, [entries.get(label, {}) for entries in found]
 
 

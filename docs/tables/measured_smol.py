@@ -13,8 +13,7 @@ def behaviour_markdown() -> str:
     report = json.loads((TRAINED / "behaviour.json").read_text(encoding="utf-8"))
     lines = ["| in percent | measured | wanted | |", "|---|---|---|---|"]
     for row in report["targets"]:
-        met = row["low"] <= row["value"] <= row["high"]
-        lines.append(f"| {row['target']} | {row['value']:.1f} | {_wanted(row)} | {'met' if met else 'missed'} |")
+        lines.append(f"| {row['target']} | {row['value']:.1f} | {_wanted(row)} | {'met' if row['met'] else 'missed'} |")
     seeds = " and ".join(map(str, report["seeds"]))
     source = (TRAINED / "behaviour.json").relative_to(ROOT)
     return "\n".join(
