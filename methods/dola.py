@@ -20,8 +20,8 @@ Candidates: "even" layers over the whole depth are HALC's setting for vision-lan
 and "high" are the even layers of the lower and upper half, the paper's two buckets. With tied embeddings layer 0 is
 left out, because it would read out the input token itself. Where raw early states are much longer than normed ones,
 several layers can differ from the last by all there is, ln 2, up to rounding; rounding then says which one is taken, and
-`final_norm=True` is the way out. The extra cost is one product with the output embeddings
-per candidate and token, at the last position only.
+`final_norm=True` is the way out. The extra cost is one product with the output embeddings per candidate and token, at
+the last position only.
 """
 
 import math
