@@ -20,6 +20,7 @@ from vlm_guard.method.attention_calls import SLOT, BoundMethod, LayerSlot
 from vlm_guard.method.base import Method
 from vlm_guard.method.forward_call import InputsCall
 from vlm_guard.method.hooks import acts_before_logits
+from vlm_guard.method.method_text import written_methods
 from vlm_guard.method.registry import acting_methods, methods_for_model, resolve_methods
 from vlm_guard.method.requirements import refuse_trace, refuse_unmet_needs
 from vlm_guard.method.split_heads import HeadSplit
@@ -202,10 +203,7 @@ class Guard(AbstractContextManager):
             )
         if grounding:
             return grounded_generate(self, method, args, kwargs, grounding)
-        if method is not None:
-            return self._per_call.generate(method, args, kwargs)
-        generate: Any = self.model.generate
-        return generate(*args, **kwargs)
+        return self._per_call.generate(method, args, kwargs)
 
     def findings(self, method: str) -> SimpleNamespace:
         """What `method` found out in this `generate` call or forward pass, apart from any decoder layer."""
@@ -312,8 +310,8 @@ class Guard(AbstractContextManager):
         raise ValueError("a guarded model cannot be pickled; call .remove() on its guard first")
 
     def describe(self) -> str:
-        """The names of the methods, such as "var+vcd"."""
-        return "+".join(bound.method.name for bound in self.methods)
+        """The methods with the settings that are not their defaults, as `wrap` takes them: "pai:gain=0.4+var"."""
+        return written_methods((bound.method for bound in self.methods), self.target.profile)
 
     # -- installing -------------------------------------------------------------------------------------------
 
