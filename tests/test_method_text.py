@@ -10,9 +10,8 @@ from vlm_guard.demo.method_options import chosen_methods, controls_of
 from vlm_guard.eval.run.resume import MethodFolder
 from vlm_guard.eval.run.settings import parse_methods
 from vlm_guard.families.profiles import Profile, Setting
-from vlm_guard.method.method_text import MethodPart, is_outside, parse_method_text, written_methods
 from vlm_guard.method import registry
-from vlm_guard.method.method_text import MethodPart, is_outside, parse_method_text
+from vlm_guard.method.method_text import MethodPart, is_outside, parse_method_text, written_methods
 from vlm_guard.method.registry import method_class, method_files, resolve_methods
 
 KNOWN = ("none", "pai", "var", "vcd")
