@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vlm_guard.builtin_model import builtin, is_shipped, shipped_folder
+from vlm_guard.eval.run.decoding import CheckpointDecoding
 from vlm_guard.families.architecture import inference_device
 from vlm_guard.families.processor_needs import advice, refuse_missing_folder
 
@@ -131,6 +132,23 @@ def load_config(name: str, revision: str | None = None, trust_remote_code: bool 
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:300]
         raise ValueError(f"cannot read the configuration of {name!r}: {reason}") from error
+
+
+def generation_settings(source: str, revision: str | None, config: "PretrainedConfig") -> CheckpointDecoding:
+    """What a checkpoint's generation settings add to a run's, without loading the checkpoint.
+
+    Args:
+        source: a folder or a Hugging Face id.
+        revision: of the id.
+        config: the model's, which has the settings of checkpoints that keep them there.
+    """
+    from transformers import GenerationConfig
+
+    try:
+        found = GenerationConfig.from_pretrained(source, revision=revision)
+    except OSError:
+        found = GenerationConfig.from_model_config(config)
+    return CheckpointDecoding.of(found)
 
 
 def prepare_processor(processor: Any) -> None:
