@@ -25,6 +25,8 @@ from vlm_guard.eval.run.prompting import find_template
 from vlm_guard.eval.run.settings import MethodSpec, RunSettings
 from vlm_guard.eval.tasks.pope.parsers import yes_no_token_ids
 from vlm_guard.families.processor_needs import refuse_missing_folder
+from vlm_guard.families.profiles import find_profile
+from vlm_guard.method.base import Method
 from vlm_guard.serving.vllm.declaration import PLAIN, Declaration
 from vlm_guard.serving.vllm.offline import Completion, OfflineEngine, OfflineSettings, Prompt
 from vlm_guard.serving.vllm.served_guards import ServedGuards, meta_model
@@ -68,6 +70,7 @@ class InVLLM(Engine):
         self.template = find_template(self._processor, settings.template)
         self._own = generation_settings(source, settings.revision, model.config)
         self._sampling = sampling_arguments(settings.decoding, self._own)
+        self._profile = find_profile(model.config)
         self._offers = offer_texts(settings, specs, model)
         wanted = [text for text in dict.fromkeys(self._offers) if text != PLAIN]
         declared = Declaration.read(";".join(wanted)) if wanted else None
@@ -92,25 +95,23 @@ class InVLLM(Engine):
 
     def fingerprint(self, method: int) -> dict[str, Any]:
         """What decides the answers of a method besides data and tasks."""
-        guard = None if self._offers[method] == PLAIN else self._guard(method)
-        profile = None if guard is None else guard.target.profile
         settings = self._settings
         decoding = {**settings.decoding.model_dump(), "seed": settings.seed, "batch_size": settings.batch_size}
-        described = [bound.method.describe() for bound in guard.methods] if guard is not None else None
         return {
             "template": self.template.describe(),
             "decoding": {**decoding, "checkpoint": self._own.kept},
             "model": self.model(),
-            "methods": described or [method.describe() for method in self.specs[method].methods],
+            "methods": [found.describe() for found in self._methods(method)],
             "attention_backend": None,
-            "profile": None if profile is None else asdict(profile),
+            "profile": None if self._profile is None else asdict(self._profile),
             "versions": decisive_versions() | _vllm(),
         }
 
-    def _guard(self, method: int) -> Any:
-        if self._served is None:
-            raise RuntimeError("a method without its guard")
-        return self._served.by_name[self._offers[method]].guard
+    def _methods(self, method: int) -> Sequence[Method]:
+        """A method of the run with the settings that the model's profile has for it."""
+        if self._served is None or self._offers[method] == PLAIN:
+            return self.specs[method].methods
+        return [bound.method for bound in self._served.by_name[self._offers[method]].guard.methods]
 
     def model(self) -> dict[str, Any]:
         """Which weights these are, and that vLLM runs them."""
