@@ -159,8 +159,16 @@ def prepare_processor(processor: Any) -> None:
         tokenizer.pad_token = tokenizer.eos_token
 
 
-def identify(name: str, model: "PreTrainedModel") -> dict[str, Any]:
+def identify(
+    name: str, model: "PreTrainedModel", *, dtype: str | None = None, device: str | None = None
+) -> dict[str, Any]:
     """Which weights these are, as written into results.
+
+    Args:
+        name: of the model, as it was given.
+        model: the model, or its shape alone.
+        dtype: of the weights, where another engine has them.
+        device: the same.
 
     A local folder is named by its last part, so that no machine's paths get into results, and by a hash of its
     weight files; a Hugging Face model by its id and commit.
@@ -174,8 +182,8 @@ def identify(name: str, model: "PreTrainedModel") -> dict[str, Any]:
         "weights": hash_weights(folder) if local else None,
         "class": type(model).__name__,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": inference_device(model).type,
+        "dtype": dtype or str(model.dtype).removeprefix("torch."),
+        "device": device or inference_device(model).type,
     }
 
 

@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from vlm_guard.builtin_model import shipped_folder
 from vlm_guard.eval.report.compare import compare_runs
 from vlm_guard.eval.run.records import read_records
 from vlm_guard.eval.run.results import read_results
@@ -122,3 +123,16 @@ def test_the_same_seed_draws_the_same_answers(method, tmp_path):
     evaluate(settings, tmp_path / "first")
     evaluate(settings, tmp_path / "again")
     assert answered(tmp_path / "first" / method) == answered(tmp_path / "again" / method)
+
+
+def test_a_real_language_model_in_llavas_classes(tmp_path):
+    """SmolLM2 with tied embeddings, other head sizes and a chat template of its own."""
+    try:
+        shipped_folder("smol")
+    except ValueError as error:
+        pytest.skip(str(error))
+    settings = {**COMMON, "count": 2, "max_new_tokens": 24, "methods": ["none", "pai", "zerotuning"], "model": "smol"}
+    evaluate(RunSettings(**settings, device="cpu"), tmp_path / "here")
+    evaluate(RunSettings(**settings, engine="vllm", max_model_len=256), tmp_path / "inside")
+    for name in settings["methods"]:
+        assert answered(tmp_path / "inside" / name) == answered(tmp_path / "here" / name)

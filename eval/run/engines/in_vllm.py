@@ -76,7 +76,7 @@ class InVLLM(Engine):
         declared = Declaration.read(";".join(wanted)) if wanted else None
         self._served = None if declared is None else ServedGuards(declared, model, self._processor)
         dtype = str(choose_dtype(settings.dtype, "cpu")).removeprefix("torch.")
-        self._identity = identify(settings.model, model) | {"dtype": dtype, "device": "cpu", "engine": NAME}
+        self._identity = identify(settings.model, model, dtype=dtype, device="cpu") | {"engine": NAME}
         given = OfflineSettings(
             source=source,
             revision=settings.revision,

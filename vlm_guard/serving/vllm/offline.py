@@ -125,6 +125,7 @@ class OfflineEngine:
             kv_cache_memory_bytes=_cache_bytes(config, settings.dtype, settings.length, rows),
             enable_prefix_caching=False,
             mm_processor_cache_gb=0,
+            use_tqdm_on_load=False,
             limit_mm_per_prompt={"image": 1},
             logprobs_mode="processed_logits",
             seed=settings.seed,
