@@ -58,11 +58,9 @@ def _dimensions(item: Mapping[str, Any] | None) -> str:
 
 def _sentence(item: Mapping[str, Any]) -> str:
     """What one block does."""
-    who = f"{item['sinks']:.1f} a picture ({item['in_picture']:.1f} of them tokens of the picture)"
-    stay = f"they draw from layer {item['first_layer']} on, {item['layers_long']:.1f} layers long on average"
+    who = f"{item['sinks']:.1f} a picture, {item['in_picture']:.1f} of them the picture's own tokens"
+    stay = f"they draw from layer {item['first_layer']} on, in {item['layers_long']:.1f} layers on average"
     if item["block"] is None:
-        return f"With the embedding alone {who} have their size; {stay}."
-    if item["mlp_share"] is None:
-        return f"In layer {item['block']} {who} become sinks; {stay}."
-    share = f"{100 * item['mlp_share']:.0f} % of that is its MLP's work"
-    return f"In layer {item['block']} {who} become sinks, and {share}; {stay}."
+        return f"The embedding makes {who}; {stay}."
+    share = "" if item["mlp_share"] is None else f"; {100 * item['mlp_share']:.0f} % of that is its MLP's work"
+    return f"Layer {item['block']} makes {who}{share}; {stay}."

@@ -115,7 +115,11 @@ def test_a_planted_sink_is_found_with_its_block_and_told(prompt, monkeypatch):
     console = Console(width=80, file=StringIO())
     print_sinks(console, facts)
     said = " ".join(console.file.getvalue().split())
-    assert "In layer 1 0.5 a picture" in said and "% of that is its MLP's work" in said and "No token" not in said
+    assert (
+        "Layer 1 makes 0.5 a picture, 0.0 of them" in said
+        and "% of that is its MLP's work" in said
+        and "No token" not in said
+    )
 
 
 def _planted(module, args, output):
