@@ -41,7 +41,8 @@ class MethodAnswer:
         """The answer as JSON can hold it, boxes in fractions and in pixels of a picture of this size.
 
         Args:
-            width, height: of the picture, in pixels.
+            width: of the picture, in pixels.
+            height: of the picture, in pixels.
             scores_apply: False where the model cannot know this kind of picture; said beside the mentions then.
         """
         found: dict[str, Any] = {name: getattr(self, name) for name in ("method", "text", "tokens", "seconds")}
