@@ -7,8 +7,10 @@ import pytest
 
 from vlm_guard import builtin, methods, wrap
 from vlm_guard.demo.method_options import chosen_methods, controls_of
+from vlm_guard.eval.run.resume import MethodFolder
 from vlm_guard.eval.run.settings import parse_methods
 from vlm_guard.families.profiles import Profile, Setting
+from vlm_guard.method import registry
 from vlm_guard.method.method_text import MethodPart, is_outside, parse_method_text, written_methods
 from vlm_guard.method.registry import method_class, method_files, resolve_methods
 
@@ -175,6 +177,27 @@ def test_a_file_is_a_method(registered, tmp_path):
     (spec,) = parse_methods([str(path)], {"halved.share": "0.75"})
     assert spec.methods[0].share == 0.75 and spec.label == str(path)
     assert resolve_methods("halved")[0].share == 0.5, "known by its name once it was loaded"
+
+
+def test_a_changed_method_file_is_not_served_from_the_answers_of_the_earlier_one(registered, tmp_path):
+    path, out = tmp_path / "edited.py", tmp_path / "run"
+    path.write_text(OWN_METHOD.format(name="edited"))
+    (method,) = resolve_methods(str(path))
+    before = {"methods": [method.describe()]}
+    assert before["methods"][0]["file"]["file"] == "edited.py"
+    path.write_text(OWN_METHOD.format(name="edited") + "    other: float = option(0.5, help='More.')\n")
+    assert method.describe() == before["methods"][0], "what runs is what was loaded"
+    other = tmp_path / "next_process"
+    other.mkdir()
+    (other / "edited.py").write_text(path.read_text())
+    del registry._REGISTERED["edited"]
+    now = {"methods": [resolve_methods(str(other / "edited.py"))[0].describe()]}
+    MethodFolder(out, before, "edited.py").save_sessions()
+    MethodFolder(out, before, "edited.py").check(resume=True)
+    with pytest.raises(ValueError, match=r"edited\.py has changed since the answers in .*run were made; give another"):
+        MethodFolder(out, now, "edited.py").check(resume=True)
+    MethodFolder(out, now, "edited.py").check(resume=False)
+    assert "file" not in resolve_methods("pai")[0].describe(), "folders of built-in methods go on as ever"
 
 
 def test_an_unregistered_class_is_named_after_its_file(registered, tmp_path):

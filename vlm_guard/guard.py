@@ -71,15 +71,21 @@ def wrap(
     Raises:
         ValueError: unknown method or option, a value out of range, a model that cannot be guarded, a model that is
             already guarded, or a missing processor or profile; the message says what to do.
-        TypeError: `model` is not a transformers model.
+        TypeError: `model` is not a transformers model, or a method was given where the processor belongs.
     """
+    if isinstance(processor, str | Method):
+        given = repr(processor) if isinstance(processor, str) else f"the method {processor.name!r}"
+        raise TypeError(
+            f"the second argument is the model's processor, given {given}; a method is the third: "
+            "wrap(model, processor, 'var'), or wrap(model, None, 'pai') where a method needs no processor"
+        )
     refuse_compiled_parts(model)
     inner = unwrap(model)
     if GUARD_ATTRIBUTE in inner.__dict__:
         active = inner.__dict__[GUARD_ATTRIBUTE].describe()
         raise ValueError(
             f"this model is already guarded by {active!r}; call .remove() on that guard first, "
-            f"or combine methods in one call, for example '{active}+vcd'"
+            f"or give all methods at once, in a text such as '{active}+...' or a list"
         )
     architecture, profile = describe_architecture(inner), profile or find_profile(inner.config)
     methods = methods_for_model(resolve_methods(method, options), architecture, profile)
@@ -187,8 +193,14 @@ class Guard(AbstractContextManager):
             **kwargs: of `generate`; `model.generate(..., guard="vcd:strength=0.5")` does the same.
 
         Raises:
-            ValueError: a method or a part of the grounding that this model cannot have, or no processor for it.
+            ValueError: a method or a part of the grounding that this model cannot have, or no processor for it; or the
+                guard was removed.
         """
+        if not self._attached:
+            raise ValueError(
+                "this guard was removed, so nothing is guarded; call model.generate(...) for the plain model, "
+                "guard.attach() to guard it again, or wrap(...) for another method"
+            )
         if grounding:
             return grounded_generate(self, method, args, kwargs, grounding)
         return self._per_call.generate(method, args, kwargs)
