@@ -232,8 +232,10 @@ def test_doctor_answers_for_a_model_type_without_the_hub(tmp_path, capsys, monke
         examine_model("qwen25_vl")
 
 
-def test_inspect_goes_on_without_a_processor(tmp_path, capsys):
+def test_inspect_goes_on_without_a_processor(tmp_path, capsys, monkeypatch):
     from vlm_guard import cli
+
+    monkeypatch.setattr("vlm_guard.calibration.inspection.method_names", lambda: ["pai", "icd"])
 
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).symlink_to(BUILTIN_DIR / name)

@@ -42,12 +42,13 @@ def command(
 
     if save and not heads:
         raise ValueError("--save writes what --heads measures; give both")
-    loaded = load_model(model, device=device, trust_remote_code=trust_remote_code, needs_processor=attention or heads)
+    measures = attention or heads or sinks
+    loaded = load_model(model, device=device, trust_remote_code=trust_remote_code, needs_processor=measures)
     report = inspect_model(loaded.model, loaded.processor)
     if loaded.no_processor:
         report["model"]["processor"] = (
             f"left out, because it cannot be loaded: {loaded.no_processor} Without it the methods that need one are "
-            "not ready, and --attention and --heads do not work"
+            "not ready, and --attention, --heads and --sinks do not work"
         )
     if attention:
         from vlm_guard.eval.attention.facts import measure_attention
