@@ -27,12 +27,21 @@ class _Part(BaseModel):
 
 
 class Estimate(_Part):
-    """A value with its bootstrap interval over images."""
+    """A value with its bootstrap interval over images.
+
+    The field `undefined` is there, and true, where the value says nothing because its whole is 0 (CHAIR_i of captions
+    that name nothing): tables show no number there.
+    """
 
     value: float
     low: float
     high: float
     images: int
+
+    @property
+    def defined(self) -> bool:
+        """Whether the value says something."""
+        return not (self.model_extra or {}).get("undefined", False)
 
 
 class Difference(Estimate):
@@ -81,6 +90,7 @@ class MethodResult(_Part):
     estimates: dict[str, Estimate]
     difference_to_baseline: dict[str, Difference]
     fair: dict[str, dict[str, Any]] = {}
+    unchanged: dict[str, int] = {}
     cost: Cost
     task_costs: dict[str, Cost]
     sessions: list[dict[str, Any]]
@@ -97,6 +107,21 @@ class MethodResult(_Part):
             for task, planned in self.planned.items()
             if asked.get(task, 0) < planned
         }
+
+    def estimate(self, metric: str) -> Estimate | None:
+        """A metric's estimate, as tables show it: None where there is none or it says nothing."""
+        found = self.estimates.get(metric)
+        return found if found is not None and found.defined else None
+
+    def difference(self, metric: str) -> Difference | None:
+        """A metric's difference to the baseline, as tables show it: None where there is none or it says nothing."""
+        found = self.difference_to_baseline.get(metric)
+        return found if found is not None and found.defined else None
+
+    def summary(self, task: str) -> dict[str, Any] | None:
+        """What stands under a task's name; None where the task was not asked."""
+        found = getattr(self, task, None)
+        return found if isinstance(found, dict) else None
 
     @property
     def complete(self) -> bool:
