@@ -162,7 +162,9 @@ def print_results(console: Console, results: RunResults) -> None:
     if results.protocol is not None:
         style = "yellow" if results.protocol["changes"] else "dim"
         console.print(one_line(protocol_text(results.protocol)), style=style, markup=False, highlight=False)
-    for note in [*reading_notes(results), *results.notes]:
+    for note in reading_notes(results):
+        console.print(f"note: {one_line(note)}", style="yellow", markup=False, highlight=False)
+    for note in results.notes:
         console.print(f"note: {one_line(note)}", style="yellow", markup=False, soft_wrap=True)
     skipped = max(len(method.skipped_images) for method in results.methods)
     if skipped:

@@ -18,6 +18,7 @@ from vlm_guard.eval.tasks.chair.scoring import CaptionScore
 from vlm_guard.eval.tasks.pope.parsers import parse_answer
 from vlm_guard.eval.tasks.pope.questions import PopeQuestion
 from vlm_guard.eval.tasks.shared.registry import task_class
+from vlm_guard.untrusted.printed_text import one_line
 
 RESAMPLES = 2000
 
@@ -74,7 +75,7 @@ class ScoredFiles:
             if column.kind == "difference":
                 console.print(f'"{column.label.rstrip(" ↑↓")}" is {said}.', style="dim", highlight=False)
         for note in self.notes():
-            console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
+            console.print(f"note: {one_line(note)}", style="yellow", markup=False, highlight=False)
 
 
 def _dumped(estimates: Mapping[str, Estimate]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from vlm_guard.eval.run.interruption import kept_answers
 from vlm_guard.eval.run.received import check_results, first_problem
 from vlm_guard.untrusted.json_files import read_json
 from vlm_guard.untrusted.printed_text import SHOWN_CHARACTERS, one_line, shown
@@ -200,7 +201,8 @@ def read_results(folder: Path) -> RunResults:
     path = folder if folder.is_file() else folder / RESULTS_FILE
     if not path.is_file():
         raise FileNotFoundError(
-            f"there is no {RESULTS_FILE} in {folder}; 'vlm-guard eval' writes it when it has finished"
+            _half_done(folder)
+            or f"there is no {RESULTS_FILE} in {folder}; 'vlm-guard eval' writes it when it has finished"
         )
     content = read_json(path)
     if not isinstance(content, dict):
@@ -214,3 +216,17 @@ def read_results(folder: Path) -> RunResults:
         return RunResults(**content)
     except ValidationError as error:
         raise ValueError(f"{path} is no results file: {first_problem(error)}") from error
+
+
+def _half_done(out: Path) -> str:
+    """How far a run is that has not come to its end; "" where the folder holds none."""
+    places = [path.parent for path in sorted(out.glob(f"*/{RUN_FILE}"))]
+    if not places:
+        return ""
+    kept = kept_answers(out, [place.name for place in places])
+    try:
+        planned = [sum(read_json(place / RUN_FILE)["planned"].values()) for place in places]
+        total = f"{min(kept, sum(planned))} of {sum(planned)}" if all(planned) else str(kept)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        total = str(kept)  # of an earlier version, which did not note how many there will be
+    return f"the run in {out} is not at its end: {total} answers; go on with the same command ('vlm-guard eval' ...)"
