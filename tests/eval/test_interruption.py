@@ -181,7 +181,8 @@ def test_sigterm_in_one_process_says_the_same_and_the_run_is_told_from_a_finishe
     data = open_data(settings)
     tasks = {"chair": task_class("chair")(data)}
     assert going_on_text(settings, tmp_path, data, tasks) == (
-        f"going on: builtin on coco:small (10 pictures), chair with none: 10 of 10 answers are there already ({tmp_path})"
+        "going on: builtin on coco:small (10 pictures), chair with none: 10 of 10 answers are there already "
+        f"({tmp_path})"
     )
     assert going_on_text(settings, tmp_path / "other", data, tasks) == ""
 
