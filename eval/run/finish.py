@@ -12,6 +12,7 @@ from vlm_guard.eval.run.results import MethodResult, RunResults
 from vlm_guard.eval.run.setup import Evaluation
 from vlm_guard.eval.run.statistics import LEVEL
 from vlm_guard.eval.run.summary import BOOTSTRAP_SEED, MethodRecords
+from vlm_guard.eval.scenes.recognise import note_about_files
 
 
 @dataclass(kw_only=True)
@@ -115,6 +116,8 @@ def summarise_run(run: Evaluation, methods: Sequence[AnsweredMethod]) -> RunResu
     )
     notes = [*finished.shortfalls(), *_damages(methods), *_mixed_sources(methods), *_mixed_runs(methods)]
     notes += [*_mixed_endpoints(methods), *_mixed_files(methods)]
+    if run.data.kind != "scenes" and run.settings.endpoint is None:
+        notes += filter(None, [note_about_files(run.settings.model, run.data.images.values())])
     return finished.model_copy(update={"notes": notes})
 
 
