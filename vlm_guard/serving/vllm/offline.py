@@ -110,8 +110,9 @@ class OfflineEngine:
         accept_new_names()
         from vllm import LLM
 
-        rows = settings.together * (2 if declared is not None and declared.contrasts else 1)
-        step = settings.length * rows if settings.whole else max(settings.length, _LEAST_STEP)
+        rows = settings.together * (2 if declared is not None and declared.reads_two else 1)
+        longest = settings.length * (2 if declared is not None and declared.reads_beside else 1)
+        step = settings.length * rows if settings.whole else max(longest, _LEAST_STEP)
         self._guarded = declared is not None
         self._llm = LLM(
             settings.source,
