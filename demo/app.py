@@ -40,7 +40,7 @@ html:has(body.dark) { background: #151619; }
 </style>"""
 _HERE = Path(__file__).parent
 _STYLE = _HERE / "style.css"
-_SCRIPT = f'<script type="module">{(_HERE / "limits.js").read_text(encoding="utf-8")}</script>'
+_SCRIPT = f'<script type="module">{(_HERE / "head.js").read_text(encoding="utf-8")}</script>'
 
 
 def build_app(
