@@ -28,9 +28,14 @@ def hub_answers() -> bool:
     return True
 
 
-def unreachable() -> str:
-    """Why a model can be had neither from the hub nor from the cache, and what to do; behind a colon."""
+def why_unreachable() -> str:
+    """Why a model can be had neither from the hub nor from the cache; behind a colon."""
     from huggingface_hub import constants
 
     why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached"
-    return f"it is no folder, {why}, and the local cache has not all of it; {ADVICE}"
+    return f"it is no folder, {why}, and the local cache has not all of it"
+
+
+def unreachable() -> str:
+    """The same, and what to do."""
+    return f"{why_unreachable()}; {ADVICE}"
