@@ -69,7 +69,7 @@ class ScoredFiles:
         for table in metric_tables(methods, methods[0].label, columns, console.width):
             console.print()
             console.print(table)
-        console.print(f"\n{legend_line(LEVEL)}", style="dim")
+        console.print(f"\n{legend_line(LEVEL, methods)}", style="dim")
         said = next((method.fair[self.task]["what"] for method in self.methods if self.task in method.fair), None)
         for column in columns if said is not None else ():
             if column.kind == "difference":
