@@ -16,10 +16,12 @@ keys and values of the picture are turned too, and of every generated token.
 
 Where the values come from: strength 0.1 is the released parser's; the release runs CHAIR for LLaVA-1.5 with 0.17 and
 POPE with 0.01, and its authors say that it depends on task and model. augmentation 0.3 and the layers (25 to 30 of 32,
-which is what enters layers 26 to 31) are the release's. The paper speaks of the residual stream, the released code
-turns the feed-forward outputs; so does this one. The release decomposes the differences of one pair by principal
-components: as one pair has none, its decomposition returns the first coordinate axis, and 1 is added to coordinate 0
-of the first layer's vector. That is an accident, left out here; `variant="published"` has it.
+which is what enters layers 26 to 31) are the release's. Read out without the final norm, as published for LLaMA-7B,
+the late states of another model may be many times as long as normed ones and drown the final logits; `final_norm=True`
+puts them through it. The paper speaks of the residual stream, the released code turns the feed-forward outputs; so does
+this one. The release decomposes the differences of one pair by principal components: as one pair has none, its
+decomposition returns the first coordinate axis, and 1 is added to coordinate 0 of the first layer's vector. That is an
+accident, left out here; `variant="published"` has it.
 
 Cost: before the first token, the prompt is read once more up to its end, and once without its picture; then a few
 vector operations per layer and row, and one product with the output embeddings per late layer and token. The vector
@@ -84,6 +86,9 @@ class VISTA(Method):
         "80%-",
         help="layers whose entering hidden state is read out",
         paper="outputs of layers 25 to 30 of 32, which enter layers 26 to 31",
+    )
+    final_norm: bool = option(
+        False, help="apply the decoder's final norm to the late layers' states", paper="not in the release"
     )
     first_axis: bool = option(
         False,

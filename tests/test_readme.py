@@ -9,6 +9,7 @@ from PIL import Image
 from measured_digest import verdict
 from readme_tables import PAGES, SECTIONS, with_tables
 from vlm_guard.builtin_model import BUILTIN_DIR
+from vlm_guard.method.index import INDEX_FILE, index_text
 
 ROOT = Path(__file__).resolve().parents[1]
 MOST_README_LINES = 129
@@ -19,6 +20,10 @@ LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 def test_tables_are_current(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     assert with_tables(text) == text, "run: python docs/tables/readme_tables.py"
+
+
+def test_the_index_of_the_methods_is_current():
+    assert INDEX_FILE.read_text(encoding="utf-8") == index_text(), "run: python docs/tables/readme_tables.py"
 
 
 def test_every_table_is_shown_somewhere():

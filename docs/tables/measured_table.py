@@ -16,9 +16,16 @@ _COLUMNS = (
     ("f1", "F1"),
     ("mean_words", "words"),
     ("repetition", "4-gram rep."),
+    ("chair.per_100_words", "wrong per 100 words"),
     ("pope.random.f1", "POPE random F1"),
     ("pope.popular.f1", "POPE popular F1"),
     ("pope.adversarial.f1", "POPE adversarial F1"),
+    ("pope.mean.yes_ratio", "yes"),
+)
+# What is a difference to the plain model by itself, after the columns of values.
+_FAIR_COLUMNS = (
+    ("chair.equal_length.chair_i", "CHAIR_i at equal length"),
+    ("pope.over_control.f1", "POPE F1 beyond a shift of yes"),
 )
 
 
@@ -43,6 +50,7 @@ def _evaluation(path: Path) -> str:
     names = " ".join(f"--method {entry['label']}" for entry in methods)
     tasks = ",".join(results["tasks"])
     columns = [column for column in _COLUMNS if column[0] in methods[0]["estimates"]]
+    fair = [column for column in _FAIR_COLUMNS if any(column[0] in entry["estimates"] for entry in methods)]
     lines = [
         f"`{model['name']}` on `{data['name']}`, {data['images']} scenes, greedy, in percent (words: mean). In "
         "brackets the paired difference to the plain model with its 95 % bootstrap interval, bold where that leaves "
@@ -51,10 +59,10 @@ def _evaluation(path: Path) -> str:
         f"--task {tasks}{_per_image(results['tasks'])} {names} "
         f"--out DIR` ({path.relative_to(ROOT)})",
         "",
-        "| method | " + " | ".join(title for _, title in columns) + " | tokens/s | peak memory |",
-        "|---" * (len(columns) + 3) + "|",
+        "| method | " + " | ".join(title for _, title in (*columns, *fair)) + " | tokens/s | peak memory |",
+        "|---" * (len(columns) + len(fair) + 3) + "|",
     ]
-    lines += [f"| {' | '.join(_evaluation_row(entry, methods[0]['label'], columns))} |" for entry in methods]
+    lines += [f"| {' | '.join(_evaluation_row(entry, methods[0]['label'], columns, fair))} |" for entry in methods]
     hardware = results["environment"]["hardware"]
     versions = results["environment"]["versions"]
     lines += [
@@ -77,10 +85,12 @@ def _per_image(tasks: dict[str, Any]) -> str:
     return "" if built is None or built[1] == "6" else f" --pope-per-image {built[1]}"
 
 
-def _evaluation_row(entry: dict[str, Any], baseline: str, columns: Sequence[tuple[str, str]]) -> Iterable[str]:
+def _evaluation_row(
+    entry: dict[str, Any], baseline: str, columns: Sequence[tuple[str, str]], fair: Sequence[tuple[str, str]]
+) -> Iterable[str]:
     yield f"`{entry['label']}`"
     for name, _ in columns:
-        scale = 1 if name.startswith("mean_") else 100
+        scale = 1 if name.startswith("mean_") or name.endswith("per_100_words") else 100
         value = f"{scale * entry['estimates'][name]['value']:.1f}"
         difference = (entry.get("difference_to_baseline") or {}).get(name)
         if entry["label"] == baseline or difference is None:
@@ -88,6 +98,12 @@ def _evaluation_row(entry: dict[str, Any], baseline: str, columns: Sequence[tupl
             continue
         low, change, high = (scale * difference[key] for key in ("low", "value", "high"))
         yield f"{value} {emphasised(f'[{change:+.1f}, {low:+.1f} to {high:+.1f}]', low, high)}"
+    for name, _ in fair:
+        if (estimate := entry["estimates"].get(name)) is None:
+            yield ""
+            continue
+        low, change, high = (100 * estimate[key] for key in ("low", "value", "high"))
+        yield emphasised(f"[{change:+.1f}, {low:+.1f} to {high:+.1f}]", low, high)
     yield f"{entry['cost']['tokens_per_second']:.0f}"
     yield f"{entry['cost']['peak_memory_bytes'] / 2**20:.0f} MiB"
 

@@ -1,7 +1,7 @@
 """The tables of README.md, CONTRIBUTING.md and the pages in docs/, made from code, docstrings and results.
 
-`python docs/tables/readme_tables.py` rewrites them all in place, or those that are named; a test checks that they are
-current.
+`python docs/tables/readme_tables.py` rewrites them all in place, and the index of the methods in `vlm_guard/method`, or
+only the pages that are named; a test checks that they are current.
 """
 
 import re
@@ -23,6 +23,7 @@ from measured_table import linear_markdown, measured_markdown, measured_smol_mar
 from vlm_guard.eval.run.protocols import protocols_markdown
 from vlm_guard.eval.tasks.shared.table import tasks_markdown
 from vlm_guard.families.table import models_markdown, models_summary
+from vlm_guard.method.index import INDEX_FILE, index_text
 from vlm_guard.method.table import hooks_markdown, methods_markdown, settings_markdown
 
 SECTIONS: dict[str, Callable[[], str]] = {
@@ -86,7 +87,9 @@ def with_tables(text: str) -> str:
 
 
 def main() -> None:
-    """Rewrite the files named on the command line, or all."""
+    """Rewrite the files named on the command line, or all and the index of the methods."""
+    if not sys.argv[1:]:
+        INDEX_FILE.write_text(index_text(), encoding="utf-8")
     for path in [Path(name) for name in sys.argv[1:]] or [ROOT / name for name in PAGES]:
         path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
 

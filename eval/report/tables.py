@@ -4,6 +4,7 @@ import csv
 import html
 import io
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from vlm_guard.eval.report.console import columns_of, difference_notes, difference_text, protocol_text, shown
@@ -94,7 +95,7 @@ def caption_of(results: RunResults) -> str:
     data = results.data
     parts = [f"{results.model['name']} ({results.model['dtype']}) on {data['name']}, {data['images']} images"]
     parts += [task_class(name).caption(described) for name, described in results.tasks.items()]
-    parts.append(_decoding(results.decoding))
+    parts.append(decoding_text(results.decoding))
     if results.protocol is not None:
         parts.append(protocol_text(results.protocol))
     return "; ".join(parts) + "."
@@ -116,7 +117,8 @@ def _sentences(results: RunResults) -> list[str]:
     return [*missing, caption_of(results), legend_of(results)]
 
 
-def _decoding(decoding: dict[str, Any]) -> str:
+def decoding_text(decoding: Mapping[str, Any]) -> str:
+    """How tokens are chosen, in half a sentence."""
     if decoding["do_sample"]:
         temperature, top_p, seed = (decoding.get(name, "not said") for name in ("temperature", "top_p", "seed"))
         return f"sampled (temperature {temperature}, top-p {top_p}, seed {seed})"

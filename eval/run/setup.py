@@ -65,6 +65,8 @@ def set_up(settings: RunSettings, group: ProcessGroup | None = None) -> Evaluati
     """
     group = group if group is not None else ProcessGroup(cpu=settings.device == "cpu")
     check_settings(settings, group.size)
+    if settings.engine != "vllm" and settings.max_model_len is not None:
+        raise ValueError("--max-model-len is for vLLM's engine; give --engine vllm, too")
     make_engine = _engine(settings, group)
     with group.main_first():
         data = open_data(settings)
@@ -82,6 +84,13 @@ def set_up(settings: RunSettings, group: ProcessGroup | None = None) -> Evaluati
 
 def _engine(settings: RunSettings, group: ProcessGroup) -> Callable[[], Engine]:
     """Makes whoever answers; the methods are read at once, since a mistake in them is said before data is opened."""
+    if settings.engine == "vllm":
+        from vlm_guard.eval.run.engines.vllm_settings import check_vllm_settings
+
+        check_vllm_settings(settings, group.size)
+        from vlm_guard.eval.run.engines.in_vllm import InVLLM
+
+        return partial(InVLLM, settings, parse_methods(settings.methods, settings.options))
     if settings.endpoint is not None:
         return partial(Endpoint, settings, base_address(settings.endpoint))
     from vlm_guard.eval.run.engines.in_process import InProcess  # brings torch, which a server's client does without

@@ -8,6 +8,7 @@ MSCOCO images with questions in eight wordings: `object_halbench.questions` name
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +39,12 @@ class ObjectNames:
 
     node_of: Mapping[str, str]
     word_pairs: Mapping[str, str]
+
+    @cached_property
+    def listed(self) -> frozenset[str]:
+        """The words that an answer's words are compared with (`chair.text.listed_words`)."""
+        # "seat" beside "toilet" is left out whether or not the names have them.
+        return chair_text.listed_words((*self.node_of, "toilet", "seat"), self.word_pairs)
 
 
 def read_names(path: str | Path | None) -> ObjectNames:
@@ -107,11 +114,11 @@ def find_mentions(text: str, names: ObjectNames, lemmas: str) -> list[dict[str, 
     else:
         reduced = list(map(chair_text.singular, tokens))
     spans = chair_text.locate_tokens(tokens, lowered)
-    words = [chair_text.Word(word, *span) for word, span in zip(reduced, spans, strict=True)]
+    words, _ = chair_text.find_words(reduced, names.word_pairs, names.listed)
     found = []
-    for word in chair_text.drop_toilet_seats(chair_text.merge_pairs(words, names.word_pairs)):
+    for word in chair_text.drop_toilet_seats(words):
         if node := names.node_of.get(word.text):
-            start, end = word.start, word.end
+            start, end = spans[word.first][0], spans[word.last][1]
             if offsets is not None:
                 start, end = offsets[start], offsets[end - 1] + 1
             found.append({"node": node, "text": text[start:end], "start": start, "end": end})

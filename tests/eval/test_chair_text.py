@@ -10,18 +10,15 @@ from vlm_guard.eval.tasks.chair.text import (
     Word,
     cut_sentence,
     drop_toilet_seats,
+    find_words,
+    listed_words,
     locate_tokens,
     lower_with_offsets,
-    merge_pairs,
     object_vocabulary,
     singular,
     split_sentences,
     split_words,
 )
-
-
-def words_of(*texts):
-    return [Word(text, 10 * index, 10 * index + len(text)) for index, text in enumerate(texts)]
 
 
 def test_the_vocabulary_has_the_80_categories():
@@ -101,6 +98,7 @@ def test_words_are_cut_as_the_reference_does():
 def test_plain_sentences_are_cut_as_nltk_does():
     generator = random.Random(1)
     pieces = ["a", "b", "1", "-", "--", ",", ".", " ", "\n", "cannot", "gonna ", "x-ray", "1,000", "dog's", "e.g. "]
+    pieces += ["'s", "'"]
     for _ in range(5000):
         sentence = "".join(generator.choice(pieces) for _ in range(generator.randint(0, 8)))
         assert cut_sentence(sentence) == NLTKWordTokenizer().tokenize(sentence)
@@ -133,16 +131,24 @@ def test_lower_casing_that_changes_the_length_keeps_offsets():
     assert offsets == [0, 0, 1, 2, 3, 4, 5]
 
 
+def found(*words, pairs):
+    return find_words(words, pairs, listed_words(("a", "b", "c", "toilet", "seat"), pairs))
+
+
 def test_pairs_merge_greedily_from_the_left():
-    pairs = {"a b": "ab", "b c": "bc"}
-    assert merge_pairs(words_of("a", "b", "c"), pairs) == [Word("ab", 0, 11), Word("c", 20, 21)]
-    assert [word.text for word in merge_pairs(words_of("x", "b", "c"), pairs)] == ["x", "bc"]
-    assert merge_pairs([], pairs) == []
+    pairs = {"a b": "ab", "b c": "bc", "x y": "a"}
+    assert found("a", "b", "c", pairs=pairs) == ([Word("ab", 0, 1), Word("c", 2, 2)], 1)
+    assert found("x", "b", "c", pairs=pairs) == ([Word("x", 0, 0), Word("bc", 1, 2)], 1)
+    assert found("x", "y", "d", "a", pairs=pairs) == ([Word("a", 0, 1), Word("a", 3, 3)], 1)
+    assert found("d", "a", pairs=pairs) == ([Word("a", 1, 1)], 0)
+    assert found(pairs=pairs) == ([], 0)
 
 
 def test_the_seat_of_a_toilet_is_no_chair():
-    assert [word.text for word in drop_toilet_seats(words_of("toilet", "and", "seat"))] == ["toilet", "and"]
-    assert [word.text for word in drop_toilet_seats(words_of("a", "seat"))] == ["a", "seat"]
+    words, _ = found("toilet", "and", "seat", pairs={})
+    assert drop_toilet_seats(words) == [Word("toilet", 0, 0)]
+    words, _ = found("d", "seat", pairs={})
+    assert drop_toilet_seats(words) == [Word("seat", 1, 1)]
 
 
 def test_long_texts():

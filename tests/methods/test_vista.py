@@ -45,6 +45,21 @@ def test_late_logits_by_hand():
     assert torch.allclose(VISTA().combine_layers(final, early, (1, 2)), torch.tensor([[1.7, 1.6]]))
 
 
+@pytest.mark.parametrize("final_norm", [False, True])
+def test_late_states_are_read_out_with_or_without_the_final_norm(zoo_model, final_norm):
+    zoo = zoo_model("llava")
+    inputs, decoder, found = zoo.make_inputs(UNEQUAL_PROMPTS), zoo.model.get_decoder(), []
+    hook = decoder.layers[-1].register_forward_pre_hook(lambda module, args: found.append(args[0][:, -1]))
+    plain = logits(zoo.model, inputs)[:, -1]
+    hook.remove()
+    with torch.no_grad():
+        late = zoo.model.get_output_embeddings()(decoder.norm(found[0]) if final_norm else found[0])
+    with wrap(zoo.model, None, "vista", strength=0, late_layers="last:1", final_norm=final_norm):
+        guarded = logits(zoo.model, inputs)[:, -1]
+    assert torch.allclose(guarded, 0.7 * plain + 0.3 * late, atol=1e-5)
+    assert (guarded - plain).abs().max() > 1e-3
+
+
 def test_published_layers_on_a_decoder_of_32(zoo_model):
     from types import SimpleNamespace
 

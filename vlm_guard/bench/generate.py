@@ -19,7 +19,7 @@ from vlm_guard.families.packed_vectors import pack_vectors
 from vlm_guard.families.profiles import short_value
 from vlm_guard.guard import wrap
 from vlm_guard.kernels.benchmark.measure import describe_machine, note_on_load
-from vlm_guard.method.registry import method_names
+from vlm_guard.method.registry import method_names, resolve_methods
 
 UNGUARDED = "none"
 CONTROL = "plain model, batch"
@@ -104,6 +104,8 @@ def benchmark_generate(
     if ALL in methods:
         methods = [name for name in method_names() if name != UNGUARDED]
     given = options_by_entry(methods, options or {})
+    for entry in methods:
+        resolve_methods(entry, given[entry])  # a misspelt name ends here, before a model is loaded
     facts = {} if is_shipped(model) else random_model_options(named_shape(model).layers, named_shape(model).hidden)
     settings: dict[str, Any] = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False}
     settings["cache_implementation"] = cache

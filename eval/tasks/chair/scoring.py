@@ -13,7 +13,6 @@ from typing import Any, Literal, get_args
 from vlm_guard.eval.tasks.chair import text as chair_text
 from vlm_guard.eval.tasks.chair import wordnet as chair_wordnet
 from vlm_guard.eval.tasks.chair.places import FIFTHS, PlaceCounts, complete_end, count_places
-from vlm_guard.eval.tasks.chair.text import Word
 
 ChairMode = Literal["pattern", "wordnet"]
 
@@ -82,23 +81,20 @@ def read_caption(caption: str, mode: ChairMode = "pattern") -> ReadCaption:
     else:
         tokens = chair_wordnet.split_words(lowered)
         reduced = chair_wordnet.lemmas(tokens)
-    spans = chair_text.locate_tokens(tokens, lowered)
     vocabulary = chair_text.object_vocabulary()
-    words = chair_text.merge_pairs(
-        [Word(text, *span) for text, span in zip(reduced, spans, strict=True)],
-        vocabulary.word_pairs,
-        vocabulary.pair_starts,
-    )
+    named, merged = chair_text.find_words(reduced, vocabulary.word_pairs, vocabulary.listed)
+    named = [word for word in chair_text.drop_toilet_seats(named) if word.text in vocabulary.node_of]
+    # Tokens are looked up in the text one after the other, so only as far as an object is named.
+    spans = chair_text.locate_tokens(tokens[: named[-1].last + 1] if named else [], lowered)
     mentions = []
-    for word in chair_text.drop_toilet_seats(words):
-        if node := vocabulary.node_of.get(word.text):
-            start, end = word.start, word.end
-            if offsets is not None:
-                start, end = offsets[start], offsets[end - 1] + 1
-            mentions.append(Mention(node=node, text=caption[start:end], start=start, end=end))
+    for word in named:
+        start, end = spans[word.first][0], spans[word.last][1]
+        if offsets is not None:
+            start, end = offsets[start], offsets[end - 1] + 1
+        mentions.append(Mention(node=vocabulary.node_of[word.text], text=caption[start:end], start=start, end=end))
     return ReadCaption(
         mentions=tuple(mentions),
-        tokens=len(words),
+        tokens=len(tokens) - merged,
         words=len(caption.split()),
         repeated_4_grams=repeated_share(tokens),
     )

@@ -7,7 +7,7 @@ sign". Punkt's model needs a download; on lower-cased text its decision comes do
 """
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from types import MappingProxyType
 from typing import NamedTuple
@@ -19,11 +19,11 @@ from vlm_guard.eval.data.word_lists import read_word_list
 
 
 class Word(NamedTuple):
-    """One word of a caption: its reduced form and the characters of the caption it stands for."""
+    """A word of a caption that may name an object: its reduced form, and the first and last of its tokens by number."""
 
     text: str
-    start: int
-    end: int
+    first: int
+    last: int
 
 
 class ObjectVocabulary(NamedTuple):
@@ -32,14 +32,14 @@ class ObjectVocabulary(NamedTuple):
     Attributes:
         node_of: from a singular word or a merged pair to its category ("kitten" -> "cat"); a category names itself.
         word_pairs: from "first second" to the one word the pair is read as.
-        pair_starts: the first words of these pairs.
         categories: the category names in MSCOCO's order of first appearance in the synonym list.
+        listed: the words that are looked at: names of objects and first words of pairs.
     """
 
     node_of: Mapping[str, str]
     word_pairs: Mapping[str, str]
-    pair_starts: frozenset[str]
     categories: tuple[str, ...]
+    listed: frozenset[str]
 
 
 @cache
@@ -52,19 +52,19 @@ def object_vocabulary() -> ObjectVocabulary:
     return ObjectVocabulary(
         node_of=MappingProxyType(node_of),
         word_pairs=MappingProxyType(data["word_pairs"]),
-        pair_starts=first_words(data["word_pairs"]),
         categories=tuple(data["synonyms"]),
+        listed=listed_words(node_of, data["word_pairs"]),
     )
 
 
-def first_words(word_pairs: Iterable[str]) -> frozenset[str]:
-    """The first words of pairs "first second"."""
-    return frozenset(pair.partition(" ")[0] for pair in word_pairs)
+def listed_words(node_of: Iterable[str], word_pairs: Iterable[str]) -> frozenset[str]:
+    """The words that can name an object or begin a pair "first second"; all others of a caption are passed over."""
+    return frozenset(node_of).union(pair.partition(" ")[0] for pair in word_pairs)
 
 
 # A mark that may end a sentence: more text follows it, either at once (a closing or opening mark) or after space.
 _END_MARK = re.compile(r"[.?!](?=[)\";}\]*:@'({\[!?]|\s+\S)")
-_WORD_BEFORE = re.compile(r"[^\s)\";}\]*:@({\[!?]*\Z")
+_BEFORE_A_WORD = re.compile(r".*[\s)\";}\]*:@({\[!?]", re.DOTALL)
 _NOT_AT_WORD_START = "`&#,-"
 _NUMBER_OR_INITIAL = re.compile(r"-?[.,]?\d[\d,.-]*|[^\W\d]")
 _CLOSING_MARKS = re.compile(r"[\"')\]}]+?(?:\s+|(?=--)|\Z)")
@@ -90,9 +90,9 @@ def _ends_sentence(text: str, stop: int) -> bool:
     """
     if text[stop] != ".":
         return True
-    window = text[max(0, stop - _LONGEST_WORD) : stop]
-    found = _WORD_BEFORE.search(window)
-    word = "" if found is None else found.group().lstrip(_NOT_AT_WORD_START)
+    before = _BEFORE_A_WORD.match(text, max(0, stop - _LONGEST_WORD), stop)
+    begin = max(0, stop - _LONGEST_WORD) if before is None else before.end()
+    word = text[begin:stop].lstrip(_NOT_AT_WORD_START)
     if word.endswith("."):
         return False
     if word in _abbreviations() or word.rsplit("-", 1)[-1] in _abbreviations():
@@ -128,10 +128,11 @@ def split_sentences(text: str) -> Iterator[str]:
 
 _word_tokenizer = NLTKWordTokenizer()
 
-# Most sentences of a caption are plain: words of letters, digits and inner hyphens, commas behind words,
+# Most sentences of a caption are plain: words of letters, digits and inner hyphens, some with 's, commas behind words,
 # one full stop at the end. Cutting those takes one expression instead of NLTK's thirty.
-_PLAIN_SENTENCE = re.compile(r"\s*(?:[a-z0-9]++(?:-[a-z0-9]++)*+,?\s++)*+(?:[a-z0-9]++(?:-[a-z0-9]++)*+\.?\s*+)?+")
-_PLAIN_TOKEN = re.compile(r"[a-z0-9-]+|[,.]")
+_PLAIN_WORD = r"[a-z0-9]++(?:-[a-z0-9]++)*+(?:'s)?+"
+_PLAIN_SENTENCE = re.compile(rf"\s*(?:{_PLAIN_WORD},?\s++)*+(?:{_PLAIN_WORD}\.?\s*+)?+")
+_PLAIN_TOKEN = re.compile(r"[a-z0-9-]+|'s|[,.]")
 _WRITTEN_TOGETHER = re.compile(r"\b(?:cannot|gimme|gonna|gotta|lemme|wanna)\b")
 
 
@@ -150,7 +151,7 @@ def split_words(text: str) -> list[str]:
 _DOUBLE_QUOTES = ("``", "''", '"')
 
 
-def locate_tokens(tokens: list[str], text: str) -> list[tuple[int, int]]:
+def locate_tokens(tokens: Sequence[str], text: str) -> list[tuple[int, int]]:
     """The `(start, end)` of every token in the text it was cut from, in order.
 
     The tokenizer rewrites double quotes as `` and '', so any of the three spellings is accepted for one of them.
@@ -158,17 +159,18 @@ def locate_tokens(tokens: list[str], text: str) -> list[tuple[int, int]]:
     Raises:
         ValueError: a token does not occur in the rest of the text.
     """
-    spans = []
+    spans: list[tuple[int, int]] = []
+    find, append, quotes = text.find, spans.append, frozenset(_DOUBLE_QUOTES)
     position = 0
     for token in tokens:
-        start, length = text.find(token, position), len(token)
-        if token in _DOUBLE_QUOTES:
-            found = [(at, len(quotes)) for quotes in _DOUBLE_QUOTES if (at := text.find(quotes, position)) >= 0]
+        start, length = find(token, position), len(token)
+        if token in quotes:
+            found = [(at, len(quote)) for quote in _DOUBLE_QUOTES if (at := find(quote, position)) >= 0]
             start, length = min(found, default=(-1, 0))
         if start < 0:
             raise ValueError(f"the token {token!r} is not in the text after character {position}")
         position = start + length
-        spans.append((start, position))
+        append((start, position))
     return spans
 
 
@@ -205,28 +207,31 @@ def singular(token: str) -> str:
     return singularize(token)
 
 
-def merge_pairs(words: list[Word], word_pairs: Mapping[str, str], starts: Collection[str] | None = None) -> list[Word]:
-    """Read word pairs ("stop sign", "baby bear") as one word, greedily from the left and without overlap.
+def find_words(words: Sequence[str], word_pairs: Mapping[str, str], listed: Container[str]) -> tuple[list[Word], int]:
+    """The words of a caption that may name an object; pairs ("stop sign", "baby bear") are read as one word.
+
+    Pairs merge greedily from the left and without overlap.
 
     Args:
-        words: of a caption.
+        words: of a caption, reduced.
         word_pairs: from "first second" to the one word the pair is read as.
-        starts: `first_words(word_pairs)`, where it is known: no other word is looked up with the one behind it.
+        listed: the names that are looked for and the first words of the pairs (`listed_words`).
+
+    Returns:
+        The words in order, and how many pairs were merged.
     """
-    starts = first_words(word_pairs) if starts is None else starts
-    merged = []
-    index, last = 0, len(words) - 1
-    while index <= last:
-        word = words[index]
-        begins = word.text in starts and index < last
-        pair = word_pairs.get(f"{word.text} {words[index + 1].text}") if begins else None
+    found: list[Word] = []
+    merged, free, last = 0, 0, len(words) - 1
+    for index in [index for index, word in enumerate(words) if word in listed]:
+        if index < free:
+            continue  # the second word of a pair
+        pair = word_pairs.get(f"{words[index]} {words[index + 1]}") if index < last else None
         if pair is None:
-            merged.append(word)
-            index += 1
+            found.append(Word(words[index], index, index))
         else:
-            merged.append(Word(pair, word.start, words[index + 1].end))
-            index += 2
-    return merged
+            found.append(Word(pair, index, index + 1))
+            merged, free = merged + 1, index + 2
+    return found, merged
 
 
 def drop_toilet_seats(words: list[Word]) -> list[Word]:
