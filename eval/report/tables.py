@@ -9,6 +9,7 @@ from typing import Any
 
 from vlm_guard.eval.report.console import columns_of, difference_notes, difference_text, protocol_text, shown
 from vlm_guard.eval.report.costs import cost_cells, cost_heads
+from vlm_guard.eval.report.reading_notes import reading_notes
 from vlm_guard.eval.run.results import MethodResult, RunResults
 from vlm_guard.eval.tasks.shared.metric import Column
 from vlm_guard.eval.tasks.shared.registry import task_class
@@ -36,6 +37,7 @@ def long_rows(results: RunResults) -> list[dict[str, Any]]:
                 key = f"difference_{field}" if field != "verdict" else field
                 row[key] = None if difference is None else getattr(difference, field)
             row["complete"] = method.complete
+            row["defined"] = estimate.defined
             rows.append(row)
     return rows
 
@@ -75,14 +77,14 @@ def _columns(results: RunResults) -> list[Column]:
 def _cells(results: RunResults, method: MethodResult) -> list[str]:
     cells = []
     for column in _columns(results):
-        estimate = method.estimates.get(column.metric)
+        estimate = method.estimate(column.metric)
         if estimate is None:
             cells.append("-")
             continue
         cell = shown(column.kind, estimate.value)
         if column.kind == "difference":
             cell += f" ({shown(column.kind, estimate.low)}..{shown(column.kind, estimate.high)})"
-        difference = method.difference_to_baseline.get(column.metric)
+        difference = method.difference(column.metric)
         if difference is not None:
             value, interval = difference_text(column.kind, difference)
             cell += f" ({value}, {interval})"
@@ -114,6 +116,7 @@ def legend_of(results: RunResults) -> str:
 def _sentences(results: RunResults) -> list[str]:
     """What stands below a table: what is missing, what the numbers are, how to read them."""
     missing = [f"{sentence[0].upper()}{sentence[1:]}." for sentence in results.shortfalls()]
+    missing += [f"{sentence}." for sentence in reading_notes(results)]
     return [*missing, caption_of(results), legend_of(results)]
 
 

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from vlm_guard.eval.data.datasets import KINDS, EvaluationData, hash_lines, open_dataset
+from vlm_guard.eval.data.own_pictures import SUFFIXES
 from vlm_guard.eval.run.batches import Batch, cut_batches
 from vlm_guard.eval.run.distributed import ProcessGroup
 from vlm_guard.eval.run.engines.base import Engine
@@ -57,8 +59,17 @@ class Evaluation:
         return planned
 
 
-def set_up(settings: RunSettings, group: ProcessGroup | None = None) -> Evaluation:
+def set_up(
+    settings: RunSettings,
+    group: ProcessGroup | None = None,
+    opened: Callable[[EvaluationData, dict[str, Task]], None] | None = None,
+) -> Evaluation:
     """Open the data, load the model and try every method on it, before any time is spent on answers.
+
+    Args:
+        settings: of the run.
+        group: the processes that share it.
+        opened: told the data and the tasks before the model is loaded, which may take minutes.
 
     Raises:
         ValueError, FileNotFoundError: a setting is wrong or something is missing; the message says what.
@@ -71,6 +82,8 @@ def set_up(settings: RunSettings, group: ProcessGroup | None = None) -> Evaluati
     with group.main_first():
         data = open_data(settings)
     tasks = {name: task_class(name)(data, settings.of_task(name), settings.seed) for name in settings.tasks}
+    if opened is not None:
+        opened(data, tasks)
     engine = make_engine()
     return Evaluation(
         settings=settings,
@@ -114,7 +127,8 @@ def open_data(settings: RunSettings) -> EvaluationData:
     if kind not in KINDS and kind not in opened_by_tasks:
         others = "".join(f", {task.data_help.split(',')[0]} (task {task.name})" for task in opened_by_tasks.values())
         raise ValueError(
-            f"unknown data {settings.data!r}; give scenes:SPLIT[:SEED], coco:FOLDER, folder:FOLDER{others}"
+            f"unknown data {settings.data!r}; {_meant(settings.data)}give scenes:SPLIT[:SEED], coco:FOLDER, "
+            f"folder:FOLDER{others}"
         )
     for name in settings.tasks:
         task = task_class(name)
@@ -148,3 +162,15 @@ def _asked_images(settings: RunSettings) -> list[int] | None:
             return None
         asked |= dict.fromkeys(images)
     return list(asked)
+
+
+def _meant(data: str) -> str:
+    """The question what a folder without the kind in front is meant as; "" where it is none that is known."""
+    folder = Path(data)
+    if not data or not folder.is_dir():
+        return ""
+    if next(folder.glob("annotations/instances_*.json"), None) is not None:
+        return f"did you mean coco:{data}? Else "
+    if any(path.suffix.lower() in SUFFIXES for path in folder.iterdir()):
+        return f"did you mean folder:{data}? Else "
+    return ""
