@@ -27,6 +27,7 @@ from vlm_guard.method.split_heads import HeadSplit
 from vlm_guard.method.state import GenerationState, PromptTokens
 from vlm_guard.method.target import GuardTarget
 from vlm_guard.per_call import PerCall
+from vlm_guard.runtime import refused_calls
 from vlm_guard.runtime.attention_switch import follow_attention, restore_attention, switch_attention
 from vlm_guard.runtime.compiled_decode import CompiledDecode, refuse_compiled_parts
 from vlm_guard.runtime.coverage import Coverage, hooked_modules
@@ -38,7 +39,6 @@ from vlm_guard.runtime.installation import GUARD_ATTRIBUTE, Undo, put_on
 from vlm_guard.runtime.layer_observers import LayerObservers
 from vlm_guard.runtime.placement import Placement
 from vlm_guard.runtime.reading import Call, Reading
-from vlm_guard.runtime import refused_calls
 from vlm_guard.runtime.trace import AttentionTrace
 from vlm_guard.runtime.vision_hooks import install_vision
 from vlm_guard.self_check import check_unknown_family
