@@ -105,13 +105,14 @@ def score_files(
         own = MethodRecords(items)
         paired = MethodRecords([record for record in items if record["image_id"] in shared])
         fair, said = ({}, {}) if first is None else paired.fair_differences(first, RESAMPLES)
+        summary: dict[str, Any] = {task: dict(summaries[label])}
         methods.append(
             MethodResult(
                 label=label,
                 directory="",
                 methods=[],
                 samples={},
-                **{task: dict(summaries[label])},
+                **summary,
                 estimates=own.estimates(RESAMPLES) | fair,
                 fair=said,
                 difference_to_baseline={} if first is None else paired.differences_to(first, RESAMPLES),

@@ -172,8 +172,9 @@ def generation_settings(source: str, revision: str | None, config: "PretrainedCo
     """
     from transformers import GenerationConfig
 
+    options: dict[str, Any] = {} if revision is None else {"revision": revision}
     try:
-        found = GenerationConfig.from_pretrained(source, revision=revision)
+        found = GenerationConfig.from_pretrained(source, **options)
     except OSError:
         found = GenerationConfig.from_model_config(config)
     return CheckpointDecoding.of(found)

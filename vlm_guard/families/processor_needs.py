@@ -162,9 +162,10 @@ def read_checkpoint(name: str, revision: str | None = None) -> tuple[dict[str, d
     else:
         from huggingface_hub import list_repo_files, snapshot_download
 
-        offline = {} if hub_answers() else {"local_files_only": True}
+        offline = not hub_answers()
         try:
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(CONFIGS), **offline))
+            found = snapshot_download(name, revision=revision, allow_patterns=list(CONFIGS), local_files_only=offline)
+            folder = Path(found)
         except (OSError, ValueError) as error:
             why = why_unreachable() if offline and isinstance(error, OSError) else _first_line(error).removesuffix(".")
             raise ValueError(f"the configuration of {name!r} cannot be read: {why}. {_remedy(error)}") from error
