@@ -104,6 +104,7 @@ def score_files(
     for label, items in records.items():
         own = MethodRecords(items)
         paired = MethodRecords([record for record in items if record["image_id"] in shared])
+        summary: dict[str, Any] = {task: dict(summaries[label])}
         fair, said = ({}, {}) if first is None else paired.fair_differences(first, RESAMPLES)
         methods.append(
             MethodResult(
@@ -111,7 +112,7 @@ def score_files(
                 directory="",
                 methods=[],
                 samples={},
-                **{task: dict(summaries[label])},
+                **summary,
                 estimates=own.estimates(RESAMPLES) | fair,
                 fair=said,
                 difference_to_baseline={} if first is None else paired.differences_to(first, RESAMPLES),
