@@ -1,5 +1,6 @@
 """What `vlm-guard eval`, `caption` and `ask` do once their settings are read."""
 
+import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,6 +11,7 @@ from vlm_guard.eval.report.console import print_results
 from vlm_guard.eval.report.progress import ProgressBar
 from vlm_guard.eval.run.answers import folder_for, write_answers
 from vlm_guard.eval.run.distributed import ProcessGroup
+from vlm_guard.eval.run.early_checks import refuse_mistakes
 from vlm_guard.eval.run.engines.chat_server import ServerLost
 from vlm_guard.eval.run.interruption import interrupted_once, kept_answers, leave
 from vlm_guard.eval.run.results import RESULTS_FILE, RunResults
@@ -37,6 +39,8 @@ def run_command(settings: RunSettings, out: Path, *, dry_run: bool, as_json: boo
         where a server is gone; 130
         after Ctrl-C, which leaves the answers of all finished batches in `out`.
     """
+    if os.environ.get("RANK", "0") == "0":  # one of the processes that a launcher started speaks for all
+        refuse_mistakes(settings, None if dry_run else out)
     messages = Console(stderr=True)
     if settings.endpoint is None and not messages.is_terminal:
         from transformers.utils import logging  # a run that a server answers does without

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vlm_guard.builtin_model import builtin, is_shipped, shipped_folder
+from vlm_guard.eval.run.hub import refuse_unreachable, retries_said_once
+from vlm_guard.eval.run.settings import DTYPE_NAMES
 from vlm_guard.families.architecture import inference_device
 from vlm_guard.families.processor_needs import advice, refuse_missing_folder
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
 _FULL_HASH_LIMIT = 2**31
 _PIECE = 2**20
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt")
@@ -102,10 +104,12 @@ def load_model(
         try:
             from transformers import AutoModelForImageTextToText, AutoProcessor
 
-            processor = AutoProcessor.from_pretrained(name, **options)
-            model = AutoModelForImageTextToText.from_pretrained(
-                name, dtype=weights_type or "auto", device_map=device_map, **options
-            )
+            refuse_unreachable(name, revision)
+            with retries_said_once():
+                processor = AutoProcessor.from_pretrained(name, **options)
+                model = AutoModelForImageTextToText.from_pretrained(
+                    name, dtype=weights_type or "auto", device_map=device_map, **options
+                )
         except (OSError, ValueError, ImportError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
             lacks = advice(name, revision) if isinstance(error, ImportError | ValueError) else ""

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from vlm_guard.method.base import Method
 
 _PROBLEMS_SHOWN = 4
+DTYPE_NAMES = ("float32", "bfloat16", "float16")
+"""The weights' types that may be given by name."""
 
 
 def _field(default: Any, help: str, flag: str | None = None, **limits: Any) -> Any:

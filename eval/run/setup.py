@@ -1,13 +1,13 @@
 """Setting up a run: data, model, tasks and methods, all checked before any time is spent on answers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from vlm_guard.eval.data.datasets import KINDS, EvaluationData, hash_lines, open_dataset
 from vlm_guard.eval.run.batches import Batch, cut_batches
 from vlm_guard.eval.run.distributed import ProcessGroup
+from vlm_guard.eval.run.early_checks import check_data, refuse_mistakes
 from vlm_guard.eval.run.engines.base import Engine
 from vlm_guard.eval.run.engines.endpoint import Endpoint
 from vlm_guard.eval.run.engines.endpoint_settings import base_address, check_settings
@@ -64,12 +64,12 @@ def set_up(settings: RunSettings, group: ProcessGroup | None = None) -> Evaluati
         ValueError, FileNotFoundError: a setting is wrong or something is missing; the message says what.
     """
     group = group if group is not None else ProcessGroup(cpu=settings.device == "cpu")
+    refuse_mistakes(settings)
     check_settings(settings, group.size)
-    make_engine = _engine(settings, group)
     with group.main_first():
         data = open_data(settings)
     tasks = {name: task_class(name)(data, settings.of_task(name), settings.seed) for name in settings.tasks}
-    engine = make_engine()
+    engine = _engine(settings, group)
     return Evaluation(
         settings=settings,
         data=data,
@@ -80,15 +80,15 @@ def set_up(settings: RunSettings, group: ProcessGroup | None = None) -> Evaluati
     )
 
 
-def _engine(settings: RunSettings, group: ProcessGroup) -> Callable[[], Engine]:
-    """Makes whoever answers; the methods are read at once, since a mistake in them is said before data is opened."""
+def _engine(settings: RunSettings, group: ProcessGroup) -> Engine:
+    """Whoever answers."""
     if settings.endpoint is not None:
-        return partial(Endpoint, settings, base_address(settings.endpoint))
+        return Endpoint(settings, base_address(settings.endpoint))
     from vlm_guard.eval.run.engines.in_process import InProcess  # brings torch, which a server's client does without
 
     specs = parse_methods(settings.methods, settings.options)
     device = group.device if settings.device == "auto" and group.device is not None else settings.device
-    return partial(InProcess, settings, specs, device)
+    return InProcess(settings, specs, device)
 
 
 def open_data(settings: RunSettings) -> EvaluationData:
@@ -100,20 +100,8 @@ def open_data(settings: RunSettings) -> EvaluationData:
     """
     if settings.protocol is not None:
         require_needs(find_protocol(settings.protocol), settings)
+    check_data(settings)
     kind, _, place = settings.data.partition(":")
-    opened_by_tasks = {} if kind in KINDS else data_kinds()
-    if kind not in KINDS and kind not in opened_by_tasks:
-        others = "".join(f", {task.data_help.split(',')[0]} (task {task.name})" for task in opened_by_tasks.values())
-        raise ValueError(
-            f"unknown data {settings.data!r}; give scenes:SPLIT[:SEED], coco:FOLDER, folder:FOLDER{others}"
-        )
-    for name in settings.tasks:
-        task = task_class(name)
-        if kind not in task.data_kinds:
-            raise ValueError(
-                f"the task {name} cannot be asked about --data {settings.data}; it needs {task.data_help} (vlm-guard "
-                f"tasks {name} says more)"
-            )
     if kind in KINDS:
         return open_dataset(
             settings.data,
@@ -123,10 +111,7 @@ def open_data(settings: RunSettings) -> EvaluationData:
             split=settings.split,
             only=_asked_images(settings) if kind == "coco" and settings.image_list is None else None,
         )
-    for option, value in (("--image-list", settings.image_list), ("--split", settings.split)):
-        if value is not None:
-            raise ValueError(f"{option} is for MSCOCO folders and scenes; --data {kind}:... takes --count")
-    opener = opened_by_tasks[kind]
+    opener = data_kinds()[kind]
     return opener.open_data(place, settings.image_count, settings.of_task(opener.name))
 
 
