@@ -19,7 +19,7 @@ from vlm_guard.eval.run.settings import DTYPE_NAMES, RunSettings, method_directo
 from vlm_guard.eval.tasks.chair.scoring import check_mode
 from vlm_guard.eval.tasks.shared.registry import data_kinds, task_class
 from vlm_guard.families.processor_needs import refuse_missing_folder
-from vlm_guard.method.index import described_method, refuse_option
+from vlm_guard.method.index import refuse_option, refuse_part
 from vlm_guard.method.method_text import MethodPart, is_outside, parse_method_text
 from vlm_guard.method.model_choice import AUTO
 from vlm_guard.method.registry import method_names
@@ -110,7 +110,7 @@ def _method_checks(settings: RunSettings) -> Iterator[Callable[[], None]]:
         except ValueError as error:
             yield lambda error=error: _raise(error)
     for part in parts:
-        yield lambda part=part: _check_method(part)
+        yield lambda part=part: refuse_part(part)
     names = {part.reference for part in parts} - {"none"}
     if not any(is_outside(name) for name in names):
         for option, value in settings.options.items():
@@ -119,21 +119,6 @@ def _method_checks(settings: RunSettings) -> Iterator[Callable[[], None]]:
 
 def _raise(error: Exception) -> None:
     raise error
-
-
-def _check_method(part: MethodPart) -> None:
-    name = part.reference
-    if is_outside(name):
-        file = name[: name.index(".py") + 3] if ".py" in name else ""
-        if file and not Path(file).expanduser().is_file():
-            raise FileNotFoundError(f"there is no file {file}, which the method {name!r} is to come from")
-        return
-    if name == AUTO or name not in method_names():
-        _discard(described_method(name) if name != AUTO else None)
-        return
-    for option, value in part.options.items():
-        if "." not in option:
-            refuse_option(name, option, value)
 
 
 def _check_option(option: str, value: Any, names: set[str]) -> None:

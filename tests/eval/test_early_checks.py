@@ -6,10 +6,12 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 from vlm_guard.eval.run.early_checks import Mistakes, refuse_mistakes
 from vlm_guard.eval.run.hub import retries_said_once
 from vlm_guard.eval.run.settings import RunSettings
+from vlm_guard.method import index
 
 
 def problems(out=None, **given) -> list[str]:
@@ -45,6 +47,30 @@ finally:
     ):
         assert sum(said in line for line in lines) == 1, said
     assert len(lines) == 9 and all(line.startswith("error: ") for line in lines)
+
+
+def test_methods_are_described_and_their_names_refused_without_torch(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    code = f"""
+import sys
+from vlm_guard.cli import main
+for arguments in (["methods", "opera", "--json"], ["generate", {str(tmp_path / "a.png")!r}, "?", "--method", "vcdd"]):
+    try:
+        main(arguments)
+    except SystemExit as stopped:
+        print(stopped.code, [name for name in ("torch", "transformers") if name in sys.modules], file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    described = json.loads(done.stdout)
+    assert described["title"] == "OPERA" and described["options"][0]["range"] == [0.0, 10.0]
+    first, error, second = done.stderr.splitlines()
+    assert (first, second) == ("0 []", "2 []") and "unknown method 'vcdd'. Did you mean 'vcd'" in error
+
+
+def test_a_method_that_the_index_does_not_know_as_it_is_describes_itself(monkeypatch):
+    listed = index.described_method("none")
+    monkeypatch.setattr(index, "_digest", lambda name: "changed")
+    assert index.described_method("none") == listed
 
 
 def test_a_run_without_mistakes_passes(tmp_path):

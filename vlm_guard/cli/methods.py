@@ -12,11 +12,11 @@ def command(
     """List the methods, or one method with its options and where their defaults come from."""
     import json
 
-    from vlm_guard.method.registry import method_class, method_names
-    from vlm_guard.method.table import describe_class
+    from vlm_guard.method.index import described_method
+    from vlm_guard.method.registry import method_names
 
     names = method_names() if name is None else [name]
-    described = [describe_class(method_class(item)) for item in names]
+    described = [described_method(item) for item in names]
     if as_json:
         print(json.dumps(described if name is None else described[0], indent=2))
         return

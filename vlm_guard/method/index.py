@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from vlm_guard.families.profiles import settings_by_model
+from vlm_guard.method.method_text import MethodPart, is_outside
+from vlm_guard.method.model_choice import AUTO
 from vlm_guard.method.registry import method_class, method_files
 from vlm_guard.method.table import describe_class
 from vlm_guard.untrusted.json_files import read_json
@@ -58,6 +60,26 @@ def described_method(name: str) -> dict[str, Any]:
     return described | {
         "settings": [{"option": option} | asdict(setting) for option, setting in settings_by_model(name)]
     }
+
+
+def refuse_part(part: MethodPart) -> None:
+    """Refuse one method of a line for what shows without importing it: its name, its options' names and values.
+
+    Raises:
+        ValueError: it is ruled out. FileNotFoundError: it is to come from a file that is not there.
+    """
+    name = part.reference
+    if is_outside(name):
+        file = name[: name.index(".py") + 3] if ".py" in name else ""
+        if file and not Path(file).expanduser().is_file():
+            raise FileNotFoundError(f"there is no file {file}, which the method {name!r} is to come from")
+        return
+    if name == AUTO:
+        return
+    described_method(name)
+    for option, value in part.options.items():
+        if "." not in option:
+            refuse_option(name, option, value)
 
 
 def refuse_option(name: str, option: str, value: Any) -> None:
