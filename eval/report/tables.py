@@ -16,6 +16,8 @@ from vlm_guard.eval.tasks.shared.registry import task_class
 from vlm_guard.untrusted.printed_text import csv_cell, markdown_text
 
 FORMATS = ("markdown", "latex", "csv", "json", "html")
+DECODING_DIFFERS = "decoding differs"
+"""Begins the note of a comparison of runs that chose tokens in different ways."""
 _MINUS = re.compile(r"-(?=\d)")
 
 
@@ -104,7 +106,9 @@ def caption_of(results: RunResults) -> str:
     data = results.data
     parts = [f"{results.model['name']} ({results.model['dtype']}) on {data['name']}, {data['images']} images"]
     parts += [task_class(name).caption(described) for name, described in results.tasks.items()]
-    parts.append(decoding_text(results.decoding))
+    # What the first run did does not hold for all where decoding differs; the note says who did what.
+    differing = [note for note in results.notes if note.startswith(DECODING_DIFFERS)]
+    parts += differing or [decoding_text(results.decoding)]
     if results.protocol is not None:
         parts.append(protocol_text(results.protocol))
     return "; ".join(parts) + "."

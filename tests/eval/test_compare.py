@@ -137,6 +137,21 @@ def test_markdown_has_one_row_per_method_and_says_what_it_is(run):
     assert "pattern mode" in lines[-1] and "12 images" in lines[-1] and "strict parser" in lines[-1]
 
 
+def test_beam_search_stands_beside_greedy_only_when_asked_and_says_so(run, coco, tmp_path):
+    beams = {**read_results(run).decoding, "num_beams": 5}
+    write_run(tmp_path / "beam", coco, {"opera": careful}, decoding=beams)
+    with pytest.raises(ValueError, match=r"decoding\.num_beams is 1 in one and 5 .* --decoding-differs"):
+        compare_runs([run, tmp_path / "beam"])
+    results = compare_runs([run, tmp_path / "beam"], decoding_differs=True).results
+    said = "decoding differs: greedy in first, 5 beams in beam"
+    assert said in results.notes and [method.label for method in results.methods] == ["none", "var", "opera"]
+    assert said in render_table(results, "markdown") and "; greedy" not in render_table(results, "markdown")
+    write_run(tmp_path / "other", coco, {"pai": careful}, decoding=beams, prompt="What is there?")
+    with pytest.raises(ValueError, match="prompt") as refused:
+        compare_runs([run, tmp_path / "other"], decoding_differs=True)
+    assert "--decoding-differs" not in str(refused.value)
+
+
 def test_latex_has_the_numbers_of_markdown_and_is_escaped(run):
     results = compare_runs([run]).results
     odd = results.methods[1].model_copy(update={"label": "pai:gain=0.4_%&"})

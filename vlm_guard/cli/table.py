@@ -22,6 +22,10 @@ def command(
         ),
     ] = None,
     baseline: Annotated[str | None, typer.Option(help="Method to compare with; by default the first.")] = None,
+    decoding_differs: Annotated[
+        bool,
+        typer.Option("--decoding-differs", help="Take greedy, sampled and beam search runs together, and say so."),
+    ] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write; by default the terminal.")] = None,
 ) -> None:
     """Write the results as a table with paired differences."""
@@ -37,7 +41,7 @@ def command(
 
     if style is not None and style not in FORMATS:
         raise ValueError(f"the table format is {style!r}; it must be one of {', '.join(FORMATS)}")
-    compared = compare_runs(folders, baseline)
+    compared = compare_runs(folders, baseline, decoding_differs=decoding_differs)
     chosen = None if columns is None else chosen_columns(compared.results, compared.records, columns.split(","))
     if style is None and out is None and sys.stdout.isatty():
         shown = usual_columns(compared.results) if chosen is None else chosen
