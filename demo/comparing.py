@@ -99,6 +99,10 @@ def verdict(comparison: Comparison) -> str:
     named = [len(score.recalled_objects) for score in (before, after)]
     if same:
         return f"Both answers are the same: {comparison.title} changed nothing here."
+    if silent := [side for side, score in (("plain", before), ("guarded", after)) if not score.mentions]:
+        # An answer of no sense hallucinates nothing either; that is no help.
+        which = "Neither answer names a" if len(silent) == 2 else f"The {silent[0]} answer names no"
+        return f"{which} known object, so nothing can be said."
     change = f"Hallucinated mentions: {wrong[0]} plain, {wrong[1]} guarded. Objects named: {named[0]} and {named[1]}."
     if wrong[1] < wrong[0] and named[1] >= named[0]:
         return f"The guard helped. {change}"
@@ -115,13 +119,15 @@ class Search:
 
     Attributes:
         tried: pictures answered so far. hallucinated: those whose plain answer hallucinates. helped, worsened: those
-            where the guard has fewer or more hallucinated mentions.
+            where the guard has fewer or more hallucinated mentions. silent: those whose guarded answer names no known
+            object; they count for neither.
     """
 
     tried: int = 0
     hallucinated: int = 0
     helped: int = 0
     worsened: int = 0
+    silent: int = 0
 
     def count(self, comparison: Comparison) -> bool:
         """Take in a complete comparison; whether it shows a hallucination that the guard removes."""
@@ -134,7 +140,8 @@ class Search:
         wrong, left = len(before.hallucinated_mentions), len(after.hallucinated_mentions)
         self.tried += 1
         self.hallucinated += wrong > 0
-        self.helped += left < wrong
+        self.silent += not after.mentions
+        self.helped += left < wrong and bool(after.mentions)
         self.worsened += left > wrong
         # Saying nothing of what is there is no cure.
         return left < wrong and len(after.recalled_objects) >= max(1, len(before.recalled_objects))
@@ -146,6 +153,8 @@ class Search:
             f"the plain answer hallucinated in {self.hallucinated}, the guard had fewer hallucinated mentions in "
             f"{self.helped} and more in {self.worsened}"
         )
+        if self.silent:
+            seen += f"; the guarded answer named no known object in {self.silent}"
         ending = "This one was picked because the guard helped." if found else "None was a clear gain."
         return f"{tried}: {seen}. {ending}"
 

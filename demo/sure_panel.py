@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 from vlm_guard.demo.answering import Answer
 from vlm_guard.demo.heat_maps import data_uri, enlarge
-from vlm_guard.demo.marked_answer import bare, escape
+from vlm_guard.demo.marked_answer import bare, escape, message_html
 from vlm_guard.demo.words import Word
 from vlm_guard.grounding.answers import GroundedAnswer
 from vlm_guard.grounding.mention import Mention, Verdict
@@ -77,7 +77,11 @@ def sure_words_html(side: str, answer: Answer, grounded: GroundedAnswer, selecte
 
 
 def sure_html(
-    sides: Mapping[str, Answer], checked: Checked | None, repair: bool, selection: tuple[str, int] | None = None
+    sides: Mapping[str, Answer],
+    checked: Checked | None,
+    repair: bool,
+    selection: tuple[str, int] | None = None,
+    caution: str = "",
 ) -> str:
     """Both answers with their marks, and below each what repair leaves of it.
 
@@ -86,10 +90,11 @@ def sure_html(
         checked: the same, scored; None before they are.
         repair: whether the repaired answers are shown.
         selection: the mention that is shown.
+        caution: what must be known before the marks are believed.
     """
     if checked is None or not sides:
         return SURE_HINT
-    parts = []
+    parts = [message_html("note", caution)]
     for side, answer in sides.items():
         grounded = checked.answers["plain" if side == "plain" else "guarded"]
         chosen = selection[1] if selection is not None and selection[0] == side else None

@@ -8,6 +8,7 @@ from vlm_guard.demo.layout import Page
 from vlm_guard.demo.marked_answer import message_html
 from vlm_guard.demo.sure_panel import SURE_HINT, Checked, mention_html, sure_html
 from vlm_guard.demo.wiring import ONE_AT_A_TIME, QUEUE_FULL, QUICK, told
+from vlm_guard.eval.scenes.recognise import SCORES_SAY_NOTHING
 
 Selection = tuple[str, int] | None
 
@@ -15,13 +16,16 @@ Selection = tuple[str, int] | None
 def wire_sure(page: Page) -> None:
     """Check both answers, press a mention, switch repair on and off."""
 
+    def caution(comparison: Comparison) -> str:
+        return SCORES_SAY_NOTHING if page.context.note_about(comparison.picture) else ""
+
     def check(comparison: Comparison | None, repair: bool) -> tuple:
         try:
             sides = _sides(comparison)
             if comparison is None or not sides:
                 raise ValueError("there is no answer to check yet; press “Compare” first")
             checked = page.context.check(comparison)
-            return checked, None, sure_html(sides, checked, repair), ""
+            return checked, None, sure_html(sides, checked, repair, None, caution(comparison)), ""
         except Exception as error:
             return None, None, message_html("error", told(error)), ""
 
@@ -34,13 +38,13 @@ def wire_sure(page: Page) -> None:
         mentions = checked.answers[side].mentions
         if not 0 <= number < len(mentions):
             return gr.skip(), gr.skip(), gr.skip()
-        shown = sure_html(_sides(comparison), checked, repair, (side, number))
+        shown = sure_html(_sides(comparison), checked, repair, (side, number), caution(comparison))
         return (side, number), shown, mention_html(comparison.picture.image, mentions[number])
 
     def switch(comparison: Comparison | None, checked: Checked | None, repair: bool, selection: Selection) -> str:
         if comparison is None or checked is None or checked.number != comparison.number:
             return SURE_HINT
-        return sure_html(_sides(comparison), checked, repair, selection)
+        return sure_html(_sides(comparison), checked, repair, selection, caution(comparison))
 
     def forget(comparison: Comparison | None, checked: Checked | None) -> tuple:
         """Scores belong to one pair of answers."""

@@ -41,6 +41,10 @@ def answer(
             raise HTTPException(422, "this picture cannot be read") from None
     content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
     options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    special = [token for token in processor.tokenizer.get_added_vocab() if token in question]
+    if special:
+        # A placeholder of a picture, or the end of a turn, would be read as such.
+        raise HTTPException(422, f"a question cannot contain {special[0]}, which the model reads as a mark of its own")
     inputs = processor.apply_chat_template([{"role": "user", "content": content}], **options)
     streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
     refused: Queue[str] = Queue()

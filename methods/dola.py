@@ -16,10 +16,12 @@ M = (p + q) / 2. Here each row has its own layer (the release's batches of one a
 the order of the two arguments of torch's `kl_div` is an accident of the code, which says Jensen-Shannon itself. The
 release also multiplies repeated tokens down by 1.2: pass `repetition_penalty=1.2` to `generate` for that.
 
-Candidates: "even" layers over the whole depth are HALC's setting for vision-language models and the default; "low"
-and "high" are the even layers of the lower and upper half, the paper's two buckets. With tied embeddings layer 0 is
-left out, because it would read out the input token itself. The extra cost is one product with the output embeddings
-per candidate and token, at the last position only.
+Candidates: "even" layers over the whole depth are HALC's setting for vision-language models and the default; "low" and
+"high" are the even layers of the lower and upper half, the paper's two buckets. With tied embeddings layer 0 is left
+out, because it would read out the input token itself. Where raw early states are much longer than normed ones, several
+layers can differ from the last by all there is, ln 2, up to rounding; rounding then says which one is taken, and
+`final_norm=True` is the way out. The extra cost is one product with the output embeddings per candidate and token, at
+the last position only.
 """
 
 import math

@@ -67,7 +67,7 @@ class PAI(ContrastMethod, KeyEditMethod):
     layers: str = option("2-", help="decoder layers whose attention is edited", paper="2 to 31 of 32")
     heads: str = option(
         "all",
-        help="heads whose scores are raised: all, items such as 2:0,7:1-3, or retrieval, image, dormant",
+        help="heads whose scores are raised: all, items such as 2:0,7:1-3, or retrieval, image, dormant, distant",
         paper="all",
     )
 

@@ -122,9 +122,9 @@ def test_the_service_answers_two_users_at_once_each_with_a_method_of_his_own():
     service = runpy.run_path(str(EXAMPLES / "service.py"))
     client = TestClient(service["app"])
 
-    def ask(method, data=None):
+    def ask(method, data=None, question="What is in this picture?"):
         files = {"picture": ("scene.png", data or picture(1).read_bytes(), "image/png")}
-        return client.post("/answer", files=files, data={"question": "What is in this picture?", "method": method})
+        return client.post("/answer", files=files, data={"question": question, "method": method})
 
     try:
         methods = ["none", "pai:gain=0.4", "m3id:forgetting=0.2"] * 2
@@ -136,6 +136,8 @@ def test_the_service_answers_two_users_at_once_each_with_a_method_of_his_own():
         assert "unknown method" in ask("pay").json()["detail"]
         assert "not from a file or module" in ask("os:system").json()["detail"]
         assert ask("none", b"no picture").status_code == 422
+        marked = ask("none", question="What is <image> in it?")
+        assert marked.status_code == 422 and "<image>" in marked.json()["detail"]
         assert ask("none").text == alone["none"], "it lives on"
     finally:
         service["guard"].remove()

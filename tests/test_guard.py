@@ -10,6 +10,7 @@ import torch
 import vlm_guard
 from vlm_guard import wrap
 from vlm_guard.guard import Guard
+from vlm_guard.methods.pai import PAI
 from zoo import Prompt, assert_pristine, build
 
 torch.set_num_threads(1)
@@ -320,3 +321,22 @@ def test_import_does_not_load_torch():
     code = "import sys, vlm_guard; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert vlm_guard.wrap is wrap
+
+
+@pytest.mark.parametrize("given", ["vcd", "nonsense", PAI()])
+def test_a_method_in_the_place_of_the_processor_is_refused(zoo_model, given):
+    with pytest.raises(TypeError, match="second argument is the model's processor"):
+        wrap(zoo_model("llava").model, given)
+    assert_pristine(zoo_model("llava").model)
+
+
+def test_a_removed_guard_does_not_answer(zoo_model):
+    zoo = zoo_model("llava")
+    guard = wrap(zoo.model, None, "pai")
+    guard.remove()
+    for choice in ({}, {"method": "none"}):
+        with pytest.raises(ValueError, match="this guard was removed"):
+            guard.generate(**zoo.make_inputs(PROMPT), max_new_tokens=2, **choice)
+    guard.attach()
+    guard.generate(**zoo.make_inputs(PROMPT), max_new_tokens=2)
+    guard.remove()

@@ -7,8 +7,11 @@ import pytest
 
 from vlm_guard import builtin, methods, wrap
 from vlm_guard.demo.method_options import chosen_methods, controls_of
+from vlm_guard.eval.run.resume import MethodFolder
 from vlm_guard.eval.run.settings import parse_methods
-from vlm_guard.method.method_text import MethodPart, is_outside, parse_method_text
+from vlm_guard.families.profiles import Profile, Setting
+from vlm_guard.method import registry
+from vlm_guard.method.method_text import MethodPart, is_outside, parse_method_text, written_methods
 from vlm_guard.method.registry import method_class, method_files, resolve_methods
 
 KNOWN = ("none", "pai", "var", "vcd")
@@ -74,7 +77,7 @@ def test_a_part_is_a_name_with_settings():
     ]
 
 
-@pytest.mark.parametrize("text", ["", "+var", "var+", "var++pai", ":gain=1"])
+@pytest.mark.parametrize("text", ["", "+var", "var+", "var++pai", ":gain=1", "pai:gain=1+", "pai:gain=1++var"])
 def test_a_missing_name_is_said(text):
     with pytest.raises(ValueError, match="name is missing"):
         parts(text)
@@ -85,8 +88,9 @@ def test_a_missing_name_is_said(text):
     [
         ("pai:gain", "pai: takes METHOD.OPTION=VALUE"),
         ("pai:gain=1,pai.gain=2", "'pai.gain' is given twice"),
+        ("pai:gain=0.4,gain=0.5", "pai: sets 'gain' twice, to '0.4' and '0.5'; write it once"),
         ("VAR", r"unknown method 'VAR'\. Did you mean 'var'\?"),
-        ("pai:gain=0.4+VRA", "must be a number"),
+        ("pai:gain=0.4+VRA", "must be a number.*; 'VRA' behind the plus sign is no known method"),
         ("pai:gian=0.4+var", "pai has no option 'gian'. Did you mean 'gain'"),
     ],
 )
@@ -101,6 +105,41 @@ def test_python_and_the_command_line_read_the_same():
     first, second = resolve_methods("pai:gain=0.4+var:move_fraction=0.25")
     assert (first.name, first.gain, second.name, second.move_fraction) == ("pai", 0.4, "var", 0.25)
     assert resolve_methods(["pai:gain=0.4", "var"])[0].gain == 0.4
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("pai:gain=0.4,guidance=1+var", "pai:gain=0.4,guidance=1+var"),
+        (f"pai:gain={method_class('pai')().gain}", "pai"),
+        ("pai:heads=2:0,layers=1,2,gate=entropy>0.5", "pai:layers=1,2,heads=2:0,gate=entropy>0.5"),
+        ("lqcd:neutraliser=os.path:join", "lqcd:neutraliser=os.path:join"),
+    ],
+)
+def test_methods_write_the_line_that_they_are_read_from(text, line):
+    assert written_methods(resolve_methods(text)) == line
+    assert resolve_methods(line) == resolve_methods(text)
+
+
+def test_every_method_can_be_written_and_read_again():
+    for name in method_files():
+        cls = method_class(name)
+        variants = [cls.neutral()]
+        for item in cls.options():
+            for word in item.metadata["choices"][1:] if item.name == "variant" else ():
+                variants.append(cls(variant=word))
+                assert written_methods(variants[-1:]) == f"{name}:variant={word}"
+        for method in variants:
+            assert resolve_methods(written_methods([method])) == (method,)
+
+
+def test_a_default_is_written_where_the_profile_has_another_value():
+    settings = {"pai": {"gain": Setting(value=0.7, source="paper", profile="mine")}}
+    profile = Profile(name="mine", match={}, settings=settings)
+    default = method_class("pai")().gain
+    for text, line in (("pai", "pai:gain=0.7"), (f"pai:gain={default}", f"pai:gain={default}")):
+        (method,) = (item.with_settings(profile.settings_of("pai")) for item in resolve_methods(text))
+        assert written_methods([method], profile) == line
 
 
 def test_wrap_takes_what_the_tables_print():
@@ -138,6 +177,27 @@ def test_a_file_is_a_method(registered, tmp_path):
     (spec,) = parse_methods([str(path)], {"halved.share": "0.75"})
     assert spec.methods[0].share == 0.75 and spec.label == str(path)
     assert resolve_methods("halved")[0].share == 0.5, "known by its name once it was loaded"
+
+
+def test_a_changed_method_file_is_not_served_from_the_answers_of_the_earlier_one(registered, tmp_path):
+    path, out = tmp_path / "edited.py", tmp_path / "run"
+    path.write_text(OWN_METHOD.format(name="edited"))
+    (method,) = resolve_methods(str(path))
+    before = {"methods": [method.describe()]}
+    assert before["methods"][0]["file"]["file"] == "edited.py"
+    path.write_text(OWN_METHOD.format(name="edited") + "    other: float = option(0.5, help='More.')\n")
+    assert method.describe() == before["methods"][0], "what runs is what was loaded"
+    other = tmp_path / "next_process"
+    other.mkdir()
+    (other / "edited.py").write_text(path.read_text())
+    del registry._REGISTERED["edited"]
+    now = {"methods": [resolve_methods(str(other / "edited.py"))[0].describe()]}
+    MethodFolder(out, before, "edited.py").save_sessions()
+    MethodFolder(out, before, "edited.py").check(resume=True)
+    with pytest.raises(ValueError, match=r"edited\.py has changed since the answers in .*run were made; give another"):
+        MethodFolder(out, now, "edited.py").check(resume=True)
+    MethodFolder(out, now, "edited.py").check(resume=False)
+    assert "file" not in resolve_methods("pai")[0].describe(), "folders of built-in methods go on as ever"
 
 
 def test_an_unregistered_class_is_named_after_its_file(registered, tmp_path):

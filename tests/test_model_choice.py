@@ -23,7 +23,7 @@ def test_every_family_takes_the_default_and_it_acts(zoo_model, family):
     with torch.no_grad():
         plain = zoo.model.generate(**inputs, **STEPS)
         with wrap(zoo.model) as guard:
-            assert guard.describe() == "pai"
+            assert guard.describe().startswith("pai:gain=0.3" if family != "mllama" else "pai:gain=0")
             found = guard.generate(**inputs, **STEPS)
     assert found.logits[0].isfinite().all() and not torch.equal(found.logits[0], plain.logits[0])
     assert_pristine(zoo.model)
@@ -32,11 +32,11 @@ def test_every_family_takes_the_default_and_it_acts(zoo_model, family):
 def test_the_profiles_choice_comes_first(zoo_model):
     model = zoo_model("llava").model
     with wrap(model, None, "auto", profile=profile("m3id:forgetting=0.5")) as guard:
-        assert guard.describe() == "m3id" and guard.methods[0].method.forgetting == 0.5
+        assert guard.describe() == "m3id:forgetting=0.5" and guard.methods[0].method.forgetting == 0.5
     with wrap(model, None, "auto", profile=profile("none")) as guard:
         assert guard.describe() == "none"
     with wrap(model, None, "auto+m3id", profile=profile("pai:gain=0.3,guidance=1")) as guard:
-        assert guard.describe() == "pai+m3id" and guard.methods[0].method.gain == 0.3
+        assert guard.describe() == "pai:gain=0.3,guidance=1+m3id" and guard.methods[0].method.gain == 0.3
 
 
 def test_it_is_a_call_s_method_too(zoo_model):

@@ -1,5 +1,9 @@
 """The model table says what the tests really run, and the entries behind it are what the models are."""
 
+import re
+from pathlib import Path
+
+import method_cases
 import pytest
 import torch
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
@@ -8,6 +12,7 @@ from vlm_guard import wrap
 from vlm_guard.families.architecture import describe_architecture
 from vlm_guard.families.family import architecture_entries, entry_of
 from vlm_guard.families.table import CHECKED, REFUSED, TESTED, UNBUILT, model_rows, models_markdown, models_summary
+from vlm_guard.method.registry import method_names
 from vlm_guard.method.visual_tokens import visual_mask
 from zoo import Prompt, build, families
 
@@ -78,3 +83,20 @@ def test_every_family_of_the_mapping_has_a_row():
 )
 def test_families_that_people_use_are_tested_with_pictures(model_type):
     assert entry_of(model_type).zoo
+
+
+def test_the_page_says_which_families_refuse_a_method():
+    page = (Path(__file__).resolve().parents[1] / "docs" / "models.md").read_text(encoding="utf-8")
+    section = page.partition("## Methods that some families refuse")[2]
+    written = {}
+    for line in section.splitlines():
+        if line.startswith("| `"):
+            methods, families_named, _ = (cell.strip() for cell in line.strip("|").split("|"))
+            named = set(re.findall(r"`([^`]+)`", families_named))
+            written |= dict.fromkeys(re.findall(r"`([^`]+)`", methods), (families_named.startswith("all but"), named))
+    # CARVE is refused nowhere; the zoo has only some processors. OPERA answers by a search of its own.
+    for name in set(method_names()) - {"carve", "opera"}:
+        works = {method_cases.config_of(zoo).model_type for zoo in WORKING if method_cases.supports(name, zoo)}
+        refused = {method_cases.config_of(zoo).model_type for zoo in WORKING if not method_cases.supports(name, zoo)}
+        all_but, named = written.get(name, (False, set()))
+        assert named == (works if all_but else refused), name

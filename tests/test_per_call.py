@@ -72,6 +72,12 @@ def test_mistakes_leave_the_guard_as_it_was(llava, inputs):
     with wrap(llava.model, None, "zerotuning", factor=0.4) as guard:
         with pytest.raises(ValueError, match="unknown method 'pay'"):
             guard.generate(**inputs, method="pay")
+        with pytest.raises(ValueError, match=r"gain=0.3, an option of pai.*no method=.*method='pai:gain=0.3'"):
+            guard.generate(**inputs, gain=0.3)
+        with pytest.raises(ValueError, match="option of zerotuning, but no method="):
+            guard.generate(**inputs, factor=0.3)
+        with pytest.raises(ValueError, match="not used by the model"):
+            guard.generate(**inputs, never_heard_of=1)
         with pytest.raises(ValueError, match="option gain is 9"):
             llava.model.generate(**inputs, guard="pai:gain=9")
         for text in ("os:system", "evil.py", "evil.py:Method:strength=1"):

@@ -20,6 +20,7 @@ from vlm_guard.method.attention_calls import SLOT, BoundMethod, LayerSlot
 from vlm_guard.method.base import Method
 from vlm_guard.method.forward_call import InputsCall
 from vlm_guard.method.hooks import acts_before_logits
+from vlm_guard.method.method_text import written_methods
 from vlm_guard.method.registry import acting_methods, methods_for_model, resolve_methods
 from vlm_guard.method.requirements import refuse_trace, refuse_unmet_needs
 from vlm_guard.method.split_heads import HeadSplit
@@ -70,15 +71,21 @@ def wrap(
     Raises:
         ValueError: unknown method or option, a value out of range, a model that cannot be guarded, a model that is
             already guarded, or a missing processor or profile; the message says what to do.
-        TypeError: `model` is not a transformers model.
+        TypeError: `model` is not a transformers model, or a method was given where the processor belongs.
     """
+    if isinstance(processor, str | Method):
+        given = repr(processor) if isinstance(processor, str) else f"the method {processor.name!r}"
+        raise TypeError(
+            f"the second argument is the model's processor, given {given}; a method is the third: "
+            "wrap(model, processor, 'var'), or wrap(model, None, 'pai') where a method needs no processor"
+        )
     refuse_compiled_parts(model)
     inner = unwrap(model)
     if GUARD_ATTRIBUTE in inner.__dict__:
         active = inner.__dict__[GUARD_ATTRIBUTE].describe()
         raise ValueError(
             f"this model is already guarded by {active!r}; call .remove() on that guard first, "
-            f"or combine methods in one call, for example '{active}+vcd'"
+            f"or give all methods at once, in a text such as '{active}+...' or a list"
         )
     architecture, profile = describe_architecture(inner), profile or find_profile(inner.config)
     methods = methods_for_model(resolve_methods(method, options), architecture, profile)
@@ -186,14 +193,17 @@ class Guard(AbstractContextManager):
             **kwargs: of `generate`; `model.generate(..., guard="vcd:strength=0.5")` does the same.
 
         Raises:
-            ValueError: a method or a part of the grounding that this model cannot have, or no processor for it.
+            ValueError: a method or a part of the grounding that this model cannot have, or no processor for it; or the
+                guard was removed.
         """
+        if not self._attached:
+            raise ValueError(
+                "this guard was removed, so nothing is guarded; call model.generate(...) for the plain model, "
+                "guard.attach() to guard it again, or wrap(...) for another method"
+            )
         if grounding:
             return grounded_generate(self, method, args, kwargs, grounding)
-        if method is not None:
-            return self._per_call.generate(method, args, kwargs)
-        generate: Any = self.model.generate
-        return generate(*args, **kwargs)
+        return self._per_call.generate(method, args, kwargs)
 
     def findings(self, method: str) -> SimpleNamespace:
         """What `method` found out in this `generate` call or forward pass, apart from any decoder layer."""
@@ -300,8 +310,8 @@ class Guard(AbstractContextManager):
         raise ValueError("a guarded model cannot be pickled; call .remove() on its guard first")
 
     def describe(self) -> str:
-        """The names of the methods, such as "var+vcd"."""
-        return "+".join(bound.method.name for bound in self.methods)
+        """The methods with the settings that are not their defaults, as `wrap` takes them: "pai:gain=0.4+var"."""
+        return written_methods((bound.method for bound in self.methods), self.target.profile)
 
     # -- installing -------------------------------------------------------------------------------------------
 

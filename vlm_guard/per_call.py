@@ -37,17 +37,19 @@ class PerCall:
         self._guard = guard
         self._prepared: OrderedDict[str, Guard] = OrderedDict()
 
-    def generate(self, choice: Choice, args: tuple, kwargs: Mapping[str, Any]) -> Any:
+    def generate(self, choice: Choice | None, args: tuple, kwargs: Mapping[str, Any]) -> Any:
         """One `generate` call of the model with the methods of `choice` instead of the guard's.
 
         Args:
-            choice: as for `wrap`; "none" is the model as it is.
+            choice: as for `wrap`; "none" is the model as it is, None leaves the guard's own methods.
             args: of `generate`.
             kwargs: of `generate`, and options of the methods by their names.
 
         Raises:
-            ValueError: unknown method or option, or a method that this model cannot have.
+            ValueError: unknown method or option, a method that this model cannot have, or options without a method.
         """
+        if choice is None:
+            return self._with_own_methods(args, kwargs)
         methods, rest = _chosen(choice, kwargs)
         guard = self._guard
         with guard.suspended():
@@ -62,6 +64,20 @@ class PerCall:
                 return guarded(*args, **rest)
             finally:
                 other.remove()
+
+    def _with_own_methods(self, args: tuple, kwargs: Mapping[str, Any]) -> Any:
+        generate: Any = self._guard.model.generate
+        try:
+            return generate(*args, **kwargs)
+        except ValueError as error:
+            # transformers names the arguments it does not know; an option of a method among them says what was meant.
+            unknown = [name for name in kwargs if "model_kwargs" in str(error) and repr(name) in str(error)]
+            own = [bound.method.name for bound in self._guard.methods]
+            for name in unknown:
+                methods = _methods_with(name, own) or _methods_with(name, method_names())
+                if methods:
+                    raise ValueError(_without_method(name, kwargs[name], methods)) from error
+            raise
 
     def _guard_of(self, methods: tuple[Method, ...]) -> "Guard":
         guard, key = self._guard, json.dumps([method.describe() for method in methods], default=str)
@@ -100,3 +116,18 @@ def _chosen(choice: Choice, kwargs: Mapping[str, Any]) -> tuple[tuple[Method, ..
     options = {name: value for name, value in kwargs.items() if name in known or name.partition(".")[0] in names}
     rest = {name: value for name, value in kwargs.items() if name not in options}
     return resolve_methods(choice, options), rest
+
+
+def _methods_with(name: str, methods: Sequence[str]) -> list[str]:
+    """Those of these methods that have the option `name`, which may be written with its method (pai.gain)."""
+    owner, dot, option = name.rpartition(".")
+    named = [method for method in methods if not dot or method == owner]
+    return [method for method in named if option in {item.name for item in fields(method_class(method))}]
+
+
+def _without_method(name: str, value: Any, methods: Sequence[str]) -> str:
+    text = f"{methods[0]}:{name.rpartition('.')[2]}={value}"
+    return (
+        f"generate was given {name}={shown(value)}, an option of {', '.join(methods)}, but no method= that it belongs "
+        f"to; write for this call guard.generate(..., method={text!r}), or wrap the model with {text!r}"
+    )

@@ -9,21 +9,25 @@ Measures, by layer and query head, over the rows that predict an answer:
   image share   attention on visual tokens.
   retrieval     share of the nouns at which the lens reads, at the patch that the head looks at most, the very noun with
                 at least `READ` probability; `chance` is the share of patches where it does.
+  distance      from the semantic centre of the layer, see `contributions.py`.
 
 A token becomes a sink where its hidden state grows: the first layer behind which it is `GROWN` times as long as the
-median token's.
+median token's. Which tokens are sinks in which layer, and what makes them so: `sinks.py`, measured along with this.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from vlm_guard.eval.attention.contributions import head_distances, projected_heads
 from vlm_guard.eval.attention.facts import PROMPT, blind_ids, extended
 from vlm_guard.eval.attention.record import AttentionRecord, record_attention
+from vlm_guard.eval.attention.sinks import Sink, sinks_of, summarised
 from vlm_guard.eval.run.prompting import find_template
 from vlm_guard.families.architecture import Architecture, describe_architecture, unwrap
 from vlm_guard.families.head_list import head_list
@@ -38,7 +42,7 @@ SINK_SHARE = 0.3
 READ = 0.1
 GROWN = 5.0
 ANSWER_TOKENS = 64
-LISTS = ("dormant", "image", "retrieval")
+LISTS = ("dormant", "image", "retrieval", "distant")
 
 
 def head_facts(model: nn.Module, processor: Any, images: Sequence[Image.Image], prompt: str = PROMPT) -> dict[str, Any]:
@@ -62,8 +66,12 @@ def head_facts(model: nn.Module, processor: Any, images: Sequence[Image.Image], 
             "be told apart by"
         )
     collected: dict[str, list[Tensor]] = {}
+    sinks: list[Sink] = []
+    no_distance = _why_no_distance(architecture)
     for picture in images:
-        for name, value in _of_picture(model, processor, architecture, picture, prompt).items():
+        measured, of_picture = _of_picture(model, processor, architecture, picture, prompt, not no_distance)
+        sinks += of_picture
+        for name, value in measured.items():
             collected.setdefault(name, []).append(value)
     means = {name: torch.stack(values).float().mean(0) for name, values in collected.items() if name != "retrieval"}
     found = torch.stack([value for value in collected["retrieval"]]).float()
@@ -75,6 +83,9 @@ def head_facts(model: nn.Module, processor: Any, images: Sequence[Image.Image], 
         "image": _outstanding(means["image_share"]),
         "retrieval": _outstanding(retrieval) & (retrieval > means["chance"]),
     }
+    if "distance" in means:
+        # The centre is the layer's own, so heads stand out among those of their layer.
+        stand_out["distant"] = torch.stack([_outstanding(layer) for layer in means["distance"]])
     return {
         "pictures": len(images),
         "nouns": int(nouns),
@@ -85,18 +96,22 @@ def head_facts(model: nn.Module, processor: Any, images: Sequence[Image.Image], 
         "image_share": _rounded(means["image_share"]),
         "retrieval": _rounded(retrieval),
         "retrieval_chance": round(float(means["chance"]), 4),
+        "distance": _rounded(means["distance"]) if "distance" in means else None,
+        "no_distance": no_distance,
         "longest_token_by_state": _rounded(means["longest"]),
         "becomes_sink_in_layer": _first_layer(means["longest"]),
         "lists": {name: head_list(dict(zip(layers, chosen))) for name, chosen in stand_out.items()},
+        "sinks": summarised(architecture, sinks, len(images)),
     }
 
 
 def head_list_facts(facts: Mapping[str, Any]) -> dict[str, Fact]:
-    """What a profile keeps of `head_facts`: the lists, for `heads=retrieval`, `heads=dormant` and `heads=image`."""
+    """What a profile keeps of `head_facts`: the lists, for `heads=retrieval`, `heads=dormant` and the like."""
     rules = {
         "dormant": f"one key gets more than {SINK_SHARE:g} of the attention on at least half of the prompts",
         "image": "their share of attention on visual tokens is more than a standard deviation above the mean",
         "retrieval": f"the patch they look at most reads as the coming noun (chance {facts['retrieval_chance']:.2f})",
+        "distant": "what they add lies more than a standard deviation further from their layer's centre than the mean",
     }
     return {
         f"heads_{name}": Fact(
@@ -105,12 +120,13 @@ def head_list_facts(facts: Mapping[str, Any]) -> dict[str, Fact]:
             note=f"{rules[name]}; over {facts['pictures']} pictures, {facts['nouns']} nouns",
         )
         for name in LISTS
+        if name in facts["lists"]
     }
 
 
 def _of_picture(
-    model: nn.Module, processor: Any, architecture: Architecture, picture: Image.Image, prompt: str
-) -> dict[str, Tensor]:
+    model: nn.Module, processor: Any, architecture: Architecture, picture: Image.Image, prompt: str, distances: bool
+) -> tuple[dict[str, Tensor], list[Sink]]:
     template, device = find_template(processor), next(model.parameters()).device
     inputs = dict(template.encode(processor, [picture.convert("RGB")], [prompt]).to(device))
     length = inputs["input_ids"].shape[1]
@@ -118,7 +134,8 @@ def _of_picture(
     answer = generate(**inputs, max_new_tokens=ANSWER_TOKENS, do_sample=False)[0, length:]
     whole = extended(inputs, answer)
     states = VisualStates.of(architecture)
-    with states.recording(architecture, whole["input_ids"]):
+    with states.recording(architecture, whole["input_ids"]), ExitStack() as stack:
+        given = stack.enter_context(projected_heads(architecture)) if distances else {}
         seen = record_attention(model, whole)
     blind_prompt = {"input_ids": blind_ids(processor, prompt).to(device)}
     blind = record_attention(model, extended(blind_prompt, answer))
@@ -129,7 +146,7 @@ def _of_picture(
     rested = torch.stack(blind.weights)[:, :, first:-1].mean(2).amax(-1)
     retrieval, chance = _retrieval(model, processor, states, rows, visual, answer)
     longest = seen.norms[:, :length].amax(-1) / seen.norms.median(-1).values
-    return {
+    measured = {
         "sink_rate": (mean > SINK_SHARE).float().cpu(),
         "sink_rate_without_picture": (rested > SINK_SHARE).float().cpu(),
         "value_norm": _value_norms(seen, sink).cpu(),
@@ -138,6 +155,18 @@ def _of_picture(
         "chance": chance.cpu(),
         "longest": longest.cpu(),
     }
+    if distances:
+        measured["distance"] = head_distances(architecture, given, slice(length - 1, -1)).cpu()
+    return measured, sinks_of(model, architecture, whole, length, seen)
+
+
+def _why_no_distance(architecture: Architecture) -> str | None:
+    """Why the distance of this family's heads cannot be measured; None where it can."""
+    try:
+        with projected_heads(architecture):
+            return None
+    except ValueError as error:
+        return str(error)
 
 
 def _value_norms(record: AttentionRecord, sink: Tensor) -> Tensor:
@@ -168,7 +197,7 @@ def _retrieval(
 
 
 def _outstanding(values: Tensor) -> Tensor:
-    """[layers, H] bool, more than a standard deviation above the mean of all heads."""
+    """Which values are more than a standard deviation above the mean of all of them, bool of the same shape."""
     return values > values.mean() + values.std()
 
 

@@ -12,6 +12,9 @@ def print_heads(console: Console, facts: Mapping[str, Any]) -> None:
     title = f"heads, over {facts['pictures']} pictures of {facts['data']} and {facts['nouns']} nouns"
     table = Table(box=None, header_style="dim", title=title, title_justify="left", title_style="bold")
     columns = ("layer", "rest on a sink", "without picture", "sink's value", "look at picture", "best retrieval")
+    distances = facts["distance"]
+    if distances is not None:
+        columns += ("furthest head",)
     for column in columns:
         table.add_column(column, justify="right")
     for index, layer in enumerate(facts["layers"]):
@@ -23,14 +26,12 @@ def print_heads(console: Console, facts: Mapping[str, Any]) -> None:
             f"{_mean(facts['value_norm_of_sinks'][index]):.2f}x",
             f"{100 * _mean(facts['image_share'][index]):.0f} %",
             f"{100 * max(facts['retrieval'][index]):.0f} %",
+            *(() if distances is None else (f"{max(distances[index]):.1f}x",)),
         )
     console.print(table)
-    grown = facts["becomes_sink_in_layer"]
-    console.print(
-        f"retrieval by chance: {100 * facts['retrieval_chance']:.0f} %. A token becomes a sink (its state grows): "
-        f"{'in no layer' if grown is None else f'in layer {grown}'}.",
-        highlight=False,
-    )
+    console.print(f"retrieval by chance: {100 * facts['retrieval_chance']:.0f} %.", highlight=False)
+    if distances is None:
+        console.print(f"no distances from the centre: {facts['no_distance']}", highlight=False, markup=False)
     for name, listed in facts["lists"].items():
         console.print(f"heads={name}: {listed or 'none'}", highlight=False, markup=False, soft_wrap=True)
     if "profile" in facts:

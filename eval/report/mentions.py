@@ -35,7 +35,12 @@ def marked_text(text: str, mentions: Sequence[Mention]) -> Text:
 
 
 def print_mentions(
-    console: Console, text: str, mentions: Sequence[Mention], size: tuple[int, int], repaired: Repaired | None = None
+    console: Console,
+    text: str,
+    mentions: Sequence[Mention],
+    size: tuple[int, int],
+    repaired: Repaired | None = None,
+    caution: str = "",
 ) -> None:
     """Print an answer with its mentions.
 
@@ -45,12 +50,15 @@ def print_mentions(
         mentions: of it.
         size: (width, height) of the picture in pixels, for boxes.
         repaired: the answer after its repair, if it was asked for.
+        caution: what must be known before the marks are believed; stands behind the table.
     """
     console.print(marked_text(text, mentions), highlight=False)
     if not mentions:
         console.print("no thing was found in this answer that could be checked", style="dim", highlight=False)
     else:
         console.print(_table(mentions, size))
+        if caution:
+            console.print(caution, style="yellow", markup=False, highlight=False)
     if repaired is None:
         return
     gone = ", ".join(f"“{escape(printable(part.text))}” ({part.how})" for part in repaired.removed)

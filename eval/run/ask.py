@@ -37,11 +37,19 @@ class MethodAnswer:
     mentions: tuple[Mention, ...] | None = None
     repaired: Repaired | None = None
 
-    def to_dict(self, width: int, height: int) -> dict[str, Any]:
-        """The answer as JSON can hold it, boxes in fractions and in pixels of a picture of this size."""
+    def to_dict(self, width: int, height: int, scores_apply: bool = True) -> dict[str, Any]:
+        """The answer as JSON can hold it, boxes in fractions and in pixels of a picture of this size.
+
+        Args:
+            width: of the picture, in pixels.
+            height: of the picture, in pixels.
+            scores_apply: False where the model cannot know this kind of picture; said beside the mentions then.
+        """
         found: dict[str, Any] = {name: getattr(self, name) for name in ("method", "text", "tokens", "seconds")}
         if self.mentions is not None:
             found["mentions"] = [_mention_entry(mention, width, height) for mention in self.mentions]
+            if not scores_apply:
+                found["scores_apply"] = False
         if self.repaired is not None:
             found["repaired"] = asdict(self.repaired)
         return found

@@ -25,7 +25,7 @@ def predict(run: Evaluation) -> dict[str, Any]:
     """
     engine, settings = run.engine, run.settings
     if not isinstance(engine, InProcess):
-        raise ValueError("--dry-run times one batch in this process; beside --endpoint give --count 2 to try a run")
+        raise ValueError("--dry-run times one batch in this process; beside --endpoint or --engine give --count 2")
     processor = engine.loaded.processor
     tasks: dict[str, Any] = {}
     for name, task in run.tasks.items():

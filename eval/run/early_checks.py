@@ -51,6 +51,7 @@ def refuse_mistakes(settings: RunSettings, out: Path | None = None) -> None:
         lambda: check_settings(settings, 1),
         lambda: _check_place(settings),
         lambda: _check_dtype(settings),
+        lambda: _check_engine(settings),
         *_method_checks(settings),
         lambda: _check_protocol(settings),
         lambda: check_data(settings),
@@ -96,6 +97,11 @@ def _check_place(settings: RunSettings) -> None:
 def _check_dtype(settings: RunSettings) -> None:
     if settings.dtype not in ("auto", *DTYPE_NAMES):
         raise ValueError(f"dtype is {settings.dtype!r}; allowed: auto, {', '.join(DTYPE_NAMES)}")
+
+
+def _check_engine(settings: RunSettings) -> None:
+    if settings.engine != "vllm" and settings.max_model_len is not None:
+        raise ValueError("--max-model-len is for vLLM's engine; give --engine vllm, too")
 
 
 def _method_checks(settings: RunSettings) -> Iterator[Callable[[], None]]:

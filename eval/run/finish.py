@@ -12,6 +12,7 @@ from vlm_guard.eval.run.results import MethodResult, RunResults
 from vlm_guard.eval.run.setup import Evaluation
 from vlm_guard.eval.run.statistics import LEVEL
 from vlm_guard.eval.run.summary import BOOTSTRAP_SEED, MethodRecords
+from vlm_guard.eval.scenes.recognise import note_about_files
 
 
 @dataclass(kw_only=True)
@@ -113,7 +114,9 @@ def summarise_run(run: Evaluation, methods: Sequence[AnsweredMethod]) -> RunResu
         methods=results,
     )
     notes = [*finished.shortfalls(), *_damages(methods), *_mixed_sources(methods), *_mixed_runs(methods)]
-    notes += _mixed_endpoints(methods)
+    notes += [*_mixed_endpoints(methods), *_mixed_files(methods)]
+    if run.data.kind != "scenes" and run.settings.endpoint is None:
+        notes += filter(None, [note_about_files(run.settings.model, run.data.images.values())])
     return finished.model_copy(update={"notes": notes})
 
 
@@ -157,3 +160,16 @@ def _mixed_endpoints(methods: Sequence[AnsweredMethod]) -> list[str]:
     if len(found) < 2:
         return []
     return [f"the records were made by servers at {len(found)} addresses: {', '.join(found)}"]
+
+
+def _mixed_files(methods: Sequence[AnsweredMethod]) -> list[str]:
+    """A note for every file of a method that was changed between the methods of one table."""
+    states: dict[str, dict[str, list[str]]] = {}
+    for method in methods:
+        for file in [item["file"] for item in method.described if "file" in item]:
+            states.setdefault(file["file"], {}).setdefault(file["sha256"], []).append(method.label)
+    return [
+        f"{name} was changed between {' and '.join(', '.join(labels) for labels in by_state.values())}"
+        for name, by_state in states.items()
+        if len(by_state) > 1
+    ]

@@ -72,8 +72,23 @@ class AnsweredBatch:
     output: Tensor
 
 
-def prepare_batch(samples: Sequence[Sample], task: Task, template: PromptTemplate, processor: Any) -> PreparedBatch:
-    """Read the pictures of a batch (each form of each once) and make the model's inputs."""
+@dataclass(frozen=True, kw_only=True)
+class ReadBatch:
+    """A batch whose images are read.
+
+    Attributes:
+        samples: the samples that can be asked.
+        pictures: one for each of them; samples about the same picture share it.
+        broken: why an image could not be read, by the key of every sample that needs it.
+    """
+
+    samples: tuple[Sample, ...]
+    pictures: tuple[Image.Image, ...]
+    broken: dict[str, str]
+
+
+def read_batch(samples: Sequence[Sample], task: Task) -> ReadBatch:
+    """Read the pictures of a batch, each form of each once."""
     pictures: dict[tuple[int, str], Image.Image] = {}
     reasons: dict[tuple[int, str], str] = {}
     for sample in samples:
@@ -85,17 +100,22 @@ def prepare_batch(samples: Sequence[Sample], task: Task, template: PromptTemplat
         except OSError as error:
             reasons[place] = unreadable_reason(error, task.data.images[sample.image_id])
     readable = tuple(sample for sample in samples if (sample.image_id, sample.variant) in pictures)
-    inputs = None
-    if readable:
-        prompts = [sample.prompt for sample in readable]
-        shown = [pictures[sample.image_id, sample.variant] for sample in readable]
-        inputs = template.encode(processor, shown, prompts)
     broken = {
         sample.key: reasons[sample.image_id, sample.variant]
         for sample in samples
         if (sample.image_id, sample.variant) in reasons
     }
-    return PreparedBatch(samples=readable, inputs=inputs, broken=broken)
+    shown = tuple(pictures[sample.image_id, sample.variant] for sample in readable)
+    return ReadBatch(samples=readable, pictures=shown, broken=broken)
+
+
+def prepare_batch(samples: Sequence[Sample], task: Task, template: PromptTemplate, processor: Any) -> PreparedBatch:
+    """Read the pictures of a batch and make the model's inputs."""
+    read = read_batch(samples, task)
+    inputs = None
+    if read.samples:
+        inputs = template.encode(processor, read.pictures, [sample.prompt for sample in read.samples])
+    return PreparedBatch(samples=read.samples, inputs=inputs, broken=read.broken)
 
 
 def generate_batch(

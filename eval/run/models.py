@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vlm_guard.builtin_model import builtin, is_shipped, shipped_folder
+from vlm_guard.eval.run.decoding import CheckpointDecoding
 from vlm_guard.eval.run.hub import refuse_unreachable, retries_said_once
 from vlm_guard.eval.run.settings import DTYPE_NAMES
 from vlm_guard.families.architecture import inference_device
@@ -137,6 +138,23 @@ def load_config(name: str, revision: str | None = None, trust_remote_code: bool 
         raise ValueError(f"cannot read the configuration of {name!r}: {reason}") from error
 
 
+def generation_settings(source: str, revision: str | None, config: "PretrainedConfig") -> CheckpointDecoding:
+    """What a checkpoint's generation settings add to a run's, without loading the checkpoint.
+
+    Args:
+        source: a folder or a Hugging Face id.
+        revision: of the id.
+        config: the model's, which has the settings of checkpoints that keep them there.
+    """
+    from transformers import GenerationConfig
+
+    try:
+        found = GenerationConfig.from_pretrained(source, revision=revision)
+    except OSError:
+        found = GenerationConfig.from_model_config(config)
+    return CheckpointDecoding.of(found)
+
+
 def prepare_processor(processor: Any) -> None:
     """Make a processor pad prompts on the left, with the end-of-text token where it has no padding token."""
     tokenizer = getattr(processor, "tokenizer", processor)
@@ -145,8 +163,16 @@ def prepare_processor(processor: Any) -> None:
         tokenizer.pad_token = tokenizer.eos_token
 
 
-def identify(name: str, model: "PreTrainedModel") -> dict[str, Any]:
+def identify(
+    name: str, model: "PreTrainedModel", *, dtype: str | None = None, device: str | None = None
+) -> dict[str, Any]:
     """Which weights these are, as written into results.
+
+    Args:
+        name: of the model, as it was given.
+        model: the model, or its shape alone.
+        dtype: of the weights, where another engine has them.
+        device: the same.
 
     A local folder is named by its last part, so that no machine's paths get into results, and by a hash of its
     weight files; a Hugging Face model by its id and commit.
@@ -160,8 +186,8 @@ def identify(name: str, model: "PreTrainedModel") -> dict[str, Any]:
         "weights": hash_weights(folder) if local else None,
         "class": type(model).__name__,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": inference_device(model).type,
+        "dtype": dtype or str(model.dtype).removeprefix("torch."),
+        "device": device or inference_device(model).type,
     }
 
 

@@ -43,14 +43,24 @@ class PromptTemplate:
             )
         return self.text.replace("{image}", token).replace("{prompt}", prompt)
 
+    def ids(self, processor: Any, prompt: str) -> list[int]:
+        """The token ids of a prompt with one image, the image one placeholder that is not yet repeated."""
+        text, tokenizer = self.render(processor, prompt), getattr(processor, "tokenizer", processor)
+        return list(tokenizer(text, add_special_tokens=not _begins(tokenizer, text))["input_ids"])
+
     def encode(self, processor: Any, images: Sequence[Image], prompts: Sequence[str]) -> Any:
         """The padded model inputs of a batch, one image per prompt, on the CPU."""
         texts = [self.render(processor, prompt) for prompt in prompts]
         options: dict[str, Any] = {"padding": True, "return_tensors": "pt"}
         tokenizer = getattr(processor, "tokenizer", processor)
-        if tokenizer.bos_token is not None and texts[0].startswith(tokenizer.bos_token):
+        if _begins(tokenizer, texts[0]):
             options["add_special_tokens"] = False  # the template has written it already
         return processor(images=[[image] for image in images], text=texts, **options)
+
+
+def _begins(tokenizer: Any, text: str) -> bool:
+    """Whether a text has its begin token already."""
+    return tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
 
 
 def find_template(processor: Any, given: str | None = None) -> PromptTemplate:

@@ -42,6 +42,17 @@ def differing_fields(first: Mapping[str, Any], second: Mapping[str, Any]) -> lis
     ]
 
 
+def changed_method_files(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The names of the files of a combination's methods that held something else before.
+
+    Answers of versions that noted no files count as made with another one: nothing says that they were not.
+    """
+    listed = before.get("methods")
+    known = [item.get("file") for item in listed if isinstance(item, Mapping)] if isinstance(listed, list) else []
+    files = [item["file"] for item in now.get("methods", []) if "file" in item]
+    return [file["file"] for file in files if file not in known]
+
+
 class MethodFolder:
     """The folder of one method's records.
 
@@ -91,6 +102,12 @@ class MethodFolder:
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{path} is damaged ({error}); start anew with --no-resume") from error
             differing = differing_fields(fingerprint, self.fingerprint)
+            changed = changed_method_files(fingerprint, self.fingerprint)
+            if changed:
+                raise ValueError(
+                    f"{' and '.join(changed)} has changed since the answers in {self.folder} were made; give another "
+                    "--out, or --no-resume to delete them"
+                )
             if differing:
                 name, before, now = differing[0]
                 more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""

@@ -22,6 +22,7 @@ from vlm_guard.untrusted.yaml_files import read_yaml_mapping
 if TYPE_CHECKING:
     from vlm_guard.method.base import Method
 
+ENGINES = ("transformers", "vllm")
 _PROBLEMS_SHOWN = 4
 DTYPE_NAMES = ("float32", "bfloat16", "float16")
 """The weights' types that may be given by name."""
@@ -77,6 +78,10 @@ class RunSettings(BaseModel):
     trust_remote_code: bool = _field(False, "Run Python code shipped with the checkpoint.", "--trust-remote-code")
     strict: bool = _field(False, "Stop at an unreadable image.", "--strict")
     resume: bool = _field(True, "Go on with the records in --out. (default: resume)", "--resume/--no-resume")
+    engine: str = _field("transformers", "Who computes: transformers, or vllm (docs/serving.md).")
+    max_model_len: int | None = _field(
+        None, "With --engine vllm: tokens of the longest prompt with its answer. (default: the model's)", ge=2
+    )
     endpoint: str | None = _field(
         None, "Ask a server instead of loading a model: http://localhost:8000/v1 (docs/serving.md)."
     )
@@ -118,6 +123,13 @@ class RunSettings(BaseModel):
         if unknown or not value:
             raise ValueError(f"tasks are {shown(value)}; allowed: {', '.join(task_names())}")
         return list(dict.fromkeys(value))
+
+    @field_validator("engine")
+    @classmethod
+    def _known_engine(cls, value: str) -> str:
+        if value not in ENGINES:
+            raise ValueError(f"engines are {', '.join(ENGINES)}")
+        return value
 
     def of_task(self, name: str) -> TaskSettings:
         """The settings of a task, its defaults where nothing was said about it."""

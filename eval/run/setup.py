@@ -66,6 +66,10 @@ def set_up(settings: RunSettings, group: ProcessGroup | None = None) -> Evaluati
     group = group if group is not None else ProcessGroup(cpu=settings.device == "cpu")
     refuse_mistakes(settings)
     check_settings(settings, group.size)
+    if settings.engine == "vllm":
+        from vlm_guard.eval.run.engines.vllm_settings import check_vllm_settings
+
+        check_vllm_settings(settings, group.size)
     with group.main_first():
         data = open_data(settings)
     tasks = {name: task_class(name)(data, settings.of_task(name), settings.seed) for name in settings.tasks}
@@ -82,6 +86,10 @@ def set_up(settings: RunSettings, group: ProcessGroup | None = None) -> Evaluati
 
 def _engine(settings: RunSettings, group: ProcessGroup) -> Engine:
     """Whoever answers."""
+    if settings.engine == "vllm":
+        from vlm_guard.eval.run.engines.in_vllm import InVLLM
+
+        return InVLLM(settings, parse_methods(settings.methods, settings.options))
     if settings.endpoint is not None:
         return Endpoint(settings, base_address(settings.endpoint))
     from vlm_guard.eval.run.engines.in_process import InProcess  # brings torch, which a server's client does without

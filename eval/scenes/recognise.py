@@ -10,11 +10,15 @@ What remains undetected is a small picture of 96 x 96 pixels with as much detail
 photographs. Statistics of colours do not tell these from scenes, either.
 """
 
+from collections.abc import Iterable
+from pathlib import Path
+
 import numpy as np
 from PIL import Image
 
-from vlm_guard.builtin_model import is_shipped
+from vlm_guard.builtin_model import SMOL, is_shipped
 from vlm_guard.eval.scenes.render import SIZE
+from vlm_guard.untrusted.picture_reader import UnreadablePicture, read_picture, refuse_picture
 
 MOST_ALIKE = 0.3
 """A scene has no larger share of neighbouring pixels that are alike."""
@@ -22,10 +26,10 @@ MOST_ALIKE = 0.3
 _ALIKE = 2
 """Largest difference of a colour channel, out of 255, between pixels that count as alike."""
 
-NO_SCENE = (
-    "The built-in model knows 80 drawn things only and has never seen a photograph: this picture is none of its "
-    "scenes, so what it says of it means nothing."
+SCORES_SAY_NOTHING = (
+    "These scores and marks were fitted on drawn scenes, of which this picture is none: they say nothing about it."
 )
+"""For scores of what a model that comes with the package says of a picture that is no scene."""
 
 
 def may_be_scene(picture: Image.Image) -> bool:
@@ -41,10 +45,52 @@ def alike_share(picture: Image.Image) -> float:
 
 
 def note_about(model: str, picture: Image.Image) -> str:
-    """One sentence where the built-in model is shown something else than a scene; empty in all other cases.
+    """One sentence where a model that comes with the package is shown no scene; empty in all other cases.
 
     Args:
         model: the name the model was loaded by.
         picture: in any mode and size.
     """
-    return NO_SCENE if is_shipped(model) and not may_be_scene(picture) else ""
+    if not is_shipped(model) or may_be_scene(picture):
+        return ""
+    return f"{_knows(model)}: this picture is none of its scenes, so what it says of it means nothing."
+
+
+def note_about_files(model: str, paths: Iterable[Path]) -> str:
+    """The same sentence once for many pictures; files that are no pictures are left out.
+
+    Args:
+        model: the name the model was loaded by.
+        paths: the pictures. Of those of another size than a scene's only the header is read.
+    """
+    if not is_shipped(model):
+        return ""
+    scenes = [_file_may_be_scene(path) for path in paths]
+    readable, others = sum(found is not None for found in scenes), scenes.count(False)
+    if not others:
+        return ""
+    which = f"{others} of {readable} pictures are none of its scenes, so what it says of them means nothing"
+    if readable == others:
+        which = "none of these pictures is one of its scenes, so what it says of them means nothing"
+    return f"{_knows(model)}: {which}."
+
+
+def _knows(model: str) -> str:
+    name = SMOL if model.partition(":")[0] == SMOL else "The built-in model"
+    return f"{name} knows 80 drawn things only and has never seen a photograph"
+
+
+def _file_may_be_scene(path: Path) -> bool | None:
+    """None where the file is no picture."""
+    other_size = False
+
+    def check(size: tuple[int, int]) -> None:
+        nonlocal other_size
+        if size != (SIZE, SIZE):
+            other_size = True
+            raise refuse_picture("it is no scene")
+
+    try:
+        return may_be_scene(read_picture(path, check_size=check))
+    except (UnreadablePicture, FileNotFoundError):
+        return False if other_size else None

@@ -124,7 +124,8 @@ class VAR(Method):
             if known is None:
                 raise ValueError(
                     f"var needs the sink dimensions of this {target.architecture.model_type} model, and no profile has "
-                    "them. Run 'vlm-guard calibrate MODEL' once, or pass sink_dimensions='1415,2533'"
+                    "them. Run 'vlm-guard calibrate MODEL' once, or pass sink_dimensions and sink_threshold of this "
+                    "very checkpoint"
                 )
             dimensions = tuple(known)
             layers = (None if profile is None else profile.value("sink_layers")) or "all"

@@ -86,6 +86,9 @@ def answered(pictures, plain, guarded, objects=("dog", "bench")):
         ("A dog.", "A dog and a cat.", "made it worse"),
         ("A dog and a cat.", "A dog and a cat.", "changed nothing"),
         ("A dog and a cat.", "A dog and a kite.", "Hallucinated mentions: 1 plain, 1 guarded"),
+        ("A dog and a cat.", "the the of", "The guarded answer names no known object, so nothing can be said."),
+        ("the the of", "A cat.", "The plain answer names no known object, so nothing can be said."),
+        ("the of", "of the", "Neither answer names a known object, so nothing can be said."),
     ],
 )
 def test_the_verdict_says_what_happened_either_way(pictures, plain, guarded, said):
@@ -104,8 +107,10 @@ def test_a_search_counts_what_it_passes_over(pictures):
     assert not search.count(answered(pictures, "A cat and a kite.", "A cat."))  # names nothing that is there
     assert search.count(answered(pictures, "A dog and a cat.", "A dog."))
     assert (search.tried, search.hallucinated, search.helped, search.worsened) == (5, 4, 3, 1)
+    assert not search.count(answered(pictures, "A cat.", "the the of"))  # no known object is no help
+    assert (search.helped, search.silent) == (3, 1) and "no known object in 1" in search.summary(False)
     assert "picked because the guard helped" in search.summary(True)
-    assert "5 pictures" in search.summary(False) and "more in 1" in search.summary(False)
+    assert "6 pictures" in search.summary(False) and "more in 1" in search.summary(False)
 
 
 def test_searching_goes_on_from_the_picture_and_ends(answering_model, pictures):

@@ -5,6 +5,7 @@ import pytest
 from vlm_guard.demo.answering import GenerationSettings
 from vlm_guard.demo.comparing import Comparison, compare
 from vlm_guard.demo.sure_panel import SURE_HINT, Checked, mention_html, sure_html, sure_words_html
+from vlm_guard.eval.scenes.recognise import SCORES_SAY_NOTHING
 from vlm_guard.grounding import Box, Mention
 from vlm_guard.grounding.answers import GroundedAnswer
 from vlm_guard.grounding.presence import with_article
@@ -44,7 +45,8 @@ def test_both_answers_are_scored_and_shown(context, compared):
             and "<img" in detail
         )
     page = sure_html(sides, checked, repair=False)
-    assert "Repaired" not in page and "doubtful" in page
+    assert "Repaired" not in page and "doubtful" in page and "say nothing" not in page
+    assert sure_html(sides, checked, False, None, SCORES_SAY_NOTHING).count("they say nothing about it") == 1
     assert sure_html(sides, checked, repair=True).count("Repair") == 2, "one line below each answer"
 
 

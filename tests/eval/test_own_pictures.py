@@ -153,7 +153,7 @@ def test_answers_keep_what_questions_bring_and_pope_reads_them(pictures, tmp_pat
     assert code == 0, err
     scored = json.loads(printed)["methods"]
     assert scored["none"]["questions"] == 2 and set(scored["none"]["strategies"]) == {"all"}
-    files = [{"question_id": x["question_id"], "image": "1.png", "text": "?", "label": x["label"]} for x in lines[::2]]
+    files = [{"text": x["question"], **{key: x[key] for key in ("question_id", "image", "label")}} for x in lines[::2]]
     questions = write_lines(tmp_path / "pope_random.jsonl", files)
     code, printed, err = call(capsys, "pope", yes_no, "--questions", questions)
     assert code == 0, err

@@ -1,6 +1,7 @@
 """POPE's scores, counted by hand, and the pope command."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -188,3 +189,54 @@ def test_wrong_use_of_the_command_is_explained(files, capsys):
     two = [files["neutral", "random"], files["neutral", "popular"]]
     assert run("pope", *two, "--questions", files["questions", "random"]) == 2
     assert "1 question files but 2 answer files" in capsys.readouterr().err
+
+
+def test_answers_to_another_question_file_of_the_same_numbers_are_refused(files, tmp_path, capsys):
+    def answers_of(strategy, **kept):
+        path = tmp_path / f"said_{strategy}_{len(kept)}.jsonl"
+        asked = [json.loads(line) for line in Path(files["questions", strategy]).read_text().splitlines()]
+        lines = [
+            {"question_id": one["question_id"], "text": "No", **{key: make(one) for key, make in kept.items()}}
+            for one in asked
+        ]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return str(path)
+
+    def prompt(one):
+        return f"USER: {one['text'].upper()}  Please answer with one word."
+
+    said = answers_of("random", prompt=prompt, image=lambda one: f"val2014/{one['image'][:-4]}.png")
+    random, popular = files["questions", "random"], files["questions", "popular"]
+    assert run("pope", said, "--questions", random) == 0
+    assert "matched by number" not in capsys.readouterr().err, "what was asked is in the records"
+    assert run("pope", said, "--questions", popular) == 2
+    error = capsys.readouterr().err
+    assert f"{said}: record 2 is an answer to 'USER: IS THERE A" in error and f"of {popular} is 'Is there a" in error
+    assert "give the question file that was asked" in error
+    both = answers_of("popular", prompt=prompt), said, "--questions", random, "--questions", popular
+    assert run("pope", *both) == 2
+    assert f"are to {popular}: give the files in the same order" in capsys.readouterr().err
+    pictured = answers_of("random", image=lambda one: "COCO_val2014_000000000777.jpg")
+    assert run("pope", pictured, "--questions", random) == 2
+    assert "a question about 'COCO_val2014_000000000777.jpg'" in capsys.readouterr().err
+    assert run("pope", answers_of("random"), "--questions", popular) == 0
+    assert capsys.readouterr().err.count("note: matched by number only") == 1
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (None, "no answer could be read; it looks like a question file"),
+        (
+            {"image_id": 1, "caption": "A dog."},
+            "these are captions (image_id, caption); score them with vlm-guard ch",
+        ),
+        ({"answer": "%$"}, "no answer could be read: none of 30 says yes or no, the first is '%$'"),
+    ],
+)
+def test_a_file_without_answers_is_no_score_of_zero(files, tmp_path, capsys, record, message):
+    path = tmp_path / "given.jsonl"
+    path.write_text((json.dumps(record) + "\n") * 30)
+    given = files["questions", "random"] if record is None else str(path)
+    assert run("pope", given, "--questions", files["questions", "random"]) == 2
+    assert message in capsys.readouterr().err

@@ -48,7 +48,7 @@ def test_what_cannot_be_served_is_said_in_one_line(capsys, tested, methods, reas
 def test_without_a_tested_vllm_it_says_which_one(capsys, monkeypatch):
     monkeypatch.setattr(versions, "installed_version", lambda: None)
     code, said = run(capsys, "builtin", "--methods", "pai")
-    assert code == 2 and "serving needs vLLM 0.32.x" in said and "docs/serving.md" in said
+    assert code == 2 and "this needs vLLM 0.32.x" in said and "vlm-guard-hf[vllm]" in said and "docs/serving.md" in said
 
 
 def test_a_folder_that_is_not_there(capsys, tested):

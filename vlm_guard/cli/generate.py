@@ -66,7 +66,7 @@ def command(
     from vlm_guard.eval.run.ask import ask
     from vlm_guard.eval.run.generation import Decoding
     from vlm_guard.eval.run.models import load_model
-    from vlm_guard.eval.scenes.recognise import note_about
+    from vlm_guard.eval.scenes.recognise import SCORES_SAY_NOTHING, note_about
 
     loaded = load_model(model, dtype=dtype, device=device, device_map=device_map, trust_remote_code=trust_remote_code)
     answers = ask(
@@ -84,7 +84,7 @@ def command(
         # Not among the answers, which may be piped on.
         print(f"note: {note}", file=sys.stderr)
     if as_json:
-        shown = [answer.to_dict(*picture.size) for answer in answers]
+        shown = [answer.to_dict(*picture.size, scores_apply=not note) for answer in answers]
         print(printable_json(json.dumps(shown, indent=2, ensure_ascii=False)))
         return
     for answer in answers:
@@ -97,7 +97,8 @@ def command(
 
         from vlm_guard.eval.report.mentions import print_mentions
 
-        print_mentions(Console(), answer.text, answer.mentions, picture.size, answer.repaired)
+        caution = SCORES_SAY_NOTHING if note else ""
+        print_mentions(Console(), answer.text, answer.mentions, picture.size, answer.repaired, caution)
 
 
 def _grounding(words: str, repair: str | None) -> "Grounding":

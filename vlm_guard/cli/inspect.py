@@ -12,14 +12,17 @@ def command(
         bool, typer.Option("--attention", help="Also measure where attention goes, on a few pictures, with plots.")
     ] = False,
     heads: Annotated[
-        bool, typer.Option("--heads", help="Also measure what each head does: sinks, retrieval, look at the picture.")
+        bool, typer.Option("--heads", help="Also measure what each head does (rest, look, fetch words), and --sinks.")
+    ] = False,
+    sinks: Annotated[
+        bool, typer.Option("--sinks", help="Also measure which tokens are attention sinks and which MLP makes them so.")
     ] = False,
     save: Annotated[
         bool, typer.Option("--save", help="Write the lists of --heads into the profile, for heads=retrieval.")
     ] = False,
-    data: Annotated[
-        str, typer.Option(help="Pictures for --attention and --heads: scenes:SPLIT[:SEED] or coco:FOLDER.")
-    ] = ("scenes:broken:12"),
+    data: Annotated[str, typer.Option(help="Pictures for these measurements: scenes:SPLIT[:SEED] or coco:FOLDER.")] = (
+        "scenes:broken:12"
+    ),
     count: Annotated[int, typer.Option(help="Number of pictures for them.", min=1)] = 32,
     out: Annotated[Path | None, typer.Option(help="Folder for the plots and numbers of --attention.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
@@ -44,6 +47,11 @@ def command(
         report["attention"] = measure_attention(loaded.model, loaded.processor, data, count, out)
     if heads:
         report["heads"] = _heads(loaded, model, data, count, save)
+        report["sinks"] = {"data": data, **report["heads"].pop("sinks")}
+    elif sinks:
+        from vlm_guard.eval.attention.sinks import sink_facts
+
+        report["sinks"] = {"data": data, **sink_facts(loaded.model, loaded.processor, _pictures(data, count))}
     if as_json:
         print(json.dumps(report, indent=2))
         return
@@ -73,18 +81,19 @@ def command(
         from vlm_guard.eval.report.head_table import print_heads
 
         print_heads(console, report["heads"])
+    if "sinks" in report:
+        from vlm_guard.eval.report.sink_table import print_sinks
+
+        print_sinks(console, report["sinks"])
 
 
 def _heads(loaded: Any, model: str, data: str, count: int, save: bool) -> dict[str, Any]:
     """What the heads do, measured on pictures; the lists go into the profile where that is asked for."""
     from vlm_guard.calibration.new_profile import new_profile
     from vlm_guard.eval.attention.heads import head_facts, head_list_facts
-    from vlm_guard.eval.data.datasets import open_dataset
     from vlm_guard.families.profiles import read_profile, user_profiles
-    from vlm_guard.untrusted.picture_reader import read_picture
 
-    pictures = [read_picture(path) for path in list(open_dataset(data, count).images.values())[:count]]
-    facts = {"data": data, **head_facts(loaded.model, loaded.processor, pictures)}
+    facts = {"data": data, **head_facts(loaded.model, loaded.processor, _pictures(data, count))}
     if save:
         name = "builtin" if model == "builtin" else Path(model).name.lower()
         path = user_profiles() / f"{name}.json"
@@ -92,3 +101,11 @@ def _heads(loaded: Any, model: str, data: str, count: int, save: bool) -> dict[s
         new_profile(loaded.model, name, head_list_facts(facts), earlier).save(path)
         facts["profile"] = str(path)
     return facts
+
+
+def _pictures(data: str, count: int) -> list[Any]:
+    """The first pictures of a data set."""
+    from vlm_guard.eval.data.datasets import open_dataset
+    from vlm_guard.untrusted.picture_reader import read_picture
+
+    return [read_picture(path) for path in list(open_dataset(data, count).images.values())[:count]]

@@ -33,6 +33,7 @@ def command(
     """
     import json
 
+    from vlm_guard.eval.tasks.pope.answer_checks import NUMBER_ONLY, number_only, require_read
     from vlm_guard.eval.tasks.pope.answer_files import read_method_answered
     from vlm_guard.eval.tasks.pope.leading_queries import score_leading
     from vlm_guard.eval.tasks.pope.report import leading_lines, parser_lines, summary_lines
@@ -45,10 +46,13 @@ def command(
     led = read_method_answered(questions or [], leading) if leading else {}
     if leading and led.keys() != answered.keys():
         raise ValueError("the answers and the leading ones are of other methods; give files of the same methods")
+    scored = {method: score_answers(*pair, parser) for method, pair in answered.items()}
+    every = [text for _, texts in answered.values() for text in texts]
+    require_read(answers, every, sum(summary.unparsed for summary in scored.values()))
     records: dict[str, Any] = {}
     lines: list[str] = []
     for method, (asked, texts) in answered.items():
-        summary = score_answers(asked, texts, parser)
+        summary = scored[method]
         records[method] = summary.to_dict()
         lines += ["", one_line(method)] if len(answered) > 1 else []
         lines += summary_lines(summary)
@@ -64,5 +68,7 @@ def command(
             changes = score_leading(asked, texts, led[method][1], parser)
             records[method]["leading"] = changes.to_dict()
             lines += leading_lines(changes)
+    if questions and number_only(answers):
+        typer.echo(f"note: {NUMBER_ONLY}", err=True)
     found = {"methods": records} if len(records) > 1 else next(iter(records.values()))
     typer.echo(printable_json(json.dumps(found, indent=2)) if as_json else "\n".join(lines).lstrip("\n"))

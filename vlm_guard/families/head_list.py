@@ -12,7 +12,7 @@ from vlm_guard.families.layers import layer_ranges
 if TYPE_CHECKING:
     from vlm_guard.method.target import GuardTarget
 
-NAMED = ("retrieval", "image", "dormant")
+NAMED = ("retrieval", "image", "dormant", "distant")
 _ITEM = re.compile(r"(?P<layer>\d+):(?P<start>\d+)(?:-(?P<stop>\d+))?")
 
 
@@ -52,7 +52,8 @@ def select_heads_of(spec: str, target: "GuardTarget") -> dict[int, Tensor] | Non
     """`select_heads` for a model, where a name stands for the list that its profile has by it.
 
     "retrieval" are heads that look at the patch of the word that comes, "image" those that look at the picture most,
-    "dormant" those that rest on one key (`vlm-guard inspect MODEL --heads --save` measures them).
+    "dormant" those that rest on one key, "distant" those that add what the other heads of their layer do not
+    (`vlm-guard inspect MODEL --heads --save` measures them).
 
     Raises:
         ValueError: as `select_heads`, or a name is given and no profile has its list, or the list is empty.

@@ -195,7 +195,7 @@ class PromptLens:
         self._finish = after_output_embeddings(model)
         norm = final_norm(model)
         self.rows = states.rows
-        self._normed = [self._prepared(norm, states.found[layer]) for layer in states.layers]
+        self._normed = self._prepared(norm, [states.found[layer] for layer in states.layers])
         self._scale: list[Tensor] = []
         self.best = self._reduce(batch)
 
@@ -218,11 +218,12 @@ class PromptLens:
             found.append((logits.cpu() - scale[mine][:, None]).mean(-1))
         return torch.stack(found).amax(0)
 
-    def _prepared(self, norm: nn.Module, states: Tensor) -> Tensor:
+    def _prepared(self, norm: nn.Module, states: Sequence[Tensor]) -> Tensor:
+        """[L, T, D] the states of L layers, each [T, D], normed all at once."""
+        weight = next(norm.parameters(), None)
+        device = states[0].device if weight is None else weight.device
         with torch.no_grad():
-            weight = next(norm.parameters(), None)
-            normed = norm(states if weight is None else states.to(weight.device))
-        return normed
+            return norm(torch.stack([state.to(device) for state in states]))
 
     def _logits(self, normed: Tensor) -> Tensor:
         """[n, V] float32 of normed states [n, D]."""
@@ -237,8 +238,7 @@ class PromptLens:
         scale: list[Tensor] = []
         for row, start, stop in self._blocks():
             # All layers in one product: many small ones take longer.
-            device = self._normed[0].device
-            logits = self._logits(torch.cat([normed[start:stop].to(device) for normed in self._normed]))
+            logits = self._logits(self._normed[:, start:stop].flatten(0, 1))
             if best is None:
                 best = torch.full((batch, logits.shape[1]), -math.inf)
             total = logits.logsumexp(-1)

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from vlm_guard.method.gate import Gate
+from vlm_guard.method.method_source import method_source
 from vlm_guard.method.option_types import check_type
 from vlm_guard.untrusted.printed_text import shown
 
@@ -350,9 +351,14 @@ class Method:
         return getattr(cls, station) is not getattr(Method, station)
 
     def describe(self) -> dict[str, Any]:
-        """Name, option values and what set those that are not defaults, as written into results."""
+        """Name, option values and what set those that are not defaults, as written into results.
+
+        A method from outside of this package also says which file it is from, and a hash of it (`method_source`).
+        """
         options = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "gate" or self.gate}
-        return {"method": self.name, "options": options, "sources": dict(self._sources)}
+        described = {"method": self.name, "options": options, "sources": dict(self._sources)}
+        file = method_source(type(self))
+        return described if file is None else {**described, "file": file}
 
 
 def _check_option(cls: type[Method], item: Field, value: Any) -> None:

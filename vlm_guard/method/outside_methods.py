@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from vlm_guard.method.base import Method
+from vlm_guard.method.method_source import method_source
 from vlm_guard.method.registry import register
 
 
@@ -30,6 +31,7 @@ def outside_method(reference: str) -> type[Method]:
     if not cls.__dict__.get("name"):
         stem = Path(source).stem if source.endswith(".py") else source.rpartition(".")[2]
         register(stem.lower())(cls)
+    method_source(cls)  # its hash is of the file that was loaded, however long the run goes on
     return cls
 
 

@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import Any
 
 from vlm_guard.eval.run.batches import Batch
+from vlm_guard.eval.run.decoding import CheckpointDecoding
 from vlm_guard.eval.run.engines.base import Answered, Engine, Job, JobAnswers, SampleAnswer
 from vlm_guard.eval.run.environment import all_versions, decisive_versions, hardware
 from vlm_guard.eval.run.first_token import yes_no_margin
@@ -91,13 +92,7 @@ class InProcess(Engine):
 
     def _decoding(self) -> dict[str, Any]:
         """How tokens are chosen: ours, and what the checkpoint's own generation settings add."""
-        own = self.loaded.model.generation_config.to_diff_dict()
-        replaced = {"do_sample", "temperature", "top_p", "top_k", "num_beams", "max_new_tokens", "max_length"}
-        kept = {
-            key: value
-            for key, value in own.items()
-            if key not in replaced and key != "transformers_version" and not key.startswith("_")
-        }
+        kept = CheckpointDecoding.of(self.loaded.model.generation_config).kept
         settings = self._settings
         ours = settings.decoding.model_dump()
         return {**ours, "seed": settings.seed, "batch_size": settings.batch_size, "checkpoint": kept}

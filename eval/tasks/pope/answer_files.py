@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_guard.eval.data.lmms_eval_samples import plain_record
+from vlm_guard.eval.tasks.pope.answer_checks import require_answers, require_same_questions
 from vlm_guard.eval.tasks.pope.questions import PopeQuestion, read_questions
 from vlm_guard.eval.tasks.pope.scoring import answer_in, match_answers
 from vlm_guard.untrusted.json_files import read_records, text_field, whole_number
@@ -79,8 +80,10 @@ def read_method_answered(
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: the numbers of files do not fit, questions and answers do not, or files are of other methods.
+        ValueError: the numbers of files do not fit, questions and answers do not, files are of other methods, answers
+            say that they are to other questions, or a file holds something else than answers.
     """
+    require_answers(answer_files)
     if not question_files:
         return _with_own_questions(answer_files)
     asked = [read_questions(path) for path in question_files]
@@ -110,6 +113,9 @@ def read_method_answered(
             except ValueError as error:
                 of = f" (method {shown(method)})" if len(methods) > 1 else ""
                 raise ValueError(f"{path}{of}: {error}") from error
+    files = {str(path): read_questions(path) for path in question_files}
+    for place, path in enumerate(answer_files):
+        require_same_questions(path, files, "" if len(answer_files) == 1 else str(question_files[place]))
     whole = [question for questions in asked for question in questions]
     return {method: (whole, texts[method]) for method in methods}
 

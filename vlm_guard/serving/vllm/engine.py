@@ -27,6 +27,11 @@ def engine_options(methods: str, default: str | None = None) -> dict[str, Any]:
     """
     declared = Declaration.read(methods, default)
     refuse_untested(installed_version())
+    return guarded_options(declared)
+
+
+def guarded_options(declared: Declaration) -> dict[str, Any]:
+    """The same for what has been read already."""
     declared.write(os.environ)
     options: dict[str, Any] = {"scheduler_cls": SCHEDULER, "async_scheduling": False, "logits_processors": [ROWS]}
     return options | ({"enforce_eager": True} if declared.observes else {})

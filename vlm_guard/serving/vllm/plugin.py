@@ -20,6 +20,7 @@ def register() -> None:
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
     register_backend(AttentionBackendEnum.CPU_ATTN, BACKEND)
+    _forget_chosen_backend()
     if declared.contrasts:
         from vlm_guard.serving.vllm.shared_tokens import share_sampled_tokens
 
@@ -28,6 +29,21 @@ def register() -> None:
         from vlm_guard.serving.vllm.layer_inputs import show_layer_inputs
 
         show_layer_inputs()
+
+
+def withdraw() -> None:
+    """Give vLLM its own attention backend back, for the engines that are started from now on in this process."""
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
+    AttentionBackendEnum.CPU_ATTN.clear_override()
+    _forget_chosen_backend()
+
+
+def _forget_chosen_backend() -> None:
+    """An engine asks once for its backend, and later ones of the process would be given the same."""
+    from vllm.v1.attention import selector
+
+    selector._cached_get_attn_backend.cache_clear()
 
 
 def refuse_unregistered() -> None:

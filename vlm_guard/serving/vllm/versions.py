@@ -25,7 +25,10 @@ def refuse_untested(version: str | None) -> None:
     """
     tested = f"{_text(FIRST)}.x" if (FIRST[0], FIRST[1] + 1) == BEYOND else f"{_text(FIRST)} to below {_text(BEYOND)}"
     if version is None:
-        raise ImportError(f"serving needs vLLM {tested}, and none is installed here; docs/serving.md says how")
+        raise ImportError(
+            f"this needs vLLM {tested}, and none is installed here: pip install 'vlm-guard-hf[vllm]', or for "
+            "the CPU as docs/serving.md says"
+        )
     numbers = tuple(int(part) for part in version.split("+")[0].split(".")[:2] if part.isdigit())
     if not FIRST <= numbers < BEYOND:
         raise ImportError(
