@@ -10,6 +10,9 @@ from PIL import Image
 
 from vlm_guard import cli
 from vlm_guard.families.layers import select_layers
+from vlm_guard.families.table import model_rows
+from vlm_guard.method.registry import method_class, method_names
+from vlm_guard.method.table import describe_class
 
 
 def run(capsys, *arguments):
@@ -72,6 +75,22 @@ def test_one_method_shows_its_options(capsys):
     assert {"move_fraction", "min_content_share", "layers"} <= {item["name"] for item in described["options"]}
     code, out, _ = run(capsys, "methods", "var")
     assert code == 0 and "move_fraction" in out
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_no_width_cuts_names_or_sentences(capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for name in ("revisit", "gift"):
+        described = describe_class(method_class(name))
+        _, out, _ = run(capsys, "methods", name)
+        words = set(out.split())
+        for entry in described["options"]:
+            assert {entry["name"], *entry["help"].split(), *entry["paper"].split()} <= words
+        assert {entry["profile"] for entry in described["settings"]} <= words
+    _, out, _ = run(capsys, "models")
+    assert {row["model_type"] for row in model_rows()} <= set(out.split()) and "…" not in out
+    assert len(out.splitlines()) < 280
+    assert set(method_names()) <= set(run(capsys, "methods")[1].split())
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,17 @@ def test_the_command_line_says_what_lies_behind_a_failed_import(broken_torchvisi
     with pytest.raises(SystemExit) as finished:
         cli.main([])
     printed = capsys.readouterr().err
-    assert finished.value.code == 2 and "torchvision::nms" in printed and "pip install" in printed
+    assert finished.value.code == 2 and printed.startswith("error: torchvision is installed")
+    assert "torchvision::nms" in printed and "pip install" in printed and "or `pip uninstall torchvision`" in printed
+    assert printed.endswith("What failed on it: Could not import module 'PreTrainedModel'.\n")
+
+
+def test_a_problem_is_exit_code_1_of_the_doctor(broken_torchvision, capsys):
+    from vlm_guard import cli
+
+    with pytest.raises(SystemExit) as finished:
+        cli.main(["doctor", "--json"])
+    assert finished.value.code == 1 and "torchvision" in json.loads(capsys.readouterr().out)["problems"]
 
 
 # -- the hub --------------------------------------------------------------------------------------------------
@@ -176,8 +186,10 @@ def test_only_configurations_are_fetched(tmp_path, monkeypatch):
 
 def test_a_hub_that_cannot_be_read_is_an_error(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match="configuration of 'someone/nothing' cannot be read"):
+    with pytest.raises(ValueError, match=r"'someone/nothing' cannot be read: .* give the folder .* HF_HUB_OFFLINE=1"):
         needs.processor_needs("someone/nothing")
+    with pytest.raises(ValueError, match=r"cannot be read: .* Give a Hugging Face id \(OWNER/NAME\)"):
+        needs.processor_needs("no name")
 
 
 # -- doctor and the command line ------------------------------------------------------------------------------
@@ -190,7 +202,9 @@ def test_doctor_names_what_a_model_lacks(tmp_path, capsys):
     with pytest.raises(SystemExit) as finished:
         cli.main(["doctor", name, "--json"])
     report = json.loads(capsys.readouterr().out)
-    assert finished.value.code == 0 and report[name]["processor"] == "SmolVLMProcessor"
+    assert finished.value.code == ("to install" in report[name])
+    assert report[name]["processor"] == "SmolVLMProcessor"
+    assert report[name]["models of this type"] == "tested on random weights"
     assert report[name]["num2words"].startswith("for its processor: ")
 
 
@@ -200,6 +214,40 @@ def test_doctor_says_that_the_built_in_model_lacks_nothing(capsys):
     with pytest.raises(SystemExit) as finished:
         cli.main(["doctor", "builtin", "--json"])
     assert finished.value.code == 0 and json.loads(capsys.readouterr().out)["builtin"]["missing"] == "nothing"
+
+
+def test_doctor_answers_for_a_model_type_without_the_hub(tmp_path, capsys, monkeypatch):
+    import huggingface_hub
+
+    from vlm_guard.cli.doctor import examine_model
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("the hub was asked"))
+    found = examine_model("qwen2_5_vl")
+    assert found["models of this type"] == "tested on random weights"
+    assert found["processor"] == "Qwen2_5_VLProcessor" and found["torchvision"].startswith("for its video processor")
+    assert "only the type was looked at" in found["note 1"]
+    refused = next(row["model_type"] for row in model_rows() if row["status"] == "refused")
+    assert examine_model(refused)["models of this type"] == "refused" and examine_model(refused)["about them"]
+    with pytest.raises(ValueError, match=r"'qwen25_vl' is no folder and no model type\. Did you mean 'qwen2_5_vl'"):
+        examine_model("qwen25_vl")
+
+
+def test_inspect_goes_on_without_a_processor(tmp_path, capsys, monkeypatch):
+    from vlm_guard import cli
+
+    monkeypatch.setattr("vlm_guard.calibration.inspection.method_names", lambda: ["pai", "icd"])
+
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).symlink_to(BUILTIN_DIR / name)
+    with pytest.raises(SystemExit) as finished:
+        cli.main(["inspect", str(tmp_path), "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert finished.value.code == 0 and report["model"]["processor"].startswith("left out, because it cannot be loaded")
+    verdicts = {row["method"]: row["verdict"] for row in report["methods"]}
+    assert verdicts["pai"] == "ready" and "needs the model's processor" in verdicts["icd"]
+    with pytest.raises(SystemExit) as finished:
+        cli.main(["inspect", str(tmp_path), "--heads"])
+    assert finished.value.code == 2 and "cannot load" in capsys.readouterr().err
 
 
 def test_doctor_knows_the_other_project_of_this_name(tmp_path, monkeypatch):

@@ -12,8 +12,11 @@ from vlm_guard.bench.identity import check_method, plain_answer, rounding_of
 from vlm_guard.bench.random_prompts import noise_pictures
 from vlm_guard.bench.verify import check_kernels, verify
 from vlm_guard.bench.verify_text import WIDTH, verify_text
+from vlm_guard.families.architecture import describe_architecture
+from vlm_guard.families.profiles import find_profile
 from vlm_guard.kernels.edited_attention import EditedAttention, load_backend
 from vlm_guard.method import Method, option, registry
+from vlm_guard.method.model_choice import choice_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -139,6 +142,68 @@ def test_what_the_time_did_not_reach_is_said(loaded, few_cases):
     found = verify(model, processor, make_inputs, methods=["pai"], seconds=1e-6, tokens=3, rounds=1)
     assert found["state"] == "incomplete" and found["kernels"][0]["checked"] == 1
     assert found["methods"][0]["state"] == "not reached" and found["speed"]["not_reached"]
+
+
+def test_what_people_use_most_is_checked_first(loaded):
+    names = verify_module.chosen_methods(None, loaded[0])
+    assert sorted(names) == [name for name in registry.method_names() if name != "none"]
+    meant = [method.name for method in registry.resolve_methods(choice_of_builtin(loaded[0]))]
+    assert names[: len(meant)] == meant
+    first = [name for name in verify_module.NAMED_FIRST if name not in meant]
+    assert names[len(meant) : len(meant) + len(first)] == first and names.index("vcd") < names.index("act")
+
+
+def choice_of_builtin(model):
+    return choice_of(describe_architecture(model), find_profile(model.config)).text
+
+
+def ratios(value):
+    return {"ratio_to_unguarded": {"median": value, "p20": value * 0.98, "p80": value * 1.07}, "median_s": 0.01}
+
+
+def test_the_text_says_what_is_missing_and_keeps_its_columns():
+    checked = {"state": "passed", "reason": "", "identity": 0.0, "allowed": 1e-4, "removed": True, "idle": ""}
+    found = {
+        "state": "incomplete",
+        "seconds": 65.0,
+        "seconds_given": 60.0,
+        "created": "today",
+        "machine": {
+            "versions": {"torch": "2.13.0"},
+            "python": "3.13",
+            "processor": "one",
+            "logical_processors": 2,
+            "torch_threads": 1,
+            "load_average_1min": 4.0,
+        },
+        "model": {"name": "m", "class": "M", "parameters": 1e6, "dtype": "float32", "device": "cpu"},
+        "kernels": [],
+        "rounding": {"allowed": 1e-4, "repeated": 0.0},
+        "methods": [
+            checked | {"method": "pai", "effect": 1.5},
+            checked | {"method": "var", "effect": 0.0, "idle": "this model has no sinks"},
+            checked | {"method": "dola", "state": "not reached", "identity": None},
+        ],
+        "speed": {
+            "entries": [
+                {"method": "carve", "prefill": ratios(130.77), "decode": ratios(1.0)},
+                {"method": "opera", "prefill": ratios(20.0), "decode": ratios(0.0)},
+            ],
+            "not_reached": ["vcd"],
+            "rounds": 1,
+            "new_tokens": 2,
+            "plain": {"prefill": {"median_s": 0.01}, "decode": {"median_s": 0.01}},
+        },
+    }
+    lines = verify_text(found).splitlines()
+    whole = " ".join(" ".join(lines).split())
+    assert max(map(len, lines)) <= WIDTH
+    assert "Not all was reached with --minutes 1: give more" in whole and "see load" in whole
+    assert "(no change) no change because: this model has no sinks" in whole
+    assert "(--minutes): dola" in whole and "(--minutes): vcd" in whole
+    header, carve, opera = (next(line for line in lines if word in line) for word in ("later token", "carve", "opera"))
+    later = header.index("later token")
+    assert carve[later - 2 :].startswith("  1.00") and opera[later:] == "-" and "comes in one piece" in whole
 
 
 def run(capsys, *arguments):

@@ -94,11 +94,11 @@ def _column(metric: Metric) -> Column:
 
 def _metric_column(column: Column) -> TableColumn:
     def cell(method: MethodResult) -> Cell:
-        estimate = method.estimates.get(column.metric)
+        estimate = method.estimate(column.metric)
         if estimate is None:
             return Cell(value="-")
         own = f"{shown(column.kind, estimate.low)}..{shown(column.kind, estimate.high)}"
-        difference = method.difference_to_baseline.get(column.metric)
+        difference = method.difference(column.metric)
         value, interval = ("", "") if difference is None else difference_text(column.kind, difference)
         return Cell(
             value=shown(column.kind, estimate.value),

@@ -11,6 +11,7 @@ from vlm_guard.eval.run.records import Record, read_records
 from vlm_guard.eval.run.results import SAMPLES_FILE, MethodResult, RunResults, read_results, run_folder
 from vlm_guard.eval.run.resume import differing_fields
 from vlm_guard.eval.run.summary import MethodRecords
+from vlm_guard.untrusted import json_files
 from vlm_guard.untrusted.paths import Inside
 
 # Settings that do not change what a number means, but may move it a little or change what it cost.
@@ -65,6 +66,7 @@ def compare_runs(
     if not folders:
         raise ValueError("give at least one folder that 'vlm-guard eval' has written")
     folders = [run_folder(folder) for folder in folders]
+    _require_runs(folders)
     joined = join_parts(folders, [read_results(folder) for folder in folders])
     runs = [item.results for item in joined]
     notes = [note for run in runs for note in run.notes]
@@ -93,6 +95,7 @@ def compare_runs(
             "estimates": own.estimates(draws) | fair,
             "fair": said,
             "difference_to_baseline": own.differences_to(read[chosen], draws) if label != chosen else {},
+            "unchanged": own.unchanged(read[chosen]) if label != chosen else {},
             "cost": own.cost(),
             "task_costs": {task: own.cost(task) for task in own.answered},
         }
@@ -114,6 +117,20 @@ def compare_runs(
         folders={label: item.folder for label, item, _ in entries},
         notes=tuple(results.notes),
     )
+
+
+def _require_runs(folders: Sequence[Path]) -> None:
+    """Refuse files of answers that no run has written; the message says by what they are scored."""
+    for folder in folders:
+        if not folder.is_file() or folder.suffix == ".json":
+            continue
+        _, record = next(json_files.read_records(folder), (0, {}))
+        names = " ".join(str(path) for path in folders)
+        if "caption" in record:
+            advice = f"these are captions: score them with vlm-guard chair {names} --objects ... or --coco FOLDER"
+        else:
+            advice = "captions are scored by vlm-guard chair, answers to yes/no questions by vlm-guard pope"
+        raise ValueError(f"{folder} is a file of answers and no folder of a run; {advice}")
 
 
 def _label(runs: Sequence[JoinedRun]) -> list[tuple[str, JoinedRun, MethodResult]]:

@@ -10,6 +10,7 @@ from rich.text import Text
 from vlm_guard.eval.report.costs import cost_cells, cost_heads
 from vlm_guard.eval.report.fitting import fitting_tables, folded_label
 from vlm_guard.eval.report.head_words import head_sentences
+from vlm_guard.eval.report.reading_notes import reading_notes
 from vlm_guard.eval.run.results import Difference, Estimate, MethodResult, RunResults
 from vlm_guard.eval.tasks.shared.metric import Column, Kind
 from vlm_guard.eval.tasks.shared.registry import task_class
@@ -85,22 +86,23 @@ def results_tables(results: RunResults, width: int) -> list[Table]:
     """
     tables = []
     for columns in columns_of(results).values():
-        tables += _metric_tables(results, columns, width)
+        tables += metric_tables(results.methods, results.baseline, columns, width)
     return [*tables, *_cost_tables(results.methods, width)]
 
 
-def _metric_tables(results: RunResults, columns: Sequence[Column], width: int) -> list[Table]:
+def metric_tables(methods: Sequence[MethodResult], baseline: str, columns: Sequence[Column], width: int) -> list[Table]:
+    """Tables of these columns that fit a width: a row for every method, below it its difference to the baseline."""
     names = [column.metric for column in columns]
-    images = {item.estimates[name].images for item in results.methods for name in names if name in item.estimates}
+    images = {item.estimates[name].images for item in methods for name in names if name in item.estimates}
     rows: list[list[Text]] = []
-    for method in results.methods:
+    for method in methods:
         missing = () if method.complete else ("\n", ("incomplete", "red"))
         label = Text.assemble((folded_label(method.label, width), "bold"), *missing)
-        rows.append([label, *(_value_cell(column.kind, method.estimates.get(column.metric)) for column in columns)])
+        rows.append([label, *(_value_cell(column.kind, method.estimate(column.metric)) for column in columns)])
         if method.difference_to_baseline:
-            differences = [method.difference_to_baseline.get(column.metric) for column in columns]
+            differences = [method.difference(column.metric) for column in columns]
             cells = [_difference_cell(column.kind, item) for column, item in zip(columns, differences)]
-            rows.append([Text(f"  − {folded_label(results.baseline, width - 4)}", style="dim"), *cells])
+            rows.append([Text(f"  − {folded_label(baseline, width - 4)}", style="dim"), *cells])
     head = f"n = {' or '.join(map(str, sorted(images)))}"
     return fitting_tables([head, *(column.label for column in columns)], rows, width)
 
@@ -139,6 +141,14 @@ def _cost_tables(methods: Sequence[MethodResult], width: int) -> list[Table]:
     return fitting_tables(head, rows, width)
 
 
+def legend_line(level: float) -> str:
+    """How to read the tables of a terminal; `level` is that of the intervals, a fraction."""
+    return (
+        f"In percent (words: mean). Below each number its {round(100 * level)} % bootstrap interval over n images; "
+        "differences are paired. ▲ ▼ the interval leaves out 0, ≈ it does not."
+    )
+
+
 def print_results(console: Console, results: RunResults) -> None:
     """Everything a person wants to know at the end of a run."""
     model, data = results.model, results.data
@@ -147,18 +157,15 @@ def print_results(console: Console, results: RunResults) -> None:
     for table in results_tables(results, console.width):
         console.print()
         console.print(table)
-    level = round(100 * results.statistics["level"])
-    console.print(
-        f"\nIn percent (words: mean). Below each number its {level} % bootstrap interval over n images; "
-        "differences are paired. ▲ ▼ the interval leaves out 0, ≈ it does not.",
-        style="dim",
-    )
+    console.print(f"\n{legend_line(results.statistics['level'])}", style="dim")
     heads = [column.label for columns in columns_of(results).values() for column in columns]
     for sentence in [*head_sentences([*heads, "cut off"]), *difference_notes(results)]:
         console.print(sentence, style="dim", markup=False, highlight=False)
     if results.protocol is not None:
         style = "yellow" if results.protocol["changes"] else "dim"
         console.print(one_line(protocol_text(results.protocol)), style=style, markup=False, highlight=False)
+    for note in reading_notes(results):
+        console.print(f"note: {one_line(note)}", style="yellow", markup=False, highlight=False)
     for note in results.notes:
         console.print(f"note: {one_line(note)}", style="yellow", markup=False, soft_wrap=True)
     skipped = max(len(method.skipped_images) for method in results.methods)

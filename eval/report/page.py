@@ -13,6 +13,7 @@ from typing import Any
 from vlm_guard.eval.report.compare import Comparison
 from vlm_guard.eval.report.console import columns_of, protocol_text
 from vlm_guard.eval.report.pictures import image_folder, picture_in
+from vlm_guard.eval.report.reading_notes import reading_notes
 from vlm_guard.eval.report.tables import caption_of, legend_of
 from vlm_guard.eval.run.records import Record
 from vlm_guard.eval.run.results import MethodResult, RunResults
@@ -51,7 +52,7 @@ def build_report(comparison: Comparison, *, images: Path | None = None, limit: i
         "created": results.created,
         "images": results.data["images"],
         "shown": len(shown),
-        "notes": results.notes,
+        "notes": [*reading_notes(results), *results.notes],
         "metrics": _metric_rows(comparison),
         "methods": [_method(method) for method in results.methods],
         "items": [_item(image_id, results, by_image, folder) for image_id in shown],
@@ -117,8 +118,10 @@ def _metric_row(task: str, name: str, label: str, kind: Kind, better: Better, *,
 def _method(method: MethodResult) -> dict[str, Any]:
     return {
         "label": method.label,
-        "estimates": {name: item.model_dump() for name, item in method.estimates.items()},
-        "differences": {name: item.model_dump() for name, item in method.difference_to_baseline.items()},
+        "estimates": {name: item.model_dump() for name, item in method.estimates.items() if item.defined},
+        "differences": {
+            name: item.model_dump() for name, item in method.difference_to_baseline.items() if item.defined
+        },
         "cost": method.cost.model_dump(),
         "samples": {task: counts.model_dump() for task, counts in method.samples.items()},
         "options": [{"name": item["method"], **item["options"]} for item in method.methods],

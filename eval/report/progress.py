@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from vlm_guard.untrusted.printed_text import one_line
+
 SECONDS_BETWEEN_LINES = 60
 
 
@@ -72,6 +74,10 @@ class ProgressBar:
         self._ended = threading.Event()
         self._teller: threading.Thread | None = None
 
+    def note(self, sentence: str) -> None:
+        """Say something at once."""
+        self._console.print(one_line(sentence), soft_wrap=True, markup=False, highlight=False)
+
     def start(self, total: int, done: int) -> None:
         """Show the bar, or begin with the lines; `done` answers are there already."""
         self.total, self.done, self._earlier = total, done, done
@@ -110,7 +116,8 @@ class ProgressBar:
 
     def interrupted_text(self, place: Path) -> str:
         """What is kept after Ctrl-C, and how to go on; `place` is what `--out` named."""
-        kept = f"{self.done} of {self.total} answers are kept" if self.done else "there were no answers yet"
+        count = f"{self.done} of {self.total}" if self.total else f"{self.done}"
+        kept = f"{count} answers are kept" if self.done else "there were no answers yet"
         again = "start the same command again to go on from there" if self.done else "start the same command again"
         return f"interrupted: {kept} ({place}); {again}"
 

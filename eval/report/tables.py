@@ -11,6 +11,7 @@ from typing import Any
 from vlm_guard.eval.report.bibtex import latex_text
 from vlm_guard.eval.report.chosen_columns import COSTS, Cell, TableColumn, usual_columns
 from vlm_guard.eval.report.console import difference_notes, protocol_text
+from vlm_guard.eval.report.reading_notes import reading_notes
 from vlm_guard.eval.run.results import MethodResult, RunResults
 from vlm_guard.eval.tasks.shared.registry import task_class
 from vlm_guard.untrusted.printed_text import csv_cell, markdown_text
@@ -40,6 +41,7 @@ def long_rows(results: RunResults) -> list[dict[str, Any]]:
                 key = f"difference_{field}" if field != "verdict" else field
                 row[key] = None if difference is None else getattr(difference, field)
             row["complete"] = method.complete
+            row["defined"] = estimate.defined
             rows.append(row)
     return rows
 
@@ -127,6 +129,7 @@ def legend_of(results: RunResults) -> str:
 def _sentences(results: RunResults) -> list[str]:
     """What stands below a table: what is missing, what the numbers are, how to read them."""
     missing = [f"{sentence[0].upper()}{sentence[1:]}." for sentence in results.shortfalls()]
+    missing += [f"{sentence}." for sentence in reading_notes(results)]
     return [*missing, caption_of(results), legend_of(results)]
 
 

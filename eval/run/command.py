@@ -1,8 +1,8 @@
 """What `vlm-guard eval`, `caption` and `ask` do once their settings are read."""
 
 import os
+import signal
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 from rich.console import Console
@@ -13,13 +13,13 @@ from vlm_guard.eval.run.answers import folder_for, write_answers
 from vlm_guard.eval.run.distributed import ProcessGroup
 from vlm_guard.eval.run.early_checks import refuse_mistakes
 from vlm_guard.eval.run.engines.chat_server import ServerLost
-from vlm_guard.eval.run.interruption import interrupted_once, kept_answers, leave
+from vlm_guard.eval.run.interruption import Terminated, interrupted_once, kept_answers, leave
 from vlm_guard.eval.run.results import RESULTS_FILE, RunResults
 from vlm_guard.eval.run.runner import evaluate
-from vlm_guard.eval.run.settings import RunSettings, parse_methods
+from vlm_guard.eval.run.settings import RunSettings, method_directories
 from vlm_guard.untrusted.printed_text import one_line, printable_json
 
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 
 
 def run_command(settings: RunSettings, out: Path, *, dry_run: bool, as_json: bool, answers: Path | None = None) -> int:
@@ -37,7 +37,7 @@ def run_command(settings: RunSettings, out: Path, *, dry_run: bool, as_json: boo
     Returns:
         The exit code: 0; 1 where records are missing in the end, so that the results are not those of a whole run, or
         where a server is gone; 130
-        after Ctrl-C, which leaves the answers of all finished batches in `out`.
+        after Ctrl-C and 143 after SIGTERM, which leave the answers of all finished batches in `out`.
     """
     if os.environ.get("RANK", "0") == "0":  # one of the processes that a launcher started speaks for all
         refuse_mistakes(settings, None if dry_run else out)
@@ -49,23 +49,25 @@ def run_command(settings: RunSettings, out: Path, *, dry_run: bool, as_json: boo
     group = ProcessGroup(cpu=settings.device == "cpu")
     progress = ProgressBar(messages)
     try:
-        with interrupted_once() if group.size > 1 else nullcontext():
+        # In a single process Ctrl-C stays Python's own: pressed again, it ends what is still at work.
+        with interrupted_once() if group.size > 1 else interrupted_once((signal.SIGTERM,)):
             if dry_run:
                 from vlm_guard.eval.run.dry_run import print_dry_run
 
                 print_dry_run(Console(), settings, group, as_json=as_json)
                 return 0
             results = evaluate(settings, out, progress=progress, group=group)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        code = TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED
         if group.is_main:
-            if group.size > 1:
-                # What the other processes have answered is known from their files only.
-                directories = [spec.directory for spec in parse_methods(settings.methods, settings.options)]
-                progress.done = min(progress.total, kept_answers(out, directories))
+            if group.size > 1 or not progress.total:
+                # What other processes, or an earlier run, have answered is known from their files only.
+                kept = kept_answers(out, method_directories(settings.methods))
+                progress.done = min(progress.total, kept) if progress.total else kept
             print(progress.interrupted_text(answers or out), file=sys.stderr)
         if group.size > 1:
-            leave(INTERRUPTED)
-        return INTERRUPTED
+            leave(code)
+        return code
     except ServerLost as error:
         print(one_line(f"error: {error}; run the same command again to go on where it stopped"), file=sys.stderr)
         return 1

@@ -8,7 +8,7 @@ from typing import Any
 
 from vlm_guard.eval.run.records import Record, scan_records
 from vlm_guard.eval.run.results import RESULTS_FILE, RUN_FILE, SAMPLES_FILE
-from vlm_guard.eval.run.resume import differing_fields
+from vlm_guard.eval.run.resume import differing_fields, other_fields
 
 # What may differ between methods of one run: the method itself and what only it uses.
 _OWN = ("methods", "profile", "attention_backend")
@@ -59,7 +59,8 @@ def earlier_methods(out: Path, fingerprint: Mapping[str, Any], asked: Collection
         if differing:
             name, before, now = differing[0]
             raise ValueError(
-                f"{out} holds results of {method.label} with other settings: {name} was {before!r} and is now {now!r}. "
+                f"{out} holds results of {method.label} with other settings: {name} was {before!r} and is now {now!r}"
+                f"{other_fields(differing)}. "
                 f"Numbers of both would stand in one table; give another --out, or remove {place} first"
             )
         first = baseline or next(

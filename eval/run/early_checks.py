@@ -10,6 +10,7 @@ from typing import Any
 from vlm_guard.builtin_model import is_shipped
 from vlm_guard.eval.data.coco import require_annotations
 from vlm_guard.eval.data.datasets import KINDS, read_image_ids
+from vlm_guard.eval.data.own_pictures import SUFFIXES
 from vlm_guard.eval.run.engines.endpoint_settings import base_address, check_settings
 from vlm_guard.eval.run.hub import refuse_unreachable
 from vlm_guard.eval.run.protocols import find_protocol, require_needs
@@ -155,7 +156,8 @@ def check_data(settings: RunSettings) -> None:
     if kind not in KINDS and kind not in opened_by_tasks:
         others = "".join(f", {task.data_help.split(',')[0]} (task {task.name})" for task in opened_by_tasks.values())
         raise ValueError(
-            f"unknown data {settings.data!r}; give scenes:SPLIT[:SEED], coco:FOLDER, folder:FOLDER{others}"
+            f"unknown data {settings.data!r}; {_meant(settings.data)}give scenes:SPLIT[:SEED], coco:FOLDER, "
+            f"folder:FOLDER{others}"
         )
     for name in settings.tasks:
         task = task_class(name)
@@ -168,6 +170,18 @@ def check_data(settings: RunSettings) -> None:
         for option, given in (("--image-list", settings.image_list), ("--split", settings.split)):
             if given is not None:
                 raise ValueError(f"{option} is for MSCOCO folders and scenes; --data {kind}:... takes --count")
+
+
+def _meant(data: str) -> str:
+    """The question what a folder without the kind in front is meant as; "" where it is none that is known."""
+    folder = Path(data)
+    if not data or not folder.is_dir():
+        return ""
+    if next(folder.glob("annotations/instances_*.json"), None) is not None:
+        return f"did you mean coco:{data}? Else "
+    if any(path.suffix.lower() in SUFFIXES for path in folder.iterdir()):
+        return f"did you mean folder:{data}? Else "
+    return ""
 
 
 def _check_annotations(settings: RunSettings) -> None:

@@ -75,6 +75,7 @@ def summarise_run(run: Evaluation, methods: Sequence[AnsweredMethod]) -> RunResu
             estimates=records.estimates(resamples) | fair[index][0],
             fair=fair[index][1],
             difference_to_baseline=records.differences_to(read[0], resamples) if index else {},
+            unchanged=records.unchanged(read[0]) if index else {},
             cost=records.cost(),
             task_costs={task: records.cost(task) for task in records.answered},
             sessions=[_without_folder(session) for session in method.sessions],

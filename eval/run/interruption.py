@@ -1,4 +1,6 @@
-"""Ctrl-C, once and in every process: what is kept is said by one of them, and none waits for another.
+"""Ctrl-C and SIGTERM, once and in every process: what is kept is said by one of them, and none waits for another.
+
+SIGTERM is what a cluster sends when a job's time is over, some seconds before it kills.
 
 A launcher (`torchrun`, `accelerate launch`) gets the terminal's signal as its processes do and passes it on to them, so
 each of them gets it twice; one that waits for another's answers would wait until the launcher kills it.
@@ -15,27 +17,36 @@ from types import FrameType
 from typing import NoReturn
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came, in place of Ctrl-C."""
+
+
 @contextmanager
-def interrupted_once() -> Iterator[None]:
-    """Inside, the first SIGINT raises KeyboardInterrupt; later ones are passed over, so they cannot cut the end short.
+def interrupted_once(numbers: Sequence[int] = (signal.SIGINT, signal.SIGTERM)) -> Iterator[None]:
+    """Inside, the first of these signals raises KeyboardInterrupt; later ones cannot cut the end short.
 
     After an interrupt later signals stay without effect, until the process ends. In other threads than the main one
     nothing is changed: signals do not reach them.
+
+    Args:
+        numbers: the signals; SIGTERM raises `Terminated`, which is a KeyboardInterrupt.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        raise KeyboardInterrupt
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
-    before = signal.signal(signal.SIGINT, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield
     finally:
-        if signal.getsignal(signal.SIGINT) is interrupt:
-            signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            if signal.getsignal(number) is interrupt:
+                signal.signal(number, handler)
 
 
 def kept_answers(out: Path, directories: Sequence[str]) -> int:

@@ -31,11 +31,13 @@ class LoadedModel:
         model: in evaluation mode, on its device.
         processor: pads on the left.
         identity: what results say about the model, see `identify`.
+        no_processor: why `processor` is None; empty where there is one.
     """
 
     model: "PreTrainedModel"
     processor: Any
     identity: dict[str, Any]
+    no_processor: str = ""
 
 
 def choose_device(device: str) -> str:
@@ -76,6 +78,7 @@ def load_model(
     revision: str | None = None,
     device_map: str | None = None,
     trust_remote_code: bool = False,
+    needs_processor: bool = True,
 ) -> LoadedModel:
     """Load a vision-language model with its processor.
 
@@ -86,6 +89,7 @@ def load_model(
         revision: branch, tag or commit of a Hugging Face id.
         device_map: spread the weights with accelerate ("auto") instead of moving them to `device`.
         trust_remote_code: run Python code that comes with the checkpoint; never without being asked.
+        needs_processor: whether a folder whose processor cannot be loaded is an error; otherwise it is loaded without.
 
     Raises:
         ValueError: the name can be neither found nor loaded, or dtype or device is wrong; what its processor lacks is
@@ -94,6 +98,7 @@ def load_model(
     """
     chosen = choose_device(device)
     weights_type = choose_dtype(dtype, chosen)
+    no_processor = ""
     if is_shipped(name):
         model, processor = builtin(name, dtype=weights_type, device=chosen)
     else:
@@ -107,19 +112,29 @@ def load_model(
 
             refuse_unreachable(name, revision)
             with retries_said_once():
-                processor = AutoProcessor.from_pretrained(name, **options)
+                try:
+                    processor = AutoProcessor.from_pretrained(name, **options)
+                except (OSError, ValueError, ImportError) as error:
+                    if needs_processor or not folder.is_dir():
+                        raise
+                    processor, no_processor = None, _reason(error, name, revision)
                 model = AutoModelForImageTextToText.from_pretrained(
                     name, dtype=weights_type or "auto", device_map=device_map, **options
                 )
         except (OSError, ValueError, ImportError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-            lacks = advice(name, revision) if isinstance(error, ImportError | ValueError) else ""
-            if lacks:
-                reason = reason.partition(". ")[0].removesuffix(".") + "."
-            raise ValueError(f"cannot load {name!r} as a vision-language model: {reason}{lacks}") from error
+            reason = _reason(error, name, revision)
+            raise ValueError(f"cannot load {name!r} as a vision-language model: {reason}") from error
         model = model.eval() if device_map is not None else model.eval().to(chosen)
-    prepare_processor(processor)
-    return LoadedModel(model=model, processor=processor, identity=identify(name, model))
+    if processor is not None:
+        prepare_processor(processor)
+    return LoadedModel(model=model, processor=processor, identity=identify(name, model), no_processor=no_processor)
+
+
+def _reason(error: Exception, name: str, revision: str | None) -> str:
+    """Why loading failed, with what the checkpoint's processor lacks where that is known."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    lacks = advice(name, revision) if isinstance(error, ImportError | ValueError) else ""
+    return reason.partition(". ")[0].removesuffix(".") + "." + lacks if lacks else reason
 
 
 def load_config(name: str, revision: str | None = None, trust_remote_code: bool = False) -> "PretrainedConfig":

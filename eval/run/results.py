@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from vlm_guard.eval.run.interruption import kept_answers
 from vlm_guard.eval.run.received import check_results, first_problem
 from vlm_guard.untrusted.json_files import read_json
 from vlm_guard.untrusted.printed_text import SHOWN_CHARACTERS, one_line, shown
@@ -27,12 +28,21 @@ class _Part(BaseModel):
 
 
 class Estimate(_Part):
-    """A value with its bootstrap interval over images."""
+    """A value with its bootstrap interval over images.
+
+    The field `undefined` is there, and true, where the value says nothing because its whole is 0 (CHAIR_i of captions
+    that name nothing): tables show no number there.
+    """
 
     value: float
     low: float
     high: float
     images: int
+
+    @property
+    def defined(self) -> bool:
+        """Whether the value says something."""
+        return not (self.model_extra or {}).get("undefined", False)
 
 
 class Difference(Estimate):
@@ -81,6 +91,7 @@ class MethodResult(_Part):
     estimates: dict[str, Estimate]
     difference_to_baseline: dict[str, Difference]
     fair: dict[str, dict[str, Any]] = {}
+    unchanged: dict[str, int] = {}
     cost: Cost
     task_costs: dict[str, Cost]
     sessions: list[dict[str, Any]]
@@ -97,6 +108,21 @@ class MethodResult(_Part):
             for task, planned in self.planned.items()
             if asked.get(task, 0) < planned
         }
+
+    def estimate(self, metric: str) -> Estimate | None:
+        """A metric's estimate, as tables show it: None where there is none or it says nothing."""
+        found = self.estimates.get(metric)
+        return found if found is not None and found.defined else None
+
+    def difference(self, metric: str) -> Difference | None:
+        """A metric's difference to the baseline, as tables show it: None where there is none or it says nothing."""
+        found = self.difference_to_baseline.get(metric)
+        return found if found is not None and found.defined else None
+
+    def summary(self, task: str) -> dict[str, Any] | None:
+        """What stands under a task's name; None where the task was not asked."""
+        found = getattr(self, task, None)
+        return found if isinstance(found, dict) else None
 
     @property
     def complete(self) -> bool:
@@ -175,7 +201,8 @@ def read_results(folder: Path) -> RunResults:
     path = folder if folder.is_file() else folder / RESULTS_FILE
     if not path.is_file():
         raise FileNotFoundError(
-            f"there is no {RESULTS_FILE} in {folder}; 'vlm-guard eval' writes it when it has finished"
+            _half_done(folder)
+            or f"there is no {RESULTS_FILE} in {folder}; 'vlm-guard eval' writes it when it has finished"
         )
     content = read_json(path)
     if not isinstance(content, dict):
@@ -189,3 +216,17 @@ def read_results(folder: Path) -> RunResults:
         return RunResults(**content)
     except ValidationError as error:
         raise ValueError(f"{path} is no results file: {first_problem(error)}") from error
+
+
+def _half_done(out: Path) -> str:
+    """How far a run is that has not come to its end; "" where the folder holds none."""
+    places = [path.parent for path in sorted(out.glob(f"*/{RUN_FILE}"))]
+    if not places:
+        return ""
+    kept = kept_answers(out, [place.name for place in places])
+    try:
+        planned = [sum(read_json(place / RUN_FILE)["planned"].values()) for place in places]
+        total = f"{min(kept, sum(planned))} of {sum(planned)}" if all(planned) else str(kept)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        total = str(kept)  # of an earlier version, which did not note how many there will be
+    return f"the run in {out} is not at its end: {total} answers; go on with the same command ('vlm-guard eval' ...)"

@@ -18,6 +18,7 @@ from vlm_guard.untrusted.json_files import read_json
 from vlm_guard.whole_files import write_atomically
 
 _ABSENT = "absent"
+_OTHERS_NAMED = 3
 
 
 def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -53,6 +54,15 @@ def changed_method_files(before: Mapping[str, Any], now: Mapping[str, Any]) -> l
     return [file["file"] for file in files if file not in known]
 
 
+def other_fields(differing: Sequence[tuple[str, Any, Any]]) -> str:
+    """The names of the fields that differ besides the first, the first few of many, in brackets; "" without any."""
+    names = [name for name, _, _ in differing[1:]]
+    if not names:
+        return ""
+    more = f" and {len(names) - _OTHERS_NAMED} more" if len(names) > _OTHERS_NAMED else ""
+    return f" (also {', '.join(names[:_OTHERS_NAMED])}{more})"
+
+
 class MethodFolder:
     """The folder of one method's records.
 
@@ -64,6 +74,7 @@ class MethodFolder:
     Attributes:
         records: the records that belong to the run, by sample key, once `collect` has been called.
         sessions: when the records were worked on, by whom.
+        planned: how many samples of every task the run asks.
         damaged: a sentence for every damaged line that was found and taken out, naming file and line.
     """
 
@@ -74,6 +85,7 @@ class MethodFolder:
         self.records: dict[str, Record] = {}
         self.sessions: list[dict[str, Any]] = []
         self.damaged: list[str] = []
+        self.planned: dict[str, int] = {}
 
     @property
     def samples_path(self) -> Path:
@@ -110,7 +122,7 @@ class MethodFolder:
                 )
             if differing:
                 name, before, now = differing[0]
-                more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
+                more = other_fields(differing)
                 raise ValueError(
                     f"{self.folder} holds a run with other settings: {name} was {before!r} and is now {now!r}{more}. "
                     "Give another --out, or --no-resume to delete those records and start anew"
@@ -150,7 +162,8 @@ class MethodFolder:
 
     def save_sessions(self) -> None:
         """Write fingerprint and sessions, atomically."""
-        content = {"label": self.label, "fingerprint": self.fingerprint, "sessions": self.sessions}
+        content = {"label": self.label, "planned": self.planned, "fingerprint": self.fingerprint}
+        content["sessions"] = self.sessions
         write_atomically(self.folder / RUN_FILE, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 

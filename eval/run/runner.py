@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from vlm_guard.eval.data.datasets import EvaluationData
 from vlm_guard.eval.data.picture_marks import picture_marks
 from vlm_guard.eval.run.batches import share
 from vlm_guard.eval.run.distributed import ProcessGroup
@@ -20,18 +21,22 @@ from vlm_guard.eval.run.earlier import EarlierMethod, earlier_methods
 from vlm_guard.eval.run.engines.base import Job, JobAnswers
 from vlm_guard.eval.run.environment import git_state
 from vlm_guard.eval.run.finish import AnsweredMethod, summarise_run, with_earlier
+from vlm_guard.eval.run.interruption import kept_answers
 from vlm_guard.eval.run.lock import locked
 from vlm_guard.eval.run.records import Record, SampleLog
 from vlm_guard.eval.run.results import RunResults
 from vlm_guard.eval.run.resume import MethodFolder
-from vlm_guard.eval.run.settings import MethodSpec, RunSettings
+from vlm_guard.eval.run.settings import MethodSpec, RunSettings, method_directories
 from vlm_guard.eval.run.setup import Evaluation, set_up
-from vlm_guard.eval.tasks.base import Sample
+from vlm_guard.eval.tasks.base import Sample, Task
 from vlm_guard.eval.tasks.shared.fair import MARGIN
 
 
 class Progress(Protocol):
     """What a run tells about its progress."""
+
+    def note(self, sentence: str) -> None:
+        """Something to know at once, before the model is loaded."""
 
     def start(self, total: int, done: int) -> None:
         """The number of samples times methods, and how many are done already."""
@@ -91,8 +96,14 @@ def evaluate(
         FileNotFoundError: something that was named is missing.
     """
     group = group if group is not None else ProcessGroup(cpu=settings.device == "cpu")
+
+    def opened(data: EvaluationData, tasks: dict[str, Task]) -> None:
+        sentence = going_on_text(settings, out, data, tasks) if settings.resume and group.is_main else ""
+        if sentence and progress is not None:
+            progress.note(sentence)
+
     with _alone_in(out, group):
-        return _evaluate(set_up(settings, group), out, progress)
+        return _evaluate(set_up(settings, group, opened), out, progress)
 
 
 def _evaluate(run: Evaluation, out: Path, progress: Progress | None) -> RunResults | None:
@@ -125,6 +136,20 @@ def _evaluate(run: Evaluation, out: Path, progress: Progress | None) -> RunResul
     return results
 
 
+def going_on_text(settings: RunSettings, out: Path, data: EvaluationData, tasks: dict[str, Task]) -> str:
+    """What is run and how many of its answers an earlier run has left in the folder; "" where there are none."""
+    methods = settings.methods if settings.endpoint is None or "methods" in settings.model_fields_set else ["none"]
+    kept = kept_answers(out, method_directories(methods))
+    total = sum(len(task.samples()) for task in tasks.values()) * len(methods)
+    if not kept:
+        return ""
+    model = settings.endpoint or settings.model
+    return (
+        f"going on: {model} on {data.name} ({len(data.images)} pictures), {', '.join(tasks)} with "
+        f"{', '.join(methods)}: {min(kept, total)} of {total} answers are there already ({out})"
+    )
+
+
 @contextmanager
 def _alone_in(out: Path, group: ProcessGroup) -> Iterator[None]:
     """Hold the lock of the run's folder; the processes of one run share the first one's.
@@ -149,6 +174,7 @@ def _open_folders(run: Evaluation, out: Path) -> tuple[list[MethodRun], list[Ear
             folder = MethodFolder(out / spec.directory, run.settings_of(index), spec.label)
             if run.group.is_main:
                 folder.check(resume=run.settings.resume)
+                folder.planned = run.plan()
             methods.append(MethodRun(spec=spec, folder=folder))
     return methods, earlier
 

@@ -1,6 +1,6 @@
 """Setting up a run: data, model, tasks and methods, all checked before any time is spent on answers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,8 +57,17 @@ class Evaluation:
         return planned
 
 
-def set_up(settings: RunSettings, group: ProcessGroup | None = None) -> Evaluation:
+def set_up(
+    settings: RunSettings,
+    group: ProcessGroup | None = None,
+    opened: Callable[[EvaluationData, dict[str, Task]], None] | None = None,
+) -> Evaluation:
     """Open the data, load the model and try every method on it, before any time is spent on answers.
+
+    Args:
+        settings: of the run.
+        group: the processes that share it.
+        opened: told the data and the tasks before the model is loaded, which may take minutes.
 
     Raises:
         ValueError, FileNotFoundError: a setting is wrong or something is missing; the message says what.
@@ -73,6 +82,8 @@ def set_up(settings: RunSettings, group: ProcessGroup | None = None) -> Evaluati
     with group.main_first():
         data = open_data(settings)
     tasks = {name: task_class(name)(data, settings.of_task(name), settings.seed) for name in settings.tasks}
+    if opened is not None:
+        opened(data, tasks)
     engine = _engine(settings, group)
     return Evaluation(
         settings=settings,

@@ -18,6 +18,8 @@ from vlm_guard.eval.tasks.shared.metric import Metric
 LEVEL = 0.95
 LEAST_PICTURES = 50
 """With fewer pictures intervals are so wide that no setting is recommended by them."""
+FEW_PICTURES = 30
+"""With fewer pictures an interval itself is a guess: so few resampled pictures miss what others would show."""
 _CHUNK_CELLS = 2**23
 
 
@@ -77,6 +79,11 @@ class ImageCounts:
         """Every metric over all images."""
         sums = self.sums(self.table.sum(0))
         return {metric.name: float(metric.compute(sums)) for metric in metrics}
+
+    def without_value(self, metrics: Sequence[Metric]) -> set[str]:
+        """The names of the metrics that say nothing here, since a count they need is 0 in all (`Metric.needs`)."""
+        sums = self.sums(self.table.sum(0))
+        return {metric.name for metric in metrics if metric.needs and not sums[metric.needs]}
 
     def resampled(self, metrics: Sequence[Metric], resamples: int, seed: int) -> dict[str, np.ndarray]:
         """[resamples] values of every metric; the draws depend only on the number of images and the seed."""

@@ -1,6 +1,6 @@
 """From records to numbers: the summary of a method is computed from its per-sample records and nothing else."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -102,12 +102,23 @@ class MethodRecords:
         """Every metric of every task with its interval."""
         found: dict[str, Estimate] = {}
         for task, metrics in self.metrics().items():
-            values = intervals(self.image_counts(task), metrics, resamples, BOOTSTRAP_SEED)
-            found |= {name: Estimate(**asdict(interval)) for name, interval in values.items()}
+            counts = self.image_counts(task)
+            values = intervals(counts, metrics, resamples, BOOTSTRAP_SEED)
+            empty = counts.without_value(metrics)
+            found |= {
+                name: Estimate(**asdict(interval), **_undefined(name, empty)) for name, interval in values.items()
+            }
         for metrics, counts in self.joined().values():
             values = intervals(counts, metrics, resamples, BOOTSTRAP_SEED)
             found |= {name: Estimate(**asdict(interval)) for name, interval in values.items()}
         return found
+
+    def unchanged(self, baseline: "MethodRecords") -> dict[str, int]:
+        """How many samples both answered, and how many answers of them are the same text; empty without any."""
+        known = {item["sample"]: item["text"] for items in baseline.answered.values() for item in items}
+        both = [item for items in self.answered.values() for item in items if item["sample"] in known]
+        same = sum(item["text"] == known[item["sample"]] for item in both)
+        return {"answers": len(both), "same": same} if both else {}
 
     def fair_differences(self, baseline: "MethodRecords", resamples: int) -> tuple[dict[str, Estimate], dict[str, Any]]:
         """What is left of differences to a baseline when an easy explanation is taken away (`Task.fair_pair`).
@@ -126,7 +137,11 @@ class MethodRecords:
             metrics = [item for item in cls.metrics(pair.other) if item.name in pair.metrics and item.name in known]
             first, second = (MethodRecords(records).image_counts(task) for records in (pair.baseline, pair.other))
             values = differences(first, second, metrics, resamples, BOOTSTRAP_SEED)
-            found |= {pair.metrics[name]: Estimate(**asdict(interval)) for name, interval in values.items()}
+            empty = first.without_value(metrics) | second.without_value(metrics)
+            found |= {
+                pair.metrics[name]: Estimate(**asdict(interval), **_undefined(name, empty))
+                for name, interval in values.items()
+            }
             said[task] = {"what": pair.what, **pair.facts}
         return found, said
 
@@ -147,6 +162,13 @@ class MethodRecords:
         for metrics, before, after in compared:
             pairs = differences(before, after, metrics, resamples, BOOTSTRAP_SEED)
             by_name = {metric.name: metric for metric in metrics}
+            empty = before.without_value(metrics) | after.without_value(metrics)
             for name, interval in pairs.items():
-                found[name] = Difference(**asdict(interval), verdict=verdict(interval, by_name[name]))
+                said = "unclear" if name in empty else verdict(interval, by_name[name])
+                found[name] = Difference(**asdict(interval), verdict=said, **_undefined(name, empty))
         return found
+
+
+def _undefined(name: str, empty: Collection[str]) -> dict[str, bool]:
+    """What marks an estimate that says nothing."""
+    return {"undefined": True} if name in empty else {}

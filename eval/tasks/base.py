@@ -217,6 +217,20 @@ class Task(ABC):
         return {"answers": len(records)}
 
     @classmethod
+    def notes(
+        cls, described: Mapping[str, Any], summaries: Mapping[str, Mapping[str, Any]], asked: int, pictures: int
+    ) -> list[str]:
+        """What a reader has to know before these numbers are believed, a sentence each, shown below tables.
+
+        Args:
+            described: what `describe` gave.
+            summaries: what `summarise` gave, by the method's label, the baseline first.
+            asked: number of pictures that the numbers rest on.
+            pictures: number of pictures of the run.
+        """
+        return []
+
+    @classmethod
     def caption(cls, described: Mapping[str, Any]) -> str:
         """The task in half a sentence, as it stands below tables."""
         return cls.help.rstrip(".")

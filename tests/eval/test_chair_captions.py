@@ -173,3 +173,33 @@ def test_wrong_use_is_explained_in_one_line(files, capsys, options, message):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_several_files_are_compared_over_the_pictures_that_all_have(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    objects = tmp_path / "objects.json"
+    objects.write_text(json.dumps({str(number): ["dog"] for number in range(1, 41)}))
+    greedy, ours = (
+        write_lines(tmp_path / f"{name}.jsonl", *({"image_id": n, "caption": text(n)} for n in range(1, last)))
+        for name, text, last in (
+            ("greedy", lambda n: "A dog and a cat." if n % 2 else "A dog.", 41),
+            ("ours", lambda n: "A dog and a cat." if n % 10 == 1 else "A dog.", 36),
+        )
+    )
+    assert run("chair", greedy, ours, "--objects", objects, "--json") == 0
+    said = json.loads(capsys.readouterr().out)["methods"]
+    assert said["greedy"]["hallucinated_mentions"] == 20
+    estimate = said["greedy"]["estimates"]["chair_i"]
+    assert estimate["value"] == pytest.approx(20 / 60) and estimate["low"] < estimate["value"] < estimate["high"]
+    difference = said["ours"]["difference_to_first"]["chair_i"]
+    assert difference["value"] == pytest.approx(4 / 39 - 18 / 53) and difference["images"] == 35
+    assert difference["high"] < 0 and difference["verdict"] == "better" and said["ours"]["shared_pictures"] == 35
+    assert run("chair", greedy, ours, "--objects", objects) == 0
+    printed = capsys.readouterr().out
+    assert "− greedy" in printed and "note: differences are over the 35 pictures that all have" in printed
+    assert "so few pictures" not in printed
+    assert max(len(line) for line in printed.splitlines() if not line.startswith("note: ")) <= 80
+    assert run("compare", greedy, ours) == 2
+    assert f"score them with vlm-guard chair {greedy} {ours}" in capsys.readouterr().err
+    assert run("pope", greedy, "--questions", objects) == 2
+    assert "these are captions" in capsys.readouterr().err

@@ -11,11 +11,15 @@ import pytest
 from run_records import careful, careless, write_run
 from small_coco import make_coco_folder
 
+from vlm_guard.cli import main
 from vlm_guard.eval.report.chosen_columns import chosen_columns, usual_columns
 from vlm_guard.eval.report.compare import compare_runs
 from vlm_guard.eval.report.line_table import line_table
+from vlm_guard.eval.report.page import build_report
+from vlm_guard.eval.report.reading_notes import reading_notes
 from vlm_guard.eval.report.tables import render_table
 from vlm_guard.eval.run.results import read_results
+from vlm_guard.eval.tasks.pope.task import PopeTask
 
 
 @pytest.fixture(scope="module")
@@ -218,3 +222,52 @@ def test_html_is_a_table_with_escaped_labels(coco, tmp_path):
     assert counter.tags.count("tr") == 2
     with pytest.raises(ValueError, match="must be one of markdown"):
         render_table(results, "pdf")
+
+
+def test_captions_that_name_nothing_are_no_chair_of_zero(coco, tmp_path, capsys):
+    def broken(task, image_id, prompt):
+        return "the the the" if task == "chair" else careless(task, image_id, prompt)
+
+    def hushed(task, image_id, prompt):
+        return broken(task, image_id, prompt) if image_id < 4 else careful(task, image_id, prompt)
+
+    write_run(tmp_path, coco, {"none": careless, "broken": broken, "hushed": hushed})
+    results = compare_runs([tmp_path]).results
+    method = results.methods[1]
+    assert method.estimates["chair_i"].value == 0 and method.estimate("chair_i") is None
+    assert method.difference_to_baseline["chair_i"].verdict == "unclear"
+    stored = json.loads(results.to_json())["methods"]
+    assert stored[1]["estimates"]["chair_i"]["undefined"] and "undefined" not in stored[0]["estimates"]["chair_i"]
+    assert stored[1]["chair"]["captions_without_mention"] == 12
+    text = render_table(results, "markdown")
+    row = next(line for line in text.splitlines() if line.startswith("| broken"))
+    assert [cell.strip() for cell in row.split("|")[2:4]] == ["-", "-"]
+    assert "broken: 12 of 12 captions name nothing. hushed: 3 of 12 captions name nothing." in text
+    assert "intervals of so few pictures (12 pictures) say little" in text
+    with pytest.raises(SystemExit):
+        main(["compare", str(tmp_path)])
+    assert "note: broken: 12 of 12 captions name nothing" in capsys.readouterr().out
+    assert '"broken: 12 of 12 captions name nothing"' in build_report(compare_runs([tmp_path]))
+
+
+def test_what_numbers_do_not_show_is_said_below_them(coco, tmp_path):
+    model = {"name": "builtin", "dtype": "float32", "device": "cpu"}
+    write_run(tmp_path, coco, {"none": careless, "var": careless, "pai": careful}, model=model)
+    results = compare_runs([tmp_path]).results
+    count = results.methods[1].unchanged["answers"]
+    notes = reading_notes(results)
+    assert f"var: all {count} answers equal the plain model's" in notes
+    assert not any(note.startswith("pai") for note in notes) and results.methods[2].unchanged["same"] < count
+    assert sum(note.startswith("builtin knows 80 drawn things only") for note in notes) == 1
+    (first, second, *_) = results.methods
+    idle = second.model_copy(update={"label": "auto", "methods": [{"method": "none", "options": {}}]})
+    notes = reading_notes(results.model_copy(update={"methods": [first, idle], "data": {**results.data, "images": 20}}))
+    assert f"auto: all {count} answers equal the plain model's: on this model it comes to no method at all" in notes
+    drawn = results.model_copy(update={"data": {**results.data, "name": "scenes:common"}})
+    assert not any("drawn" in note for note in reading_notes(drawn))
+
+
+def test_pictures_without_questions_are_counted():
+    said = "3 of 20 pictures have too few objects (or too few absent ones) for POPE's questions"
+    assert PopeTask.notes({"origin": "built, 6 per image and strategy, seed 0"}, {}, 17, 20) == [said]
+    assert PopeTask.notes({"origin": "question files"}, {}, 17, 20) == []

@@ -136,6 +136,9 @@ def test_an_interrupted_run_asks_the_rest_and_nothing_else(coco, stand_in, tmp_p
     class StopAfterFive:
         told = 0
 
+        def note(self, sentence):
+            pass
+
         def start(self, total, done):
             pass
 

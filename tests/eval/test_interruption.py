@@ -14,8 +14,11 @@ from small_coco import make_coco_folder
 from vlm_guard.eval.run import command
 from vlm_guard.eval.run.records import read_records
 from vlm_guard.eval.run.results import read_results
-from vlm_guard.eval.run.runner import evaluate
+from vlm_guard.eval.run.resume import MethodFolder
+from vlm_guard.eval.run.runner import evaluate, going_on_text
 from vlm_guard.eval.run.settings import RunSettings
+from vlm_guard.eval.run.setup import open_data
+from vlm_guard.eval.tasks.shared.registry import task_class
 
 VOLATILE = ("seconds", "memory_bytes", "memory_kind", "turn")
 
@@ -116,36 +119,79 @@ class OneOfTwo:
         """Nothing: in truth the process is gone before."""
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_ctrl_c_in_several_processes_ends_each_at_once_and_one_says_what_is_kept(rank, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("rank", "number", "code"), [(0, signal.SIGINT, 130), (1, signal.SIGINT, 130), (0, signal.SIGTERM, 143)]
+)
+def test_ctrl_c_in_several_processes_ends_each_at_once_and_one_says_what_is_kept(
+    rank, number, code, tmp_path, capsys, monkeypatch
+):
     def answering(settings, out, progress, group):
         progress.start(8, 0)
         try:
             for name, answers in (("rank-0", 3), ("rank-1", 2)):
                 (out / "none").mkdir(parents=True, exist_ok=True)
                 (out / "none" / f"samples.{name}.jsonl").write_text("{}\n" * answers + '{"torn')
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         finally:
             progress.stop()
-            signal.raise_signal(signal.SIGINT)  # the launcher passes it on to processes that have it already
+            signal.raise_signal(number)  # the launcher passes it on to processes that have it already
 
-    def leave(code: int) -> None:
-        raise SystemExit(code)
+    def leave(given: int) -> None:
+        raise SystemExit(given)
 
     monkeypatch.setattr(command, "ProcessGroup", lambda cpu: OneOfTwo(rank))
     monkeypatch.setattr(command, "evaluate", answering)
     monkeypatch.setattr(command, "leave", leave)
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     try:
         with pytest.raises(SystemExit) as left:
             command.run_command(RunSettings(methods=["none"]), tmp_path, dry_run=False, as_json=False)
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        assert signal.getsignal(number) is signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGINT, before)
-    assert left.value.code == 130
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGTERM, before[1])
+    assert left.value.code == code
     goes_on = "start the same command again to go on from there"
     message = f"interrupted: 5 of 8 answers are kept ({tmp_path}); {goes_on}\n"
     assert capsys.readouterr().err == ("" if rank else message)
+
+
+def test_sigterm_in_one_process_says_the_same_and_the_run_is_told_from_a_finished_one(
+    coco, tmp_path, capsys, monkeypatch
+):
+    def answering(settings, out, progress, group):
+        progress.start(102, 32)
+        folder = MethodFolder(out / "none", {"methods": []}, "none")
+        folder.planned = {"chair": 102}
+        folder.save_sessions()
+        (out / "none" / "samples.jsonl").write_text("{}\n" * 32)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(command, "evaluate", answering)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        settings = RunSettings(data=f"coco:{coco}", methods=["none"], tasks=["chair"])
+        assert command.run_command(settings, tmp_path, dry_run=False, as_json=False) == 143
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    kept = f"interrupted: 32 of 102 answers are kept ({tmp_path}); start the same command again to go on from there\n"
+    assert capsys.readouterr().err == kept
+    with pytest.raises(FileNotFoundError, match="32 of 102 answers; go on with the same command"):
+        read_results(tmp_path)
+    data = open_data(settings)
+    tasks = {"chair": task_class("chair")(data)}
+    assert going_on_text(settings, tmp_path, data, tasks) == (
+        "going on: builtin on coco:small (10 pictures), chair with none: 10 of 10 answers are there already "
+        f"({tmp_path})"
+    )
+    assert going_on_text(settings, tmp_path / "other", data, tasks) == ""
+
+
+@pytest.mark.parametrize(("folder", "kind"), [("", "coco"), ("images", "folder")])
+def test_a_folder_without_its_kind_is_asked_back(coco, folder, kind):
+    place = coco / folder
+    with pytest.raises(ValueError, match=f"did you mean {kind}:{place}[?]"):
+        open_data(RunSettings(data=str(place)))
 
 
 def launch(coco: Path, out: Path) -> list[str]:

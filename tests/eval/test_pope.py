@@ -167,6 +167,9 @@ def test_the_command_scores_several_strategies(files, capsys):
     record = json.loads(capsys.readouterr().out)
     assert list(record["strategies"]) == list(strategies)
     assert record["mean"]["accuracy"] == pytest.approx(24 / 30)
+    estimate = record["estimates"]["pope.mean.accuracy"]
+    assert estimate["value"] == pytest.approx(24 / 30) and estimate["low"] < estimate["high"]
+    assert estimate["images"] == 5, "intervals are over pictures"
     assert run("pope", *arguments) == 0
     assert "answers read by 'strict'" in capsys.readouterr().out
 

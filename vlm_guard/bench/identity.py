@@ -42,6 +42,7 @@ class MethodCheck:
         removed: whether the plain answer came back bit for bit, or as close as the plain model is to itself.
         effect: largest difference of a logit under default options, tokens that a contrast cuts left out; 0 where the
             method leaves this prompt alone.
+        idle: why it is 0, where the method knows.
     """
 
     method: str
@@ -51,6 +52,7 @@ class MethodCheck:
     allowed: float | None = None
     removed: bool | None = None
     effect: float | None = None
+    idle: str = ""
 
     def as_entry(self) -> dict[str, Any]:
         """Ready for JSON."""
@@ -135,8 +137,9 @@ def check_method(
     before = plain_answer(model, inputs, tokens)
     try:
         method = method_class(name)
-        effect = difference(_guarded(model, processor, method(), inputs, tokens), before, IMPLAUSIBLE / 2)
-        neutral = difference(_guarded(model, processor, method.neutral(), inputs, tokens), before)
+        answer, idle = _guarded(model, processor, method(), inputs, tokens)
+        effect = difference(answer, before, IMPLAUSIBLE / 2)
+        neutral = difference(_guarded(model, processor, method.neutral(), inputs, tokens)[0], before)
     except (ValueError, TypeError, ImportError) as error:
         return MethodCheck(method=name, state="refused", reason=str(error))
     except Exception as error:
@@ -158,12 +161,15 @@ def check_method(
         allowed=rounding["allowed"],
         removed=removed,
         effect=effect,
+        idle="" if effect else idle,
     )
 
 
-def _guarded(model: Any, processor: Any, method: Method, inputs: Mapping[str, Any], tokens: int) -> Answer:
+def _guarded(model: Any, processor: Any, method: Method, inputs: Mapping[str, Any], tokens: int) -> tuple[Answer, str]:
+    """The answer with a method, and why that method changes nothing on this model, where it knows."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         guard = wrap(model, processor, method)
     with guard:
-        return plain_answer(model, inputs, tokens)
+        reasons = (bound.method.why_idle(guard.target) for bound in guard.methods)
+        return plain_answer(model, inputs, tokens), "; ".join(filter(None, reasons))

@@ -15,14 +15,20 @@ import torch
 
 from vlm_guard.bench.identity import MethodCheck, check_method, plain_answer, rounding_of
 from vlm_guard.bench.paired_timing import Seconds, summarise_pairs, summarise_plain, time_beside, time_call
+from vlm_guard.families.architecture import describe_architecture, unwrap
+from vlm_guard.families.profiles import find_profile
 from vlm_guard.guard import wrap
 from vlm_guard.kernels.benchmark.cases import Case, torch_cases, whole_grid
 from vlm_guard.kernels.benchmark.correctness import check_many
 from vlm_guard.kernels.edited_attention import TRITON_INSTALLED
-from vlm_guard.method.registry import method_names
+from vlm_guard.method.model_choice import AUTO
+from vlm_guard.method.registry import method_class, method_names, methods_for_model, resolve_methods
 
 KERNEL_SHARE, METHOD_SHARE = 0.35, 0.75
 """When the kernels and when the methods must be done, as parts of the whole time; the rest is for the speed."""
+
+NAMED_FIRST = ("var", "vhr", "carve", "paint", "lqcd")
+"""The methods that are checked after the one that `auto` stands for, before the contrasts and all others."""
 
 CONTROL = "plain, twice the rows"
 PASSED, FAILED, INCOMPLETE = "passed", "failed", "incomplete"
@@ -181,9 +187,28 @@ def time_methods(
     return found
 
 
-def chosen_methods(given: Sequence[str] | None) -> list[str]:
-    """The methods to check: those given, or all but the one that does nothing."""
-    return list(dict.fromkeys(given)) if given else [name for name in method_names() if name != "none"]
+def chosen_methods(given: Sequence[str] | None, model: Any) -> list[str]:
+    """The methods to check: those given, or all but the one that does nothing, what people use most first.
+
+    The time may not suffice for all, so the order is: what `auto` stands for on this model, the methods of
+    `NAMED_FIRST`, the contrasts of logits, the others.
+    """
+    if given:
+        return list(dict.fromkeys(given))
+    names = [name for name in method_names() if name != "none"]
+    contrasts = [name for name in names if "logits" in method_class(name).stations]
+    ordered = dict.fromkeys([*_meant_by_auto(model), *NAMED_FIRST, *contrasts, *names])
+    return [name for name in ordered if name in names]
+
+
+def _meant_by_auto(model: Any) -> list[str]:
+    """The methods that `auto` stands for on this model; none where it cannot be guarded, as each check then says."""
+    try:
+        inner = unwrap(model)
+        found = methods_for_model(resolve_methods(AUTO), describe_architecture(inner), find_profile(inner.config))
+    except ValueError:
+        return []
+    return [method.name for method in found]
 
 
 def verify(
@@ -203,7 +228,8 @@ def verify(
         model: a vision-language model in evaluation mode, not guarded.
         processor: its processor.
         make_inputs: model inputs on the model's device for so many rows and a seed.
-        methods: names; by default all but `none`. A method that was named and does not fit the model is a failure.
+        methods: names; by default all but `none`, in the order of `chosen_methods`. A method that was named and
+            does not fit the model is a failure.
         seconds: time for everything; a check that has begun is finished.
         tokens: new tokens of every call, at least 2.
         rounds: timed pairs of every method.
@@ -211,11 +237,11 @@ def verify(
 
     Returns:
         "state" ("passed", "failed" or "incomplete": nothing failed, but the time did not suffice), "kernels",
-        "rounding", "methods", "speed" and "seconds", all ready for JSON.
+        "rounding", "methods", "speed", "seconds" and "seconds_given", all ready for JSON.
     """
     clock = Clock(seconds=seconds)
     kernels = check_kernels(clock, report)
-    names = chosen_methods(methods)
+    names = chosen_methods(methods, model)
     inputs = make_inputs(1, 0)
     plain_answer(model, inputs, tokens)  # the first call of a process is unlike the others
     rounding, checks = check_methods(model, processor, inputs, names, tokens, clock, report)
@@ -228,6 +254,7 @@ def verify(
         "methods": [check.as_entry() for check in checks],
         "speed": speed,
         "seconds": clock.used(),
+        "seconds_given": seconds,
     }
 
 

@@ -7,7 +7,9 @@ from typing import Any
 WIDTH = 80
 _SHOWN_FAILURES = 3
 _LONGEST_REASON = 300
-_MARKS = {"passed": "ok", "failed": "FAILED", "refused": "-", "not reached": "not reached", "absent": "-"}
+_MARKS = {"passed": "ok", "failed": "FAILED", "refused": "-", "absent": "-"}
+_NOTHING = 0.005
+"""Ratios below it are shown as 0.00: no time passes between tokens that arrive together."""
 
 
 def verify_text(found: Mapping[str, Any]) -> str:
@@ -30,6 +32,13 @@ def _wrapped(text: str, indent: int = 0, hanging: int = 2) -> list[str]:
 def _head(found: Mapping[str, Any]) -> Iterator[str]:
     machine, model = found["machine"], found["model"]
     yield f"vlm-guard verify: {found['state'].upper()} in {found['seconds']:.0f} s, {found['created']}"
+    if _not_reached(found) or found["speed"]["not_reached"]:
+        yield from _wrapped(
+            f"Not all was reached with --minutes {found['seconds_given'] / 60:g}: give more, or name the methods "
+            "that matter with --method. Other work on this machine (see load) makes everything slower.",
+            2,
+            0,
+        )
     versions = ", ".join(f"{name} {version or 'not installed'}" for name, version in machine["versions"].items())
     yield from _wrapped(f"versions: {versions}, python {machine['python']}")
     load = machine.get("load_average_1min")
@@ -75,6 +84,8 @@ def _methods(found: Mapping[str, Any]) -> Iterator[str]:
     )
     yield f"  {'':<12}{'method':<13}{'neutral':>9}  {'removed':<9} default moves a logit by"
     for check in found["methods"]:
+        if check["state"] == "not reached":
+            continue
         if check["identity"] is None:
             said = f": {_shortened(check['reason'])}" if check["reason"] else ""
             yield from _wrapped(f"{_MARKS[check['state']]:<12}{check['method']}{said}", 2, 12)
@@ -85,6 +96,14 @@ def _methods(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"  {line}"
         if check["state"] == "failed":
             yield from _wrapped(_shortened(check["reason"]), 14)
+        if check["idle"]:
+            yield from _wrapped(f"no change because: {_shortened(check['idle'])}", 14)
+    if _not_reached(found):
+        yield from _wrapped(f"not reached in the time (--minutes): {', '.join(_not_reached(found))}", 2)
+
+
+def _not_reached(found: Mapping[str, Any]) -> list[str]:
+    return [check["method"] for check in found["methods"] if check["state"] == "not reached"]
 
 
 def _speed(found: Mapping[str, Any]) -> Iterator[str]:
@@ -99,15 +118,23 @@ def _speed(found: Mapping[str, Any]) -> Iterator[str]:
         f"{speed['new_tokens']} tokens. Plain: {1e3 * plain['prefill']['median_s']:.0f} ms to the first token, "
         f"{1e3 * plain['decode']['median_s']:.1f} ms per later one."
     )
-    yield f"  {'':<24}{'first token':<24}later token"
-    for entry in speed["entries"]:
-        cells = (_ratio(entry[phase]["ratio_to_unguarded"]) for phase in ("prefill", "decode"))
-        yield f"  {entry['method']:<24}{next(cells):<24}{next(cells)}"
+    rows = [("", "first token", "later token")]
+    rows += [
+        (entry["method"], *(_ratio(entry[phase]["ratio_to_unguarded"]) for phase in ("prefill", "decode")))
+        for entry in speed["entries"]
+    ]
+    name, first = (max(len(row[column]) for row in rows) + 2 for column in (0, 1))
+    for row in rows:
+        yield f"  {row[0]:<{name}}{row[1]:<{first}}{row[2]}"
+    if any(row[2] == "-" for row in rows):
+        yield from _wrapped("-: the answer comes in one piece, so its first token is the whole answer", 2)
     if speed["not_reached"]:
-        yield from _wrapped(f"not reached in the time: {', '.join(speed['not_reached'])}", 2)
+        yield from _wrapped(f"not reached in the time (--minutes): {', '.join(speed['not_reached'])}", 2)
 
 
 def _ratio(ratio: Mapping[str, float]) -> str:
+    if ratio["p80"] < _NOTHING:
+        return "-"
     return f"{ratio['median']:.2f} ({ratio['p20']:.2f} to {ratio['p80']:.2f})"
 
 

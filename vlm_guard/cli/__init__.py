@@ -54,14 +54,17 @@ def build_app(called: str | None = None):  # noqa: ANN201 - the type would need 
     return app
 
 
-def _cause(error: Exception) -> str:
-    """What lies behind an import that failed, where it is known and the error does not say it."""
+def _explained(error: Exception) -> str:
+    """What an error says; of an import that failed first what lies behind it, where that is known."""
+    said = str(error)
     if not isinstance(error, ImportError):
-        return ""
+        return said
     from vlm_guard.families.processor_needs import torchvision_problem
 
     problem = torchvision_problem()
-    return f" {problem}" if problem and problem not in str(error) else ""
+    if not problem or problem in said:
+        return said
+    return f"{problem}. What failed on it: {said.partition('. ')[0]}"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -92,7 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
     except USER_ERRORS as error:
         if os.environ.get("VLM_GUARD_TRACEBACK"):
             raise
-        for problem in getattr(error, "problems", None) or [str(error) + _cause(error)]:
+        for problem in getattr(error, "problems", None) or [_explained(error)]:
             print(f"error: {one_line(problem) or type(error).__name__}", file=sys.stderr)
         sys.exit(WRONG_USE)
     sys.exit(code if isinstance(code, int) else OK)

@@ -9,7 +9,10 @@ _MODES = ("pattern", "wordnet", "both")
 
 
 def command(
-    captions: Annotated[Path, typer.Argument(help="JSONL: image_id | image | question_id, and caption | text.")],
+    captions: Annotated[
+        list[Path],
+        typer.Argument(help="JSONL: image_id | image | question_id, and caption | text. Several are compared."),
+    ],
     instances: Annotated[
         list[Path] | None, typer.Option(help="MSCOCO instances_*.json of the images; may be repeated.")
     ] = None,
@@ -44,10 +47,14 @@ def command(
 ) -> None:
     """Score captions with CHAIR: which objects they mention that are not in the image. No model is needed.
 
-    Reads captions of any tool, of vlm-guard caption (each method apart) and the files of lmms-eval --log_samples.
+    Reads captions of any tool, of vlm-guard caption (each method apart) and the files of lmms-eval --log_samples. Every
+    number has its bootstrap interval over pictures; of several files or methods, the paired differences to the first.
     """
     import json
 
+    from rich.console import Console
+
+    from vlm_guard.eval.report.scored_files import caption_records, labelled_reports, score_files
     from vlm_guard.eval.tasks.chair.report import (
         ground_truth,
         score_methods,
@@ -61,13 +68,23 @@ def command(
     by_mode = {}
     for name in ("pattern", "wordnet") if mode == "both" else (mode,):
         known = ground_truth(instances or [], reference_captions or [], objects, coco, name)
-        by_mode[name] = score_methods(captions, known, name, image_list=image_list, skip_unknown=skip_unknown)
+        by_mode[name] = labelled_reports(
+            [(path, score_methods(path, known, name, image_list, skip_unknown)) for path in captions]
+        )
     reports = next(iter(by_mode.values()))
+    scored = None
+    if mode != "both":
+        records = {label: caption_records(report.scores) for label, report in reports.items() if report.scores}
+        summaries = {label: report.summary.to_dict() for label, report in reports.items()}
+        scored = score_files("chair", records, summaries) if records else None
     if per_caption is not None:
         write_method_records(reports, per_caption)
     if as_json:
         kinds = {method: {name: of_mode[method].to_dict() for name, of_mode in by_mode.items()} for method in reports}
         found = {method: kind if mode == "both" else kind[mode] for method, kind in kinds.items()}
+        if scored is not None:
+            for item in scored.methods:
+                found[item.label] |= scored.to_dict(item.label)
         shown = {"methods": found} if len(found) > 1 else next(iter(found.values()))
         typer.echo(printable_json(json.dumps(shown, indent=2)))
         return
@@ -76,6 +93,8 @@ def command(
             typer.echo(f"{chr(10) if place else ''}{one_line(method)}")
         of_modes = [of_mode[method] for of_mode in by_mode.values()]
         typer.echo("\n".join(side_by_side_lines(*of_modes) if mode == "both" else summary_lines(report)))
+    if scored is not None:
+        scored.print(Console())
 
 
 def _check_mode(mode: str, objects: Path | None, per_caption: Path | None) -> None:

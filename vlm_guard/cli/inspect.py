@@ -31,7 +31,10 @@ def command(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")] = False,
 ) -> None:
-    """Show a model's layers, heads and visual token ids, its profile, and which methods it takes."""
+    """Show a model's layers, heads and visual token ids, its profile, and which methods it takes.
+
+    A folder without a processor will do: methods that need one are then listed as such.
+    """
     import json
 
     from vlm_guard.calibration.inspection import inspect_model
@@ -39,8 +42,14 @@ def command(
 
     if save and not heads:
         raise ValueError("--save writes what --heads measures; give both")
-    loaded = load_model(model, device=device, trust_remote_code=trust_remote_code)
+    measures = attention or heads or sinks
+    loaded = load_model(model, device=device, trust_remote_code=trust_remote_code, needs_processor=measures)
     report = inspect_model(loaded.model, loaded.processor)
+    if loaded.no_processor:
+        report["model"]["processor"] = (
+            f"left out, because it cannot be loaded: {loaded.no_processor} Without it the methods that need one are "
+            "not ready, and --attention, --heads and --sinks do not work"
+        )
     if attention:
         from vlm_guard.eval.attention.facts import measure_attention
 

@@ -16,17 +16,20 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="Print machine-
         print(json.dumps(rows, indent=2))
         return
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(box=None, header_style="bold")
-    for column in ("family", "model_type", "text backbones", "status", "note"):
-        table.add_column(column)
-    for row in rows:
-        table.add_row(row["family"], row["model_type"], ", ".join(row["text_models"]), row["status"], row["note"])
+    from vlm_guard.cli._narrow import print_entry
+
     console = Console()
-    console.print(table)
+    for status in dict.fromkeys(row["status"] for row in rows):
+        own = [row for row in rows if row["status"] == status]
+        console.print(f"{status}\n", style="bold", highlight=False)
+        for row in own:
+            backbones = ", ".join(row["text_models"])
+            facts = (row["family"], f"text backbones: {backbones}" if backbones else "", row["note"])
+            print_entry(console, row["model_type"], "; ".join(filter(None, facts)))
+        console.print()
     console.print(
-        "\nAny other model whose decoder uses transformers' attention interface and marks images by "
+        "Any other model whose decoder uses transformers' attention interface and marks images by "
         "config.image_token_id\nis accepted after the same check, which wrap makes on the model itself.",
         style="dim",
     )

@@ -33,6 +33,9 @@ def command(
     """
     import json
 
+    from rich.console import Console
+
+    from vlm_guard.eval.report.scored_files import answer_records, score_files
     from vlm_guard.eval.tasks.pope.answer_checks import NUMBER_ONLY, number_only, require_read
     from vlm_guard.eval.tasks.pope.answer_files import read_method_answered
     from vlm_guard.eval.tasks.pope.leading_queries import score_leading
@@ -70,5 +73,12 @@ def command(
             lines += leading_lines(changes)
     if questions and number_only(answers):
         typer.echo(f"note: {NUMBER_ONLY}", err=True)
+    by_image = {method: answer_records(asked, texts, parser) for method, (asked, texts) in answered.items()}
+    table = score_files("pope", by_image, records) if all(by_image.values()) else None
+    if table is not None:
+        for item in table.methods:
+            records[item.label] |= table.to_dict(item.label)
     found = {"methods": records} if len(records) > 1 else next(iter(records.values()))
     typer.echo(printable_json(json.dumps(found, indent=2)) if as_json else "\n".join(lines).lstrip("\n"))
+    if table is not None and not as_json:
+        table.print(Console())

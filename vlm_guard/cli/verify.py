@@ -14,7 +14,9 @@ def command(
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write all figures to this file.")
     ] = None,
-    minutes: Annotated[float, typer.Option(help="Time for everything after the model is loaded.")] = 3.0,
+    minutes: Annotated[
+        float, typer.Option(help="Time for everything after the model is loaded; a busy machine needs more.")
+    ] = 3.0,
     tokens: Annotated[int, typer.Option(help="New tokens of every call.", min=2, max=512)] = 12,
     rounds: Annotated[int, typer.Option(help="Timed pairs of every method.", min=1, max=100)] = 3,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
@@ -24,6 +26,9 @@ def command(
     ] = False,
 ) -> None:
     """Check kernels, methods and speed here, in three minutes, and print a block of text to paste into a report.
+
+    What people use most comes first: the model's choice (auto), var, vhr, carve, paint, lqcd, then the contrasts of
+    logits, then all others. What the time did not reach is listed.
 
     Exit code 0: all passed; 1: something failed, or the time did not suffice for everything; 2: wrong use.
     """

@@ -9,8 +9,8 @@ import ast
 import inspect
 import json
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -76,9 +76,33 @@ def processor_needs(name: str, revision: str | None = None) -> ProcessorNeeds:
     configs, files = read_checkpoint(name, revision)
     model_type = str(configs["config.json"].get("model_type", ""))
     described = [configs.get(file, {}) for file in CONFIGS[1:3]]
-    notes: list[str] = []
     if any("AutoProcessor" in found.get("auto_map", {}) for found in (*configs.values(),)):
         return ProcessorNeeds(model_type=model_type, processor="", notes=("its processor is code that comes with it",))
+    found = _needs(model_type, described)
+    if files is None:
+        return replace(found, notes=(*found.notes, "its tokenizer was not examined: the hub cannot be reached"))
+    reasons = dict(found.reasons)
+    if "tokenizer.json" not in files:
+        needed = [(file, packages) for file, packages in _FORMATS.items() if file in files]
+        for file, packages in needed[:1]:
+            reasons |= dict.fromkeys(packages, f"its tokenizer, which is a {file}")
+    return replace(found, reasons=reasons)
+
+
+def type_needs(model_type: str) -> ProcessorNeeds:
+    """What the processor of a model type needs where a checkpoint does not say otherwise; nothing is read for it.
+
+    Raises:
+        ImportError: transformers itself cannot be imported; the message says why.
+    """
+    found = _needs(model_type, ())
+    note = "only the type was looked at: 'vlm-guard doctor' with a checkpoint also examines its tokenizer"
+    return replace(found, notes=(*found.notes, note))
+
+
+def _needs(model_type: str, described: Sequence[Mapping[str, Any]]) -> ProcessorNeeds:
+    """What the processor class and the image processor ask for; `described` are a checkpoint's files on them."""
+    notes: list[str] = []
     mappings = _mappings()
     named = next((found["processor_class"] for found in described if found.get("processor_class")), None)
     processor = named or mappings.processors.get(model_type) or ""
@@ -91,12 +115,6 @@ def processor_needs(name: str, revision: str | None = None) -> ProcessorNeeds:
     picture = next((found for found in map(_image_processor, described) if found), None)
     if "torchvision" not in reasons and mappings.only_torchvision(model_type, picture):
         reasons["torchvision"] = "its image processor"
-    if files is None:
-        notes.append("its tokenizer was not examined: the hub cannot be reached")
-    elif "tokenizer.json" not in files:
-        needed = [(file, packages) for file, packages in _FORMATS.items() if file in files]
-        for file, packages in needed[:1]:
-            reasons |= dict.fromkeys(packages, f"its tokenizer, which is a {file}")
     return ProcessorNeeds(model_type=model_type, processor=processor, reasons=reasons, notes=tuple(notes))
 
 
@@ -130,7 +148,8 @@ def read_checkpoint(name: str, revision: str | None = None) -> tuple[dict[str, d
         try:
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(CONFIGS)))
         except (OSError, ValueError) as error:
-            raise ValueError(f"the configuration of {name!r} cannot be read: {_first_line(error)}") from error
+            why = _first_line(error).removesuffix(".")
+            raise ValueError(f"the configuration of {name!r} cannot be read: {why}. {_remedy(error)}") from error
         try:
             files = set(list_repo_files(name, revision=revision))
         except OSError:
@@ -145,6 +164,21 @@ def read_checkpoint(name: str, revision: str | None = None) -> tuple[dict[str, d
             except ValueError as error:
                 raise ValueError(f"{file} of {name} is no JSON: {error}") from None
     return configs, files
+
+
+def _remedy(error: Exception) -> str:
+    """What to do about a configuration that the hub did not give."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.HFValidationError | errors.RepositoryNotFoundError | errors.RevisionNotFoundError):
+        return (
+            "Give a Hugging Face id (OWNER/NAME), a folder or a model type such as qwen2_5_vl; private and gated "
+            "models need a login (hf auth login)"
+        )
+    return (
+        "Without a network give the folder of a downloaded model, or set HF_HUB_OFFLINE=1 for one that is in the "
+        "cache; 'vlm-guard doctor' with a model type such as qwen2_5_vl needs neither"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +232,10 @@ def torchvision_problem() -> str:
     if unusable is None:
         return ""
     line = pip_lines(["torchvision"])[0]
-    return f"torchvision is {unusable}; no model can be loaded beside it. Repair it: `{line}`"
+    return (
+        f"torchvision is {unusable}; no model can be loaded beside it. Repair it: `{line}`, or "
+        "`pip uninstall torchvision` if your model's processor does not need it ('vlm-guard doctor MODEL' says then)"
+    )
 
 
 def _image_processor(config: Mapping[str, Any]) -> str | None:

@@ -53,6 +53,11 @@ def accepted_types(cls: type, item: Field) -> tuple[Any, ...]:
 _UnionType = type(int | str)
 
 
+def type_words(cls: type, item: Field) -> str:
+    """The types an option takes, in words: "a number or nothing (None)"; "anything" where any value may be right."""
+    return " or ".join(_WORDS[kind] for kind in accepted_types(cls, item)) or "anything"
+
+
 def _is_function(part: Any) -> bool:
     return part is Callable or typing.get_origin(part) is Callable
 
@@ -108,4 +113,6 @@ def from_text(method: str, cls: type, item: Field, text: str) -> Any:
     try:
         return float(text) if float in accepted else int(text)
     except ValueError:
-        raise ValueError(f"{method}: option {item.name} must be {kind}, given {shown(text)}") from None
+        behind = text.rpartition("+")[2].strip()
+        hint = f"; {shown(behind)} behind the plus sign is no known method" if "+" in text and behind else ""
+        raise ValueError(f"{method}: option {item.name} must be {kind}, given {shown(text)}{hint}") from None

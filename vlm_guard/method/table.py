@@ -6,6 +6,7 @@ from typing import Any
 from vlm_guard.families.profiles import settings_by_model
 from vlm_guard.method.base import Method
 from vlm_guard.method.hooks import HOOKS
+from vlm_guard.method.option_types import type_words
 from vlm_guard.method.registry import method_class, method_names
 
 
@@ -23,12 +24,12 @@ def describe_class(cls: type[Method]) -> dict[str, Any]:
         "stations": list(cls.stations),
         "needs": list(cls.needs),
         "compiles": cls.compiles,
-        "options": [_describe_option(item) for item in cls.options()],
+        "options": [_describe_option(cls, item) for item in cls.options()],
         "settings": [{"option": name} | asdict(setting) for name, setting in settings_by_model(cls.name)],
     }
 
 
-def _describe_option(item: Any) -> dict[str, Any]:
+def _describe_option(cls: type[Method], item: Any) -> dict[str, Any]:
     details = item.metadata
     if details.get("choices"):
         allowed = " | ".join(details["choices"])
@@ -38,6 +39,7 @@ def _describe_option(item: Any) -> dict[str, Any]:
         allowed = {bool: "true | false"}.get(type(item.default), "text")
     return {
         "name": item.name,
+        "type": type_words(cls, item),
         "default": item.default,
         "allowed": allowed,
         "range": list(details["range"]) if details.get("range") else None,

@@ -27,9 +27,9 @@ def plot_chair(drawn: Drawn) -> Figure:
         ValueError: no method has captions.
     """
     results = drawn.results
-    methods = [method for method in results.methods if "chair_i" in method.estimates]
+    methods = [method for method in results.methods if method.estimate("chair_i") is not None]
     if not methods:
-        raise ValueError("these runs have no captions (task chair) to plot")
+        raise ValueError("these runs have no captions (task chair) that name anything to plot")
     figure, panels = make_figure(2)
     for axes, name, label, scale in zip(
         panels, ("recall", "mean_words"), ("recall in %", "words per caption"), (100, 1)

@@ -150,7 +150,14 @@ def side_by_side_lines(first: ChairReport, second: ChairReport) -> Iterator[str]
     yield f"{'':<18}{left.mode:>10}{right.mode:>10}{'difference':>12}"
     for rate in rates:
         before, after = (100 * getattr(total, rate) for total in (left, right))
-        yield f"{rate:<18}{before:10.2f}{after:10.2f}{after - before:+12.2f}"
+        said = [f"{before:10.2f}", f"{after:10.2f}", f"{after - before:+12.2f}"]
+        if rate not in ("recall", "f1") and not (left.mentions and right.mentions):
+            said = [
+                said[0] if left.mentions else f"{'-':>10}",
+                said[1] if right.mentions else f"{'-':>10}",
+                f"{'-':>12}",
+            ]
+        yield f"{rate:<18}{''.join(said)}"
     for name in ("mentions", "hallucinated_mentions", "tokens"):
         before, after = getattr(left, name), getattr(right, name)
         yield f"{name.replace('_', ' '):<22}{before:6d}{after:10d}{after - before:+12d}"
@@ -170,8 +177,10 @@ def summary_lines(report: ChairReport) -> Iterator[str]:
         ("4-gram repetition", total.repetition, ""),
     ]
     yield f"CHAIR, text mode {total.mode}, {total.captions} captions of {total.images} images"
+    empty = ("CHAIR_s", "CHAIR_i", "precision") if not total.mentions else ()
     for name, value, counts in rows:
-        yield f"{name:<18}{100 * value:7.2f} %   {counts}".rstrip()
+        number = f"{'-':>7}  " if name in empty else f"{100 * value:7.2f} %"
+        yield f"{name:<18}{number}   {counts}".rstrip()
     yield f"{'length':<18}{total.mean_tokens:7.1f} tokens, {total.mean_words:.1f} words"
     yield f"{'per 100 words':<18}{total.per_100_words:7.2f}     hallucinated mentions"
     fifths = ", ".join(f"{100 * share:.1f}" for share in total.fifth_chair_i)

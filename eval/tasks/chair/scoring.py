@@ -244,6 +244,7 @@ class ChairSummary:
         captions: number of captions.
         images: number of distinct images; smaller than `captions` where an image has several.
         hallucinated_captions: captions with at least one hallucinated mention.
+        captions_without_mention: captions that name no object; without any mention no rate of them says anything.
         mentions: object mentions, repetitions counted.
         hallucinated_mentions: mentions whose object is not in the image.
         mentioned_objects: distinct objects per caption, summed.
@@ -277,6 +278,7 @@ class ChairSummary:
     complete_mentions: int = 0
     complete_hallucinated_mentions: int = 0
     complete_hallucinated_captions: int = 0
+    captions_without_mention: int = 0
     nltk: str = ""
 
     @property
@@ -355,7 +357,7 @@ def summarise(scores: Iterable[CaptionScore], mode: str = "pattern") -> ChairSum
     """
     counts = dict.fromkeys(
         ("captions", "hallucinated_captions", "mentions", "hallucinated_mentions", "mentioned_objects"), 0
-    ) | dict.fromkeys(("recalled_objects", "objects", "tokens", "words"), 0)
+    ) | dict.fromkeys(("recalled_objects", "objects", "tokens", "words", "captions_without_mention"), 0)
     complete = dict.fromkeys(("mentions", "hallucinated_mentions", "hallucinated_captions"), 0)
     named, wrong = [0] * FIFTHS, [0] * FIFTHS
     images = set()
@@ -366,6 +368,7 @@ def summarise(scores: Iterable[CaptionScore], mode: str = "pattern") -> ChairSum
         counts["captions"] += 1
         counts["hallucinated_captions"] += score.chair_s
         counts["mentions"] += len(score.mentions)
+        counts["captions_without_mention"] += not score.mentions
         counts["hallucinated_mentions"] += sum(score.hallucinated)
         counts["mentioned_objects"] += len({mention.node for mention in score.mentions})
         counts["recalled_objects"] += len(score.recalled_objects)

@@ -36,6 +36,7 @@ CHAIR_METRICS: tuple[Metric, ...] = (
         kind="share",
         better="lower",
         compute=share("hallucinated_mentions", "mentions"),
+        needs="mentions",
     ),
     Metric(
         name="chair_s",
@@ -43,6 +44,7 @@ CHAIR_METRICS: tuple[Metric, ...] = (
         kind="share",
         better="lower",
         compute=share("hallucinated_captions", "captions"),
+        needs="mentions",  # captions that name nothing at all have no false mention either, which is no merit
     ),
     Metric(name="recall", label="recall", kind="share", better="higher", compute=share("recalled_objects", "objects")),
     Metric(
@@ -51,6 +53,7 @@ CHAIR_METRICS: tuple[Metric, ...] = (
         kind="share",
         better="higher",
         compute=share("recalled_objects", "mentioned_objects"),
+        needs="mentions",
     ),
     Metric(name="f1", label="F1", kind="share", better="higher", compute=_f1),
     Metric(name="mean_words", label="words", kind="length", better=None, compute=share("words", "captions")),
@@ -72,6 +75,7 @@ CHAIR_METRICS: tuple[Metric, ...] = (
             kind="share",
             better="lower",
             compute=share(f"fifth_{fifth}.hallucinated", f"fifth_{fifth}.mentions"),
+            needs=f"fifth_{fifth}.mentions",
         )
         for fifth in range(1, FIFTHS + 1)
     ),
@@ -81,6 +85,7 @@ CHAIR_METRICS: tuple[Metric, ...] = (
         kind="share",
         better="lower",
         compute=share("complete.hallucinated_mentions", "complete.mentions"),
+        needs="complete.mentions",
     ),
     Metric(
         name="chair.complete.chair_s",
@@ -88,6 +93,7 @@ CHAIR_METRICS: tuple[Metric, ...] = (
         kind="share",
         better="lower",
         compute=share("complete.hallucinated_captions", "captions"),
+        needs="complete.mentions",
     ),
     Metric(
         name="chair.complete.recall",
@@ -98,6 +104,8 @@ CHAIR_METRICS: tuple[Metric, ...] = (
     ),
 )
 
+_MANY_SILENT = 0.1
+"""The share of captions without a mention from which on a note says so."""
 _EQUAL_LENGTH = {"chair_i": "chair.equal_length.chair_i", "recall": "chair.equal_length.recall"}
 
 
@@ -197,6 +205,19 @@ class ChairTask(Task):
         return summarise((caption_score(record) for record in records), described["text_mode"]).to_dict()
 
     @classmethod
+    def notes(
+        cls, described: Mapping[str, Any], summaries: Mapping[str, Mapping[str, Any]], asked: int, pictures: int
+    ) -> list[str]:
+        """Methods of which many captions name nothing, where the baseline's do: no false mention is no merit then."""
+        found = {label: _silent(summary) for label, summary in summaries.items()}
+        usual = next(iter(found.values()), 0.0)
+        return [
+            f"{label}: {summary['captions_without_mention']} of {summary['captions']} captions name nothing"
+            for label, summary in summaries.items()
+            if found[label] == 1 or found[label] > _MANY_SILENT >= usual
+        ]
+
+    @classmethod
     def caption(cls, described: Mapping[str, Any]) -> str:
         """Text mode, prompt and token limit."""
         mode, prompt, limit = (described[name] for name in ("text_mode", "prompt", "max_new_tokens"))
@@ -223,6 +244,11 @@ class ChairTask(Task):
                 "finished": record["finished"],
             },
         }
+
+
+def _silent(summary: Mapping[str, Any]) -> float:
+    """The share of a method's captions that name nothing; 0 in files of versions that did not count them."""
+    return summary.get("captions_without_mention", 0) / max(1, summary["captions"])
 
 
 def caption_score(record: Record) -> CaptionScore:

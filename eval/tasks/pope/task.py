@@ -176,6 +176,16 @@ class PopeTask(Task):
         return {**summary, "metric": cls.title, "parsers": _by_parser(records)}
 
     @classmethod
+    def notes(
+        cls, described: Mapping[str, Any], summaries: Mapping[str, Mapping[str, Any]], asked: int, pictures: int
+    ) -> list[str]:
+        """How many pictures have no questions: POPE asks only about those with objects enough on both sides."""
+        if asked >= pictures or not str(described.get("origin", "")).startswith("built"):
+            return []
+        few = f"{pictures - asked} of {pictures} pictures have too few objects (or too few absent ones)"
+        return [f"{few} for {cls.title}'s questions"]
+
+    @classmethod
     def caption(cls, described: Mapping[str, Any]) -> str:
         """Suffix and parser."""
         suffix = described["suffix"].strip()

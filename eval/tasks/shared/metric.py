@@ -25,6 +25,8 @@ class Metric:
         kind: "share" is shown in percent, "length" with one decimal.
         better: which way is an improvement, or None where neither is one by itself.
         compute: the value from summed counts; works on arrays of sums of any shape. A count that no record has is 0.
+        needs: a count without which the value says nothing, such as the whole of a share: where it is 0 in all, tables
+            show no number. "" where there is none.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Metric:
     kind: Kind
     better: Better
     compute: Callable[[Counts], np.ndarray]
+    needs: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
