@@ -12,7 +12,6 @@ from vlm_guard.eval.data.coco import require_annotations
 from vlm_guard.eval.data.datasets import KINDS, read_image_ids
 from vlm_guard.eval.data.own_pictures import SUFFIXES
 from vlm_guard.eval.run.engines.endpoint_settings import base_address, check_settings
-from vlm_guard.eval.run.hub import refuse_unreachable
 from vlm_guard.eval.run.protocols import find_protocol, require_needs
 from vlm_guard.eval.run.results import RUN_FILE
 from vlm_guard.eval.run.resume import differing_fields
@@ -20,6 +19,7 @@ from vlm_guard.eval.run.settings import DTYPE_NAMES, RunSettings, method_directo
 from vlm_guard.eval.tasks.chair.scoring import check_mode
 from vlm_guard.eval.tasks.shared.registry import data_kinds, task_class
 from vlm_guard.families.processor_needs import refuse_missing_folder
+from vlm_guard.hub import hub_answers, unreachable
 from vlm_guard.method.index import refuse_option, refuse_part
 from vlm_guard.method.method_text import MethodPart, is_outside, parse_method_text
 from vlm_guard.method.model_choice import AUTO
@@ -92,7 +92,19 @@ def _check_place(settings: RunSettings) -> None:
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"{folder} is no checkpoint: it has no config.json")
     else:
-        refuse_unreachable(settings.model, settings.revision)
+        _check_hub(settings.model, settings.revision)
+
+
+def _check_hub(name: str, revision: str | None) -> None:
+    """Whether a model that is no folder is in the cache, or the hub can be asked for it."""
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        cached = isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str)
+    except ValueError:  # no id of the hub: loading says so
+        return
+    if not cached and not hub_answers():
+        raise FileNotFoundError(f"there is no model {name!r} here: {unreachable()}")
 
 
 def _check_dtype(settings: RunSettings) -> None:

@@ -31,6 +31,7 @@ lower one, so that an even number of heads gives exactly half.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,6 +45,7 @@ from vlm_guard.method import (
     GuardTarget,
     MarkedHeads,
     Method,
+    TwoStreams,
     all_heads,
     option,
     own_heads,
@@ -97,10 +99,23 @@ class VHR(Method):
         """The layers of `layers` that have attention heads."""
         return select_attending_layers(self.layers, target)
 
+    def reads_beside(self) -> bool:
+        """Both streams go through the layers side by side, unless another way was chosen."""
+        return self.approximation == "none" and self.strength != 1
+
+    def reads_ahead(self, target: GuardTarget, prepared: Any) -> str:
+        """The other ways to find heads read a prompt beforehand."""
+        if self.approximation == "none":
+            return ""
+        return f"approximation={self.approximation!r} reads the prompt beforehand; approximation='none' does not"
+
     def begin_forward(self, call: ForwardCall) -> None:
         """Begin the scoring when a prompt is read for the first time."""
         shared = call.state.memory(self.name, -1)
         if self.strength == 1 or hasattr(shared, "scoring"):
+            return
+        if call.state.streams is not None:
+            shared.scoring = call.state.streams
             return
         end, length = call.state.offset + call.inputs["input_ids"].shape[1], call.state.prompt_length
         if length is not None and end < length:
@@ -112,7 +127,7 @@ class VHR(Method):
 
     def edit_attention(self, call: AttentionCall) -> AttentionEdit | None:
         """Score the heads of this layer when its output is known; afterwards the scale that was chosen."""
-        scoring: HeadScoring | None = getattr(call.state.memory(self.name, -1), "scoring", None)
+        scoring: TwoStreams | None = getattr(call.state.memory(self.name, -1), "scoring", None)
         if scoring is None:
             if self.strength == 1:
                 return None

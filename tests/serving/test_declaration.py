@@ -23,6 +23,7 @@ SERVED = {
     "vaf",
     "var",
     "vcd",
+    "vhr",
     "zerotuning",
 }
 UNSERVED = {
@@ -41,7 +42,6 @@ UNSERVED = {
     "opera": "whole answer",
     "paint": "vision tower",
     "uncertainty": "vision tower|gradients",
-    "vhr": "a second time",
 }
 
 
@@ -81,6 +81,8 @@ def test_names_settings_and_combinations():
         ("pai:gain=9", None, "option gain is 9"),
         ("pai+m3id", None, "all contrast"),
         ("act+m3id", None, "in one step"),
+        ("vhr+m3id", None, "in one step"),
+        ("vhr+spin", None, "a reading of its own"),
         ("pai", "strict", "not offered"),
         ("pai:gate=entropy>0.5", None, "its gate"),
     ],

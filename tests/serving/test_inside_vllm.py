@@ -4,6 +4,7 @@ Every answer must be the same token by token, and its log-probabilities the same
 """
 
 import os
+import time
 from dataclasses import dataclass
 
 import pytest
@@ -42,6 +43,7 @@ ATTENTION = [
     "hgai",
     VAR,
     GIFT,
+    "vhr",
 ]
 CONTRAST = [
     "pai",
@@ -132,8 +134,9 @@ class Engine:
     def is_empty(self):
         """Whether nothing is left of any request."""
         scheduler = self.scheduler
-        left = [scheduler.requests, scheduler.running, scheduler.waiting, scheduler._whole, scheduler._pairs.held]
-        left += [scheduler._pairs._partner, scheduler._pairs._shadows, scheduler._pairs._reserved]
+        left = [scheduler.requests, scheduler.running, scheduler.waiting, scheduler._whole]
+        for pairs in (scheduler._pairs, scheduler._beside):
+            left += [pairs.held, pairs._partner, pairs._shadows, pairs._reserved]
         pool = scheduler.kv_cache_manager.block_pool
         return not any(map(len, left)) and pool.get_num_free_blocks() == pool.num_gpu_blocks - 1
 
@@ -202,7 +205,9 @@ def test_a_request_that_names_none_is_plain(engine, transformers):
     assert_equal(engine.ask([None]), transformers.answers("none"))
 
 
-@pytest.mark.parametrize("offer", ["none", "pai", "act:move_fraction=1,threshold=0.05", VAR, GIFT, "icd", "ritual"])
+@pytest.mark.parametrize(
+    "offer", ["none", "pai", "act:move_fraction=1,threshold=0.05", VAR, GIFT, "vhr", "icd", "ritual"]
+)
 def test_several_pictures_in_a_prompt(engine, transformers, offer):
     assert_equal(engine.ask([offer], pictures=2), transformers.answers(offer, pictures=2))
 
@@ -215,7 +220,7 @@ def test_guarded_keys_and_values_are_not_read_by_others(engine, transformers):
         assert_equal(again, transformers.answers(offer))
 
 
-@pytest.mark.parametrize("offer", ["act:move_fraction=1,threshold=0.05", VAR, GIFT])
+@pytest.mark.parametrize("offer", ["act:move_fraction=1,threshold=0.05", VAR, GIFT, "vhr"])
 def test_a_method_that_must_see_the_whole_prompt_reads_nothing_from_the_cache(engine, transformers, offer):
     engine.ask([offer])
     again = engine.ask([offer])
@@ -264,13 +269,13 @@ def test_a_length_limit_and_stop_strings_end_both_halves(engine, transformers):
 @pytest.mark.parametrize("steps", [0, 1, 2, 6])
 def test_a_client_that_leaves_takes_both_halves_along(engine, transformers, steps):
     llm = engine.llm.llm_engine
-    for number, offer in enumerate(["m3id", VAR, "pai:gain=0.5,guidance=1", "softpag"]):
+    for number, offer in enumerate(["m3id", VAR, "vhr", "pai:gain=0.5,guidance=1", "softpag"]):
         prompt = engine.prompt(offer, engine.pictures[:1])
         inputs = engine.llm.renderer.render_cmpl([prompt])[0] if hasattr(engine.llm, "renderer") else prompt
         llm.add_request(f"leaving {number}", inputs, engine.params(offer))
     for _ in range(steps):
         llm.step()
-    llm.abort_request([f"leaving {number}" for number in range(4)])
+    llm.abort_request([f"leaving {number}" for number in range(5)])
     while llm.has_unfinished_requests():
         llm.step()
     assert_equal(engine.ask(["m3id"]), transformers.answers("m3id"))
@@ -283,6 +288,29 @@ def test_a_prompt_whose_second_branch_cannot_be_made_ends_with_an_error(engine, 
     (output,) = engine.llm.generate([prompt], engine.params("m3id"), use_tqdm=False)
     assert output.outputs[0].finish_reason == "error" and not output.outputs[0].token_ids
     assert_equal(engine.ask(["m3id"]), transformers.answers("m3id"))
+    assert engine.is_empty()
+
+
+def test_a_prompt_beside_its_text_waits_for_room_and_is_read_again_without_it(engine, transformers, monkeypatch):
+    """More than fit into a step at once, all of them preempted in the middle of their answers."""
+    scheduler, steps = engine.scheduler, []
+    make_room = scheduler._make_room
+
+    def preempting():
+        preempted = make_room()
+        steps.append(len(scheduler.running))
+        if len(steps) == 12:
+            for request in scheduler.running.copy():
+                scheduler.running.remove(request)
+                scheduler._preempt_request(request, time.monotonic())
+                preempted.add(request.request_id)
+        return preempted
+
+    monkeypatch.setattr(scheduler, "_make_room", preempting)
+    offers = ["vhr", "none", "vhr", "zerotuning", "vhr", "vhr", "none", "vhr"]
+    outputs = engine.ask(offers)
+    assert max(steps) <= 16 and len(steps) > 12
+    assert_equal(outputs, [answer for offer in offers for answer in transformers.answers(offer)])
     assert engine.is_empty()
 
 
@@ -303,6 +331,7 @@ def test_prompts_in_pieces_and_a_cache_for_two_pairs(tight, transformers, monkey
     [
         ("act", {"max_num_batched_tokens": 48}, "--max-num-batched-tokens"),
         ("m3id", {"max_num_seqs": 1}, "--max-num-seqs"),
+        ("vhr", {"max_num_batched_tokens": 300}, "--max-num-batched-tokens"),
         ("m3id", {"scheduling_policy": "priority"}, "--scheduling-policy fcfs"),
         ("pai", {"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}, "--scheduler-cls"),
         ("pai", {"enable_lora": True}, "LoRA"),

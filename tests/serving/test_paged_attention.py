@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from vlm_guard.methods.vhr.method import vision_aware_heads
 from vlm_guard.runtime.attention import attend
 from vlm_guard.serving.vllm.observed_rows import ObservedRows
 from vlm_guard.serving.vllm.paged_attention import FinishedInput, LayerCall, StepPlanner, StepRows
-from vlm_guard.serving.vllm.rows import GuardedRequest, RowTable
+from vlm_guard.serving.vllm.rows import BESIDE, SHADOW, GuardedRequest, RowTable
 
 HEADS, GROUPS, DIM, BLOCK, LAYER, WIDTH = 8, 4, 32, 4, 3, 192
 IMAGE = 4
@@ -185,6 +186,32 @@ def test_a_request_that_is_read_again_forgets_what_it_had(served, offer):
     torch.testing.assert_close(first[19:], second[19:])
 
 
+def test_heads_are_chosen_from_a_prompt_and_its_text_in_one_step_and_kept(served):
+    """Rows of both are scaled by what their last rows say, rows of others are not, and a second reading asks nobody."""
+    offer, guards = "vhr:layers=all", served("vhr:layers=all")
+    image, alone = Sequence(0, offer, 2, 9, 5, 2, "positive"), Sequence(2, "none", 4, 12, 2, 2, "positive")
+    text = Sequence(1, offer, 2, 0, 5, 0, "positive")
+    image.request.extra_args.update({BESIDE: "one"})
+    text.request.extra_args.update({BESIDE: "one", SHADOW: True})
+    found = run([alone, image, text], guards, [[19, 17, 8], [1, 1, 0], [1, 1, 0]])
+    plain = [plain_attention(item.query, item.key, item.value) for item in (image, text)]
+    _, chosen = vision_aware_heads(plain[0][16:17], plain[1][-1:])
+    scale = torch.where(chosen, 2.0, 1.0)[0, :, None]
+    assert 0 < int(chosen.sum()) < HEADS
+    torch.testing.assert_close(found[1], plain[0] * scale)
+    torch.testing.assert_close(found[2], plain[1] * scale)
+    torch.testing.assert_close(found[0], plain_attention(alone.query, alone.key, alone.value))
+    (again,) = run([image], guards, [[18], [1]])
+    torch.testing.assert_close(again, found[1])
+
+
+def test_a_prompt_without_its_text_beside_it_is_never_read(served):
+    image = Sequence(0, "vhr:layers=all", 2, 9, 5, 2, "positive")
+    image.request.extra_args.update({BESIDE: "one"})
+    with pytest.raises(RuntimeError, match="without its text"):
+        run([image], served("vhr:layers=all"), [[17]])
+
+
 def test_families_without_placeholders_in_an_ordinary_prompt_are_refused():
     from vlm_guard.serving.vllm.declaration import Declaration
     from vlm_guard.serving.vllm.served_guards import ServedGuards
@@ -201,3 +228,5 @@ def test_what_a_method_lacks_of_the_model_is_said(served):
         ValueError, match="gift cannot be served inside vLLM with these settings: its saliency layer 5 is"
     ):
         served("gift:saliency_layer=last:1")
+    with pytest.raises(ValueError, match="approximation='parallel' reads the prompt beforehand; approximation='none'"):
+        served("vhr:approximation=parallel")

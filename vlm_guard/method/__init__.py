@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from vlm_guard.method.split_heads import all_heads, own_heads, refuse_split_tower
     from vlm_guard.method.state import GenerationState
     from vlm_guard.method.target import GuardTarget
+    from vlm_guard.method.two_streams import TwoStreams
     from vlm_guard.method.vision_calls import VisionEditCall, VisionPassCall, VisionPlan, VisionRowCall
     from vlm_guard.method.visual_tokens import RowSelection, spread_over_visual_tokens, visual_mask
 
@@ -113,6 +114,7 @@ _HOMES = {
     "method.split_heads": ("all_heads", "own_heads", "refuse_split_tower"),
     "method.state": ("GenerationState",),
     "method.target": ("GuardTarget",),
+    "method.two_streams": ("TwoStreams",),
     "method.vision_calls": ("VisionEditCall", "VisionPassCall", "VisionPlan", "VisionRowCall"),
     "method.visual_tokens": ("RowSelection", "spread_over_visual_tokens", "visual_mask"),
 }
@@ -154,6 +156,7 @@ __all__ = [
     "SearchCall",
     "Sign",
     "StopForward",
+    "TwoStreams",
     "VisionEditCall",
     "VisionPassCall",
     "VisionPlan",

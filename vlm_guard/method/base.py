@@ -264,11 +264,19 @@ class Method:
         """Change `call.inputs` of a forward pass that reads a prompt, before it runs."""
 
     def reads_ahead(self, target: "GuardTarget", prepared: Any) -> str:
-        """Why `begin_forward` runs passes of its own or changes the inputs; empty where it only looks at them.
+        """Why `begin_forward` runs passes of its own or changes the inputs; empty where it only looks at them, or where
+        it is brought both streams (`reads_beside`).
 
         Such a method can be served where a prompt is read once. The reason says how to avoid it, where one can.
         """
         return "it reads the prompt a second time beforehand"
+
+    def reads_beside(self) -> bool:
+        """Whether it compares a prompt with the same prompt without its image, read side by side.
+
+        Then whoever runs the model may bring both (`GenerationState.streams`), and `begin_forward` reads nothing.
+        """
+        return False
 
     def contrasts(self) -> bool:
         """Whether this method, with its options, changes the logits; then one of the two pairs or the last is used."""

@@ -15,6 +15,7 @@ from vlm_guard.method.visual_tokens import RowSelection, visual_mask, wanted_row
 
 if TYPE_CHECKING:
     from vlm_guard.method.attention_calls import BoundMethod
+    from vlm_guard.method.two_streams import TwoStreams
 
 # [0, 0] bool: of a generation that has read nothing yet.
 _NOTHING = torch.zeros(0, 0, dtype=torch.bool)
@@ -98,6 +99,7 @@ class GenerationState:
         side: the contrast branch these rows are; "positive" without one.
         compiled: whether the decode steps will be compiled: edits then keep their structure from prompt to prompt.
         only: the one method whose attention processor runs in a pass that this method makes on its own, or None.
+        streams: the prompt and the same without its image, where whoever runs the model reads both side by side.
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class GenerationState:
         self.prompt = prompt
         self.side = side
         self.only: str | None = None
+        self.streams: TwoStreams | None = None
         self.compiled = False
         self.visual = _NOTHING
         self.real = _NOTHING

@@ -17,7 +17,7 @@ from typing import Any
 from vlm_guard import __version__
 from vlm_guard.environment import version_of
 from vlm_guard.method.base import Method, Sign
-from vlm_guard.method.hooks import hooks_of, needs_whole_prompt
+from vlm_guard.method.hooks import acts_in_model, hooks_of, needs_whole_prompt
 from vlm_guard.method.registry import resolve_methods
 from vlm_guard.serving.vllm.versions import installed_version
 from vlm_guard.untrusted.printed_text import shown
@@ -75,6 +75,11 @@ class Offer:
     def observes(self) -> bool:
         """Whether it looks at the hidden states that enter the layers."""
         return any(method.observes_hidden for method in self.methods)
+
+    @property
+    def reads_beside(self) -> bool:
+        """Whether a prompt is read in one step with its text alone."""
+        return any(method.reads_beside() for method in self.methods)
 
     def reads_anew(self, side: Sign) -> bool:
         """Whether a branch's prompt must be read from its first token on, nothing of it taken from a cache."""
@@ -173,6 +178,16 @@ class Declaration:
         return any(offer.contrasts for offer in self.offers.values())
 
     @property
+    def reads_two(self) -> bool:
+        """Whether any request of any offer has a second one beside it."""
+        return self.contrasts or self.reads_beside
+
+    @property
+    def reads_beside(self) -> bool:
+        """Whether any offer reads a prompt in one step with its text alone."""
+        return any(offer.reads_beside for offer in self.offers.values())
+
+    @property
     def observes(self) -> bool:
         """Whether any offer looks at the hidden states that enter the layers."""
         return any(offer.observes for offer in self.offers.values())
@@ -225,6 +240,13 @@ def served_methods(text: str) -> tuple[Method, ...]:
         raise ValueError(
             f"{whole[0]} reads a prompt in one step, and {contrasting[0]} reads the last token of two prompts in a "
             "step of its own; serve one of them"
+        )
+    beside = [method.name for method in methods if method.reads_beside()]
+    inside = [method.name for method in methods if acts_in_model(method) and method.name not in beside]
+    if beside and inside:
+        raise ValueError(
+            f"{beside[0]} chooses heads in the model as it is, which beside {inside[0]} would take a reading of "
+            "its own; serve one of them"
         )
     return methods
 

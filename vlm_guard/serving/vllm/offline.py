@@ -7,6 +7,7 @@ values, and nothing from a cache of pictures.
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -110,8 +111,9 @@ class OfflineEngine:
         accept_new_names()
         from vllm import LLM
 
-        rows = settings.together * (2 if declared is not None and declared.contrasts else 1)
-        step = settings.length * rows if settings.whole else max(settings.length, _LEAST_STEP)
+        rows = settings.together * (2 if declared is not None and declared.reads_two else 1)
+        longest = settings.length * (2 if declared is not None and declared.reads_beside else 1)
+        step = settings.length * rows if settings.whole else max(longest, _LEAST_STEP)
         self._guarded = declared is not None
         self._llm = LLM(
             settings.source,
@@ -179,7 +181,7 @@ def _cache_bytes(config: Any, dtype: str, length: int, rows: int) -> int:
 
     vLLM would take nearly all memory of the machine by itself.
     """
-    import psutil  # one of vLLM's own requirements
+    psutil: Any = import_module("psutil")  # one of vLLM's own requirements
 
     text = config.get_text_config(decoder=True)
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads

@@ -66,6 +66,7 @@ class RowRange:
         blocks: [n] long, the blocks of its cache.
         mask: [1, 1, Q, length] bool; None for the first rows of a prompt, and for a single row.
         together: whether it is a single row that is edited together with those of other requests.
+        text: the rows of its text alone, where they are read beside it in this step.
     """
 
     request: GuardedRequest
@@ -76,6 +77,7 @@ class RowRange:
     blocks: Tensor
     mask: Tensor | None
     together: bool
+    text: slice | None = None
 
     @property
     def begins(self) -> bool:
@@ -180,9 +182,8 @@ class StepPlanner:
         groups = [self._group(found, step.block_size) for found in decoded.values()]
         return StepPlan(ranges, groups, observed) if ranges or groups or observed else None
 
-    @staticmethod
     def _range(
-        row: int, request: GuardedRequest, served: ServedGuard, state: GenerationState, step: StepRows
+        self, row: int, request: GuardedRequest, served: ServedGuard, state: GenerationState, step: StepRows
     ) -> RowRange | None:
         """The rows of a request in this step; None where none of them is edited."""
         first, stop, length = step.starts[row], step.starts[row + 1], step.lengths[row]
@@ -197,6 +198,10 @@ class StepPlanner:
         if 1 < stop - first < length:
             mask = (torch.arange(length) <= torch.arange(offset, length)[:, None])[None, None]
         blocks = step.block_table[row, : -(-length // step.block_size)].long()
+        text = None
+        if request.streams is not None and state.reading and not request.streams.scales:
+            beside = self._table.text_row(request)
+            text = slice(step.starts[beside], step.starts[beside + 1])
         return RowRange(
             request=request,
             served=served,
@@ -206,6 +211,7 @@ class StepPlanner:
             blocks=blocks,
             mask=mask,
             together=single and served.is_steady(request.side),
+            text=text,
         )
 
     def _group(self, found: Sequence[RowRange], block_size: int) -> DecodeGroup:
@@ -339,6 +345,12 @@ class LayerCall:
         given = FinishedInput(
             "sdpa", layer.module, query, key, value, found.mask, kwargs, self.output[None, rows].clone()
         )
+        streams = found.request.streams
+        if found.text is not None and streams is not None:
+            streams.meet(self.output[None, found.text.stop - 1])
         with layer.slot.guard.reading.running(found.state, found.state.findings):
             edited, _ = attend(layer.slot, found.state, given)
         self.output[rows] = edited[0]
+        scale = streams.scale(self.index) if found.text is not None and streams is not None else None
+        if scale is not None:
+            self.output[found.text] *= scale[:, :, None].to(self.output.dtype)

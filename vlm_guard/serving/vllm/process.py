@@ -130,9 +130,16 @@ def refuse_settings(vllm_config: "VllmConfig", declared: Declaration) -> None:
             f"({scheduler.max_num_batched_tokens}) must be at least --max-model-len "
             f"({vllm_config.model_config.max_model_len})"
         )
-    if not declared.contrasts:
+    beside = [offer.name for offer in declared.offers.values() if offer.reads_beside]
+    if beside and scheduler.max_num_batched_tokens < 2 * vllm_config.model_config.max_model_len:
+        raise ValueError(
+            f"{beside[0]} reads a prompt and its text alone in one step, so --max-num-batched-tokens "
+            f"({scheduler.max_num_batched_tokens}) must be at least twice --max-model-len "
+            f"({vllm_config.model_config.max_model_len})"
+        )
+    if not declared.reads_two:
         return
     if scheduler.policy != "fcfs":
-        raise ValueError(f"contrast methods need --scheduling-policy fcfs, given {scheduler.policy}")
+        raise ValueError(f"methods that read two prompts need --scheduling-policy fcfs, given {scheduler.policy}")
     if scheduler.max_num_seqs < 2:
-        raise ValueError("contrast methods read two prompts at once: --max-num-seqs must be at least 2")
+        raise ValueError("these methods read two prompts at once: --max-num-seqs must be at least 2")

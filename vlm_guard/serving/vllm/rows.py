@@ -11,9 +11,13 @@ from vlm_guard.kernels.attention_edit import AttentionEdit
 from vlm_guard.method.base import Sign
 from vlm_guard.method.state import GenerationState, PromptTokens
 from vlm_guard.serving.vllm.declaration import KEY
+from vlm_guard.serving.vllm.step_streams import StepStreams
 
 PAIR, SIDE, SEED, SHADOW = f"{KEY}_pair", f"{KEY}_side", f"{KEY}_seed", f"{KEY}_shadow"
 """What the scheduler writes into the arguments of both requests of a pair; requests from outside may not have it."""
+
+BESIDE = f"{KEY}_beside"
+"""The same for a request and the reading of its text alone, which share one step and nothing else."""
 
 _SERIALS = count()
 _KEPT = "_vlm_guard_requests"
@@ -29,6 +33,7 @@ class GuardedRequest:
         answer: the ids of its answer so far; vLLM appends to this list.
         state: its generation, once an attention backend has met it.
         edits: the edits of its decode steps by layer, where they stay the same.
+        streams: its prompt and its text alone, where its method compares them.
         serial: a number that no other request has, and that changes when `edits` no longer hold.
     """
 
@@ -37,6 +42,7 @@ class GuardedRequest:
     answer: Sequence[int]
     state: GenerationState | None = None
     edits: dict[int, AttentionEdit | None] = field(default_factory=dict)
+    streams: StepStreams | None = None
     serial: int = field(default_factory=lambda: next(_SERIALS))
 
     @classmethod
@@ -63,12 +69,25 @@ class GuardedRequest:
         """What its two branches have in common; None without a second branch."""
         return self.extra_args.get(PAIR)
 
+    @property
+    def beside(self) -> str | None:
+        """What it has in common with the reading of its text alone; None without one."""
+        return self.extra_args.get(BESIDE)
+
+    @property
+    def is_shadow(self) -> bool:
+        """Whether it is the scheduler's, beside a request of somebody's."""
+        return bool(self.extra_args.get(SHADOW))
+
     def begin(self, visual_token_ids: tuple[int, ...]) -> GenerationState:
         """Its generation; made when it is first asked for."""
         if self.state is None:
             ids = torch.tensor([list(self.prompt)])
             prompt = PromptTokens.of(ids, None, visual_token_ids)
             self.state = GenerationState(visual_token_ids, prompt, self.side)
+            if self.beside is not None and not self.is_shadow:
+                self.streams = self.streams or StepStreams(len(self.prompt) - 1)
+                self.state.streams = self.streams
         return self.state
 
     def forget(self) -> None:
@@ -153,6 +172,17 @@ class RowTable:
             self.requests[source] = second
         self.change()
 
+    def text_row(self, request: GuardedRequest) -> int:
+        """The row in which the text of a request is read alone.
+
+        Raises:
+            RuntimeError: it is not in the batch, which must never be.
+        """
+        for row, other in self.requests.items():
+            if other.is_shadow and other.beside == request.beside:
+                return row
+        raise RuntimeError("a prompt was read without its text beside it")
+
     def pairs(self, rows: int) -> Iterator[PairedRows]:
         """The pairs with both halves among the first `rows` rows that get a token in the running step."""
         if self._pairs is None:
@@ -170,8 +200,7 @@ class RowTable:
         halves: dict[str, dict[bool, tuple[int, GuardedRequest]]] = {}
         for row, request in self.requests.items():
             if request.pair is not None:
-                is_shadow = bool(request.extra_args.get(SHADOW))
-                halves.setdefault(request.pair, {})[is_shadow] = (row, request)
+                halves.setdefault(request.pair, {})[request.is_shadow] = (row, request)
         for both in halves.values():
             if len(both) == 2:
                 (asked, request), (shadow, other) = both[False], both[True]

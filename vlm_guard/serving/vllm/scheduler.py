@@ -3,7 +3,8 @@
 Keys and values of guarded rows are kept apart from others (`cache_salt`). A prompt that a method must see in one step
 is read in one, and what a method must see from its first token on takes nothing from the cache. A request whose method
 contrasts logits gets a shadow, a second request that clients never see: both read their prompts up to the last token as
-they can, and from there on sample only in steps in which both do.
+they can, and from there on sample only in steps in which both do. A request whose method compares a prompt with its
+text alone enters together with a shadow that reads the text, in a step that has room for both, and goes on without it.
 """
 
 import copy
@@ -19,9 +20,9 @@ from vllm.v1.request import Request, RequestStatus
 from vlm_guard.method.base import Sign
 from vlm_guard.serving.vllm.pairs import Pairs
 from vlm_guard.serving.vllm.process import ProcessGuards
-from vlm_guard.serving.vllm.rows import PAIR, SEED, SHADOW, SIDE
+from vlm_guard.serving.vllm.rows import BESIDE, PAIR, SEED, SHADOW, SIDE
 from vlm_guard.serving.vllm.served_guards import ServedGuard
-from vlm_guard.serving.vllm.shadows import Shadow, make_shadow
+from vlm_guard.serving.vllm.shadows import Shadow, make_shadow, make_text_stream
 
 logger = init_logger(__name__)
 _OTHER: dict[Sign, Sign] = {"positive": "negative", "negative": "positive"}
@@ -38,16 +39,19 @@ class GuardedScheduler(Scheduler):
         super().__init__(*args, **kwargs)
         guards = ProcessGuards.of(self.vllm_config)
         self._served = guards.served
-        total = self.kv_cache_manager.block_pool.num_gpu_blocks - 1
+        total = self.kv_cache_manager.block_pool.num_gpu_blocks - 1 - self.kv_cache_manager.watermark_blocks
         self._groups = len(self.kv_cache_config.kv_cache_groups)
-        if guards.declared.contrasts and self._blocks_for(self.max_model_len) * 2 > total:
+        if guards.declared.reads_two and self._blocks_for(self.max_model_len) * 2 > total:
             raise ValueError(
-                f"contrast methods read two prompts at once, and a cache of {total} blocks does not hold two of "
-                f"{self.max_model_len} tokens; lower --max-model-len or give the cache more memory"
+                "methods that contrast, or read a prompt beside its text, read two prompts at once, and a cache of "
+                f"{total} blocks does not hold two of {self.max_model_len} tokens; lower --max-model-len or give the "
+                "cache more memory"
             )
         self._pairs: Pairs[Request] = Pairs(
             lambda request: self._blocks_for(request.num_prompt_tokens + request.max_tokens), total
         )
+        # Requests with the reading of their text alone: held until a step has room for both, together only in that one.
+        self._beside: Pairs[Request] = Pairs(lambda request: self._blocks_for(request.num_tokens), total)
         self._together: set[str] = set()
         self._whole: set[str] = set()
 
@@ -79,10 +83,59 @@ class GuardedScheduler(Scheduler):
         _salt(request, served.offer.salt(side))
         request.skip_reading_prefix_cache = request.skip_reading_prefix_cache or served.offer.reads_anew(side)
         if shadow is None:
-            super().add_request(request)
+            self._add_beside(request, served)
             return
         self._pairs.add(request, self._shadow_request(request, served, shadow))
         self._admit()
+
+    def _add_beside(self, request: Request, served: ServedGuard) -> None:
+        """Take in a request without a contrast, which may have to be read beside its text alone."""
+        text = None
+        if served.offer.reads_beside and request.prompt_token_ids is not None:
+            try:
+                text = make_text_stream(served, request.prompt_token_ids)
+                self._refuse_length(text)
+            except ValueError as error:
+                self._fail(request, error)
+                return
+        if text is None:
+            super().add_request(request)
+            return
+        params = request.sampling_params
+        if params is None:
+            raise RuntimeError("a request with a method has sampling parameters")
+        given, name = params.extra_args or {}, request.request_id
+        params.extra_args = {**given, BESIDE: name}
+        made = self._made(request, text, {**given, BESIDE: name, SHADOW: True}, 1, request.cache_salt)
+        made.skip_reading_prefix_cache = True
+        self._whole.add(made.request_id)
+        self._beside.add(request, made)
+
+    @staticmethod
+    def _made(
+        request: Request, shadow: Shadow, extra_args: dict[str, Any], max_tokens: int, salt: str | None
+    ) -> Request:
+        """A request that clients do not see, greedy and without an end of its own."""
+        own = copy.copy(request.sampling_params)
+        if own is None:
+            raise RuntimeError("a request with a method has sampling parameters")
+        own.extra_args = extra_args
+        own.temperature, own.ignore_eos, own.max_tokens = 0.0, True, max_tokens
+        own.stop, own.stop_token_ids, own.min_tokens = [], [], 0
+        own.logprobs = own.prompt_logprobs = own.structured_outputs = None
+        own.seed = own.logprob_token_ids = None
+        return Request(
+            request_id=f"{request.request_id} shadow",
+            prompt_token_ids=shadow.ids,
+            sampling_params=own,
+            pooling_params=None,
+            client_index=request.client_index,
+            arrival_time=request.arrival_time,
+            mm_features=shadow.features,
+            cache_salt=salt,
+            priority=request.priority,
+            block_hasher=request._block_hasher,
+        )
 
     def _shadow_request(self, request: Request, served: ServedGuard, shadow: Shadow) -> Request:
         """The second branch as a request, and what tells the workers of both."""
@@ -94,23 +147,9 @@ class GuardedScheduler(Scheduler):
         # Both branches go on with the request's tokens: it samples, and it alone says when the answer ends.
         params.seed = None
         request.max_tokens = min(request.max_tokens, self.max_model_len - len(shadow.ids) - 1)
-        own = copy.copy(params)
-        own.extra_args = {**given, PAIR: pair, SIDE: shadow.sign, SHADOW: True}
-        own.temperature, own.ignore_eos, own.max_tokens = 0.0, True, request.max_tokens + 1
-        own.stop, own.stop_token_ids, own.min_tokens = [], [], 0
-        own.logprobs = own.prompt_logprobs = own.structured_outputs = None
-        made = Request(
-            request_id=f"{pair} shadow",
-            prompt_token_ids=shadow.ids,
-            sampling_params=own,
-            pooling_params=None,
-            client_index=request.client_index,
-            arrival_time=request.arrival_time,
-            mm_features=shadow.features,
-            cache_salt=request.cache_salt if not served.offer.salt(_OTHER[shadow.sign]) else None,
-            priority=request.priority,
-            block_hasher=request._block_hasher,
-        )
+        extra = {**given, PAIR: pair, SIDE: shadow.sign, SHADOW: True}
+        salt = request.cache_salt if not served.offer.salt(_OTHER[shadow.sign]) else None
+        made = self._made(request, shadow, extra, request.max_tokens + 1, salt)
         _salt(made, served.offer.salt(shadow.sign))
         made.skip_reading_prefix_cache = made.skip_reading_prefix_cache or served.offer.reads_anew(shadow.sign)
         return made
@@ -136,17 +175,28 @@ class GuardedScheduler(Scheduler):
     def finish_requests(self, request_ids: "str | Any | None", finished_status: RequestStatus) -> list[Request]:
         """End requests and their shadows; see `Scheduler.finish_requests`."""
         wanted = [request_ids] if isinstance(request_ids, str) else request_ids
-        listed = [*self.requests, *(r.request_id for r, _ in self._pairs.held)] if wanted is None else list(wanted)
-        gone = self._pairs.withdraw(listed)
+        held = [request.request_id for pairs in (self._pairs, self._beside) for request, _ in pairs.held]
+        listed = [*self.requests, *held] if wanted is None else list(wanted)
+        gone = [*self._pairs.withdraw(listed), *self._beside.withdraw(listed)]
         for request in gone:
             request.status = finished_status
-        ended = super().finish_requests(self._pairs.with_shadows(listed), finished_status)
-        known = [request for request in ended if not self._pairs.is_shadow(request.request_id)]
+            self._whole -= {request.request_id, f"{request.request_id} shadow"}
+        listed = self._beside.with_shadows(self._pairs.with_shadows(listed))
+        ended = super().finish_requests(listed, finished_status)
+        known = [request for request in ended if not self._is_shadow(request.request_id)]
         for request in ended:
             self._pairs.forget(request.request_id)
+            self._beside.forget(request.request_id)
         if self.finished_req_ids_dict is None:  # else the next outputs name the ended ones
-            self._pairs.drop_shadows(self.requests)
+            self._drop_shadows()
         return [*gone, *known]
+
+    def _is_shadow(self, request_id: str) -> bool:
+        return self._pairs.is_shadow(request_id) or self._beside.is_shadow(request_id)
+
+    def _drop_shadows(self) -> None:
+        self._pairs.drop_shadows(self.requests)
+        self._beside.drop_shadows(self.requests)
 
     def _free_blocks(self, request: Request) -> None:
         super()._free_blocks(request)
@@ -155,7 +205,7 @@ class GuardedScheduler(Scheduler):
     def get_request_counts(self) -> tuple[int, int]:
         """How many requests run and wait."""
         running, waiting = super().get_request_counts()
-        return running, waiting + len(self._pairs.held)
+        return running, waiting + len(self._pairs.held) + len(self._beside.held)
 
     # -- a step -----------------------------------------------------------------------------------------------
 
@@ -177,7 +227,10 @@ class GuardedScheduler(Scheduler):
         if self._together:
             # First in line, so that the tokens of a step never end between two halves.
             self.running.sort(key=lambda running: running.request_id not in self._together)
+        withheld = self._enter_beside()
         output = super().schedule(throttle_prefills)
+        for request in reversed(withheld):
+            self.waiting.prepend_request(request)
         if preempted and output.preempted_req_ids is not None:
             output.preempted_req_ids = output.preempted_req_ids | (preempted - output.num_scheduled_tokens.keys())
         planned = output.num_scheduled_tokens
@@ -186,7 +239,52 @@ class GuardedScheduler(Scheduler):
                 shadow.request_id in planned
             ):
                 raise RuntimeError(f"the pair {request.request_id} was split")
+        for request, text in self._beside.requests():
+            entered = planned.get(request.request_id), planned.get(text.request_id)
+            if request.request_id in self.requests and entered != (request.num_tokens, text.num_tokens):
+                raise RuntimeError(f"the prompt of {request.request_id} was not read in one step with its text alone")
         return output
+
+    def _enter_beside(self) -> list[Request]:
+        """Let those requests enter that are read beside their text alone, if this step has room for both, in order.
+
+        Where the oldest finds no room, nobody else enters: what runs ends some time, and then there is room.
+
+        Returns:
+            The requests that wait and shall not be planned in this step.
+        """
+        if not self._beside.held:
+            return []
+        halves = [r for r in self.waiting if self._waits_for_half(r)]
+        first = [*self.running, *halves]
+        tokens = self.max_num_scheduled_tokens - sum(r.num_tokens - r.num_computed_tokens for r in first)
+        rows = self.max_num_running_reqs - len(first)
+        blocks = self.kv_cache_manager.block_pool.get_num_free_blocks() - sum(map(self._next_blocks, first))
+        blocks -= self.kv_cache_manager.watermark_blocks
+        reading = any(r.mm_features and r.num_computed_tokens < r.num_prompt_tokens for r in first)
+        pictures = 0 if reading else self.max_num_encoder_input_tokens
+        entering: list[Request] = []
+        while self._beside.held:
+            request, text = self._beside.held[0]
+            tokens -= request.num_tokens + text.num_tokens
+            rows -= 2
+            blocks -= self._blocks_for(request.num_tokens) + self._blocks_for(text.num_tokens)
+            pictures -= sum(part.mm_position.length for part in request.mm_features)
+            if min(tokens, rows, blocks, pictures) < 0:
+                break
+            self._beside.held.popleft()
+            super().add_request(request)
+            super().add_request(text)
+            entering += [request, text]
+        withheld: list[Request] = []
+        if self._beside.held:
+            kept = {r.request_id for r in [*halves, *entering]}
+            withheld = [r for r in self.waiting if r.request_id not in kept]
+            self.waiting.remove_requests(withheld)
+        self.waiting.remove_requests([*halves, *entering])
+        for request in reversed([*entering, *halves]):
+            self.waiting.prepend_request(request)
+        return withheld
 
     def _reserve_prefill_lookahead(self, request: Request, num_computed_tokens: int, num_new_tokens: int) -> int:
         """How many tokens of a request a step may read; vLLM asks for every request it plans."""
@@ -262,13 +360,18 @@ class GuardedScheduler(Scheduler):
                 logger.warning("request %s is not served: its second branch ended early", request.request_id)
                 super().finish_requests(request.request_id, RequestStatus.FINISHED_ERROR)
                 self._tell(outputs, request)
+        for request, text in self._beside.requests():
+            if request.request_id in self.requests or request.is_finished():
+                self._beside.forget(request.request_id)
+                if not text.is_finished():
+                    super().finish_requests(text.request_id, RequestStatus.FINISHED_ABORTED)
         for of_client in outputs.values():
-            of_client.outputs = [o for o in of_client.outputs if not self._pairs.is_shadow(o.request_id)]
+            of_client.outputs = [o for o in of_client.outputs if not self._is_shadow(o.request_id)]
             if of_client.finished_requests is not None:
                 of_client.finished_requests = {
-                    name for name in of_client.finished_requests if not self._pairs.is_shadow(name)
+                    name for name in of_client.finished_requests if not self._is_shadow(name)
                 }
-        self._pairs.drop_shadows(self.requests)
+        self._drop_shadows()
         return outputs
 
     @staticmethod

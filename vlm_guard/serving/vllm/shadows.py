@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vlm_guard.method.base import Sign
-from vlm_guard.method.branch_prompt import GivenPrompt
+from vlm_guard.method.branch_prompt import GivenPrompt, image_markers
 from vlm_guard.method.contrasting import ContrastCall, padding_id
 from vlm_guard.serving.vllm.served_guards import ServedGuard
 
@@ -51,13 +51,7 @@ def make_shadow(served: ServedGuard, ids: Sequence[int], features: "Sequence[Mul
     if bound is None:
         return None
     target = served.guard.target
-    given = torch.tensor([list(ids)])
-    prompt = GivenPrompt(
-        input_ids=given,
-        attention_mask=torch.ones_like(given),
-        visual_token_ids=served.visual_token_ids,
-        pad_id=padding_id(target.model, target.processor, served.visual_token_ids),
-    )
+    prompt = _given(served, ids)
     inputs, counts = _joint_inputs(features)
     call = ContrastCall(
         prompt=prompt, inputs=inputs, model=target.model, processor=target.processor, prepared=bound.prepared
@@ -78,6 +72,36 @@ def make_shadow(served: ServedGuard, ids: Sequence[int], features: "Sequence[Mul
             for number, part in enumerate(moved)
         ]
     return Shadow(ids=changed, features=moved, sign=branch.sign)
+
+
+def make_text_stream(served: ServedGuard, ids: Sequence[int]) -> Shadow | None:
+    """The prompt without its pictures and their markers; None where it has no picture.
+
+    Args:
+        served: the guard with a method that compares both.
+        ids: the prompt, its placeholders expanded.
+
+    Raises:
+        ValueError: nothing is left of it.
+    """
+    target = served.guard.target
+    given = _given(served, ids)
+    if not bool(given.has_image[0]):
+        return None
+    text = given.without_images(image_markers(target.model, target.processor))
+    real = text.attention_mask[0].bool()
+    return Shadow(ids=text.input_ids[0][real].tolist(), features=[], sign="positive")
+
+
+def _given(served: ServedGuard, ids: Sequence[int]) -> GivenPrompt:
+    target = served.guard.target
+    given = torch.tensor([list(ids)])
+    return GivenPrompt(
+        input_ids=given,
+        attention_mask=torch.ones_like(given),
+        visual_token_ids=served.visual_token_ids,
+        pad_id=padding_id(target.model, target.processor, served.visual_token_ids),
+    )
 
 
 def _joint_inputs(features: "Sequence[MultiModalFeatureSpec]") -> tuple[dict[str, Tensor], dict[str, list[int]]]:
