@@ -168,6 +168,21 @@ def coco_splits(folder: str | Path) -> list[str]:
     return sorted(name for name in instances if name in captions)
 
 
+def require_annotations(folder: str | Path, split: str | None) -> None:
+    """Check that a folder in MSCOCO's format has the annotation files of a split, without reading them.
+
+    Args:
+        folder: the folder.
+        split: such as "val2014"; "all" or None for every pair.
+
+    Raises:
+        FileNotFoundError: the folder or a file is missing.
+    """
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}")
+    _annotation_pairs(Path(folder), None if split == "all" else split)
+
+
 def _annotation_files(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
     """Instances and captions files by split, in the folder's `annotations` folder or else in itself."""
     found: dict[str, dict[str, Path]] = {}

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlm_guard.eval.report.joining import JoinedRun, join_parts, meaning_of, missing_parts
+from vlm_guard.eval.report.tables import DECODING_DIFFERS, decoding_text
 from vlm_guard.eval.run.received import check_samples
 from vlm_guard.eval.run.records import Record, read_records
 from vlm_guard.eval.run.results import SAMPLES_FILE, MethodResult, RunResults, read_results, run_folder
@@ -18,6 +19,9 @@ _NOTED = (
     *("model", "protocol", "decoding.batch_size", "decoding.seed", "profile"),
     *("environment.versions", "environment.hardware"),
 )
+
+# How tokens are chosen; see `decoding_differs`.
+_WAYS = ("do_sample", "temperature", "top_p", "num_beams")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +46,7 @@ def compare_runs(
     baseline: str | None = None,
     resamples: int | None = None,
     change: Callable[[str, list[Record]], list[Record]] | None = None,
+    decoding_differs: bool = False,
 ) -> Comparison:
     """Bring runs together; all numbers are computed anew from their records.
 
@@ -51,6 +56,7 @@ def compare_runs(
         baseline: label of the method the others are compared with; the first run's first method by default.
         resamples: number of bootstrap resamples; the first run's by default.
         change: makes other records of a method's (by its label), such as ones with a judge's verdicts.
+        decoding_differs: take runs that sampled, searched with beams or were greedy together; a note says which did.
 
     Raises:
         FileNotFoundError: a folder holds no finished run.
@@ -65,7 +71,7 @@ def compare_runs(
     runs = [item.results for item in joined]
     notes = [note for run in runs for note in run.notes]
     for item in joined[1:]:
-        notes += check_comparable(runs[0], item.results, joined[0].folder, item.folder)
+        notes += check_comparable(runs[0], item.results, joined[0].folder, item.folder, decoding_differs)
     notes += [sentence for run in runs for sentence in missing_parts(list(run.tasks))]
     entries = _label(joined)
     records = {label: _records(item, method.label) for label, item, method in entries}
@@ -155,8 +161,10 @@ def _records(joined: JoinedRun, label: str) -> list[Record]:
     return found
 
 
-def check_comparable(first: RunResults, second: RunResults, first_folder: Path, second_folder: Path) -> list[str]:
-    """What differs between two comparable runs, in words.
+def check_comparable(
+    first: RunResults, second: RunResults, first_folder: Path, second_folder: Path, decoding_differs: bool = False
+) -> list[str]:
+    """What differs between two comparable runs, in words; with `decoding_differs` how tokens were chosen, too.
 
     Raises:
         ValueError: they are not comparable; the message names the field and both values.
@@ -176,16 +184,25 @@ def check_comparable(first: RunResults, second: RunResults, first_folder: Path, 
         # Which settings a checkpoint brings along is part of the model, like its template.
         left["decoding"].pop("checkpoint", None)
         right["decoding"].pop("checkpoint", None)
+    notes = []
+    ways = [{name: side["decoding"].get(name) for name in _WAYS} for side in (left, right)]
+    if decoding_differs and ways[0] != ways[1]:
+        left["decoding"], right["decoding"] = ({**side["decoding"], **ways[0]} for side in (left, right))
+        texts = [decoding_text(run.decoding) for run in (first, second)]
+        notes.append(f"{DECODING_DIFFERS}: {texts[0]} in {first_folder.name}, {texts[1]} in {second_folder.name}")
     differing = differing_fields(left, right)
     if differing:
         name, before, after = differing[0]
+        hint = ""
+        if all(item[0] in {f"decoding.{way}" for way in _WAYS} for item in differing):
+            hint = "; --decoding-differs puts these beside each other nevertheless, and says so"
         others = ", ".join(item[0] for item in differing[1:4])
         more = f" (also: {others})" if others else ""
         raise ValueError(
             f"{first_folder} and {second_folder} cannot be compared: {name} is {before!r} in one and {after!r} in the "
             f"other{more}. Numbers of different variants, images or prompts must not stand in one table"
+            f"{hint}"
         )
-    notes = []
     dump_left, dump_right = first.model_dump(mode="json"), second.model_dump(mode="json")
     for name, before, after in differing_fields(dump_left, dump_right):
         if name.startswith(_NOTED):

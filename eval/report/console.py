@@ -9,6 +9,7 @@ from rich.text import Text
 
 from vlm_guard.eval.report.costs import cost_cells, cost_heads
 from vlm_guard.eval.report.fitting import fitting_tables, folded_label
+from vlm_guard.eval.report.head_words import head_sentences
 from vlm_guard.eval.report.reading_notes import reading_notes
 from vlm_guard.eval.run.results import Difference, Estimate, MethodResult, RunResults
 from vlm_guard.eval.run.statistics import FEWEST_FOR_INTERVALS
@@ -171,7 +172,8 @@ def print_results(console: Console, results: RunResults) -> None:
         console.print()
         console.print(table)
     console.print(f"\n{legend_line(results.statistics['level'], results.methods)}", style="dim")
-    for sentence in difference_notes(results):
+    heads = [column.label for columns in columns_of(results).values() for column in columns]
+    for sentence in [*head_sentences([*heads, "cut off"]), *difference_notes(results)]:
         console.print(sentence, style="dim", markup=False, highlight=False)
     if results.protocol is not None:
         style = "yellow" if results.protocol["changes"] else "dim"

@@ -1,5 +1,6 @@
 """What `vlm-guard eval`, `caption` and `ask` do once their settings are read."""
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from vlm_guard.eval.report.console import print_results, unreadable_images
 from vlm_guard.eval.report.progress import ProgressBar
 from vlm_guard.eval.run.answers import folder_for, read_answers, write_answers
 from vlm_guard.eval.run.distributed import ProcessGroup
+from vlm_guard.eval.run.early_checks import refuse_mistakes
 from vlm_guard.eval.run.engines.chat_server import ServerLost
 from vlm_guard.eval.run.interruption import Terminated, interrupted_once, kept_answers, leave
 from vlm_guard.eval.run.results import RESULTS_FILE, RunResults
@@ -38,6 +40,8 @@ def run_command(settings: RunSettings, out: Path, *, dry_run: bool, as_json: boo
         where a server is gone; 130
         after Ctrl-C and 143 after SIGTERM, which leave the answers of all finished batches in `out`.
     """
+    if os.environ.get("RANK", "0") == "0":  # one of the processes that a launcher started speaks for all
+        refuse_mistakes(settings, None if dry_run else out)
     messages = Console(stderr=True)
     if settings.endpoint is None and not messages.is_terminal:
         from transformers.utils import logging  # a run that a server answers does without

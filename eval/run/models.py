@@ -9,6 +9,7 @@ import torch
 
 from vlm_guard.builtin_model import builtin, is_shipped, shipped_folder
 from vlm_guard.eval.run.decoding import CheckpointDecoding
+from vlm_guard.eval.run.settings import DTYPE_NAMES
 from vlm_guard.families.architecture import inference_device
 from vlm_guard.families.processor_needs import advice, refuse_missing_folder
 from vlm_guard.hub import hub_answers, unreachable
@@ -16,7 +17,7 @@ from vlm_guard.hub import hub_answers, unreachable
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
 _FULL_HASH_LIMIT = 2**31
 _PIECE = 2**20
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt")

@@ -15,6 +15,7 @@ from vlm_guard.eval.run.decoding import Decoding
 from vlm_guard.eval.run.protocols import below, find_protocol
 from vlm_guard.eval.tasks.shared.registry import DEFAULT_TASKS, task_class, task_names
 from vlm_guard.eval.tasks.shared.settings import FilePath, TaskSettings, flag_of, settings_with_flags
+from vlm_guard.method.model_choice import AUTO
 from vlm_guard.untrusted.printed_text import shown
 from vlm_guard.untrusted.yaml_files import read_yaml_mapping
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 ENGINES = ("transformers", "vllm")
 _PROBLEMS_SHOWN = 4
+DTYPE_NAMES = ("float32", "bfloat16", "float16")
+"""The weights' types that may be given by name."""
 
 
 def _field(default: Any, help: str, flag: str | None = None, **limits: Any) -> Any:
@@ -284,8 +287,14 @@ def parse_methods(texts: list[str], options: Mapping[str, Any]) -> list[MethodSp
     Raises:
         ValueError: unknown methods or options, an option that no entry takes, or two entries of one label.
     """
-    from vlm_guard.method.registry import read_method_text, resolve_methods  # brings torch, which --help does without
+    from vlm_guard.method.index import refuse_part
+    from vlm_guard.method.method_text import parse_method_text
+    from vlm_guard.method.registry import method_names, read_method_text, resolve_methods
 
+    known = [*method_names(), AUTO]
+    for text in texts:
+        for part in parse_method_text(text, known):
+            refuse_part(part)  # without torch, which the methods themselves bring
     entries = [read_method_text(text) for text in texts]
     named = {name for names, _ in entries for name in names} - {"none"}
     shared: dict[str, Any] = {}

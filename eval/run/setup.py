@@ -2,14 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 from vlm_guard.eval.data.datasets import KINDS, EvaluationData, hash_lines, open_dataset
-from vlm_guard.eval.data.own_pictures import SUFFIXES
 from vlm_guard.eval.run.batches import Batch, cut_batches
 from vlm_guard.eval.run.distributed import ProcessGroup
+from vlm_guard.eval.run.early_checks import check_data, refuse_mistakes
 from vlm_guard.eval.run.engines.base import Engine
 from vlm_guard.eval.run.engines.endpoint import Endpoint
 from vlm_guard.eval.run.engines.endpoint_settings import base_address, check_settings
@@ -75,16 +73,18 @@ def set_up(
         ValueError, FileNotFoundError: a setting is wrong or something is missing; the message says what.
     """
     group = group if group is not None else ProcessGroup(cpu=settings.device == "cpu")
+    refuse_mistakes(settings)
     check_settings(settings, group.size)
-    if settings.engine != "vllm" and settings.max_model_len is not None:
-        raise ValueError("--max-model-len is for vLLM's engine; give --engine vllm, too")
-    make_engine = _engine(settings, group)
+    if settings.engine == "vllm":
+        from vlm_guard.eval.run.engines.vllm_settings import check_vllm_settings
+
+        check_vllm_settings(settings, group.size)
     with group.main_first():
         data = open_data(settings)
     tasks = {name: task_class(name)(data, settings.of_task(name), settings.seed) for name in settings.tasks}
     if opened is not None:
         opened(data, tasks)
-    engine = make_engine()
+    engine = _engine(settings, group)
     return Evaluation(
         settings=settings,
         data=data,
@@ -95,22 +95,19 @@ def set_up(
     )
 
 
-def _engine(settings: RunSettings, group: ProcessGroup) -> Callable[[], Engine]:
-    """Makes whoever answers; the methods are read at once, since a mistake in them is said before data is opened."""
+def _engine(settings: RunSettings, group: ProcessGroup) -> Engine:
+    """Whoever answers."""
     if settings.engine == "vllm":
-        from vlm_guard.eval.run.engines.vllm_settings import check_vllm_settings
-
-        check_vllm_settings(settings, group.size)
         from vlm_guard.eval.run.engines.in_vllm import InVLLM
 
-        return partial(InVLLM, settings, parse_methods(settings.methods, settings.options))
+        return InVLLM(settings, parse_methods(settings.methods, settings.options))
     if settings.endpoint is not None:
-        return partial(Endpoint, settings, base_address(settings.endpoint))
+        return Endpoint(settings, base_address(settings.endpoint))
     from vlm_guard.eval.run.engines.in_process import InProcess  # brings torch, which a server's client does without
 
     specs = parse_methods(settings.methods, settings.options)
     device = group.device if settings.device == "auto" and group.device is not None else settings.device
-    return partial(InProcess, settings, specs, device)
+    return InProcess(settings, specs, device)
 
 
 def open_data(settings: RunSettings) -> EvaluationData:
@@ -122,21 +119,8 @@ def open_data(settings: RunSettings) -> EvaluationData:
     """
     if settings.protocol is not None:
         require_needs(find_protocol(settings.protocol), settings)
+    check_data(settings)
     kind, _, place = settings.data.partition(":")
-    opened_by_tasks = {} if kind in KINDS else data_kinds()
-    if kind not in KINDS and kind not in opened_by_tasks:
-        others = "".join(f", {task.data_help.split(',')[0]} (task {task.name})" for task in opened_by_tasks.values())
-        raise ValueError(
-            f"unknown data {settings.data!r}; {_meant(settings.data)}give scenes:SPLIT[:SEED], coco:FOLDER, "
-            f"folder:FOLDER{others}"
-        )
-    for name in settings.tasks:
-        task = task_class(name)
-        if kind not in task.data_kinds:
-            raise ValueError(
-                f"the task {name} cannot be asked about --data {settings.data}; it needs {task.data_help} (vlm-guard "
-                f"tasks {name} says more)"
-            )
     if kind in KINDS:
         return open_dataset(
             settings.data,
@@ -146,10 +130,7 @@ def open_data(settings: RunSettings) -> EvaluationData:
             split=settings.split,
             only=_asked_images(settings) if kind == "coco" and settings.image_list is None else None,
         )
-    for option, value in (("--image-list", settings.image_list), ("--split", settings.split)):
-        if value is not None:
-            raise ValueError(f"{option} is for MSCOCO folders and scenes; --data {kind}:... takes --count")
-    opener = opened_by_tasks[kind]
+    opener = data_kinds()[kind]
     return opener.open_data(place, settings.image_count, settings.of_task(opener.name))
 
 
@@ -162,15 +143,3 @@ def _asked_images(settings: RunSettings) -> list[int] | None:
             return None
         asked |= dict.fromkeys(images)
     return list(asked)
-
-
-def _meant(data: str) -> str:
-    """The question what a folder without the kind in front is meant as; "" where it is none that is known."""
-    folder = Path(data)
-    if not data or not folder.is_dir():
-        return ""
-    if next(folder.glob("annotations/instances_*.json"), None) is not None:
-        return f"did you mean coco:{data}? Else "
-    if any(path.suffix.lower() in SUFFIXES for path in folder.iterdir()):
-        return f"did you mean folder:{data}? Else "
-    return ""

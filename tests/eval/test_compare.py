@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from run_records import careful, careless, write_run
 from small_coco import make_coco_folder
 
 from vlm_guard.cli import main
+from vlm_guard.eval.report.chosen_columns import chosen_columns, usual_columns
 from vlm_guard.eval.report.compare import compare_runs
+from vlm_guard.eval.report.line_table import line_table
 from vlm_guard.eval.report.page import build_report
 from vlm_guard.eval.report.reading_notes import reading_notes
 from vlm_guard.eval.report.tables import render_table
@@ -138,6 +141,69 @@ def test_markdown_has_one_row_per_method_and_says_what_it_is(run):
     assert "pattern mode" in lines[-1] and "12 images" in lines[-1] and "strict parser" in lines[-1]
 
 
+def test_beam_search_stands_beside_greedy_only_when_asked_and_says_so(run, coco, tmp_path):
+    beams = {**read_results(run).decoding, "num_beams": 5}
+    write_run(tmp_path / "beam", coco, {"opera": careful}, decoding=beams)
+    with pytest.raises(ValueError, match=r"decoding\.num_beams is 1 in one and 5 .* --decoding-differs"):
+        compare_runs([run, tmp_path / "beam"])
+    results = compare_runs([run, tmp_path / "beam"], decoding_differs=True).results
+    said = "decoding differs: greedy in first, 5 beams in beam"
+    assert said in results.notes and [method.label for method in results.methods] == ["none", "var", "opera"]
+    assert said in render_table(results, "markdown") and "; greedy" not in render_table(results, "markdown")
+    write_run(tmp_path / "other", coco, {"pai": careful}, decoding=beams, prompt="What is there?")
+    with pytest.raises(ValueError, match="prompt") as refused:
+        compare_runs([run, tmp_path / "other"], decoding_differs=True)
+    assert "--decoding-differs" not in str(refused.value)
+
+
+def test_latex_has_the_numbers_of_markdown_and_is_escaped(run):
+    results = compare_runs([run]).results
+    odd = results.methods[1].model_copy(update={"label": "pai:gain=0.4_%&"})
+    results = results.model_copy(update={"methods": [results.methods[0], odd]})
+    text = render_table(results, "latex")
+    table, comments = text.split("\\end{tabular}\n")
+    assert all(line.startswith("% ") for line in comments.splitlines()) and "pattern mode" in comments
+    assert not re.search(r"(?<!\\)[%&#_]", re.sub(r" & ", "", table))
+    rows = [line for line in table.splitlines() if line.endswith(r"\\")]
+    cells = len(re.search(r"\{(lr+)\}", table)[1])
+    assert [len(row.split(" & ")) for row in rows] == [cells] * 3
+    assert rows[2].startswith(r"pai:gain=0.4\_\%\& & ")
+    assert r"0.0 {\scriptsize ($-$50.0 $\downarrow$, $-$50.0..$-$50.0)}" in rows[2]
+    numbers = re.findall(r"\d+\.\d", render_table(results, "markdown").splitlines()[3])
+    assert re.findall(r"\d+\.\d", rows[2]) == numbers
+
+
+def test_columns_are_chosen_by_name_in_every_format(run):
+    compared = compare_runs([run])
+    chosen = chosen_columns(compared.results, compared.records, ["chair.per_100_words", "recall", "seconds"])
+    head = render_table(compared.results, "markdown", chosen).splitlines()[0]
+    assert head.count("|") == 5 and "100 words" in head and head.endswith("| recall ↑ | seconds |")
+    assert "100 words" in render_table(compared.results, "latex", chosen)
+    assert render_table(compared.results, "html", chosen).count("<td>") == 6
+    rows = json.loads(render_table(compared.results, "json", chosen[1::-1]))
+    assert [(row["method"], row["metric"]) for row in rows] == [
+        (method, metric) for method in ("none", "var") for metric in ("recall", "chair.per_100_words")
+    ]
+    with pytest.raises(ValueError, match="csv and json hold metrics, not seconds"):
+        render_table(compared.results, "csv", chosen)
+    with pytest.raises(ValueError, match=r"no column 'words'\. Did you mean 'mean_words'"):
+        chosen_columns(compared.results, compared.records, ["words"])
+
+
+def test_a_terminal_gets_a_line_for_each_method(run):
+    results = compare_runs([run]).results
+    columns = usual_columns(results)
+    text = line_table(results, columns, 80)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80 and lines[3] == ""
+    assert lines[1].startswith("none ") and lines[2].startswith("var ") and "0.0 -50.0 ▼" in lines[2]
+    said = " ".join(lines)
+    left_out = re.search(r"Left out, since they do not fit 80 columns: (.*?)\. --columns", said)[1].split(", ")
+    shown = [column.label for column in columns if column.name not in left_out]
+    assert left_out and all(label in lines[0] for label in shown)
+    assert "Left out" not in line_table(results, columns, 400)
+
+
 def test_html_is_a_table_with_escaped_labels(coco, tmp_path):
     write_run(tmp_path / "run", coco, {"none": careless})
     results = read_results(tmp_path / "run")
@@ -155,7 +221,7 @@ def test_html_is_a_table_with_escaped_labels(coco, tmp_path):
     counter.feed(text)
     assert counter.tags.count("tr") == 2
     with pytest.raises(ValueError, match="must be one of markdown"):
-        render_table(results, "latex")
+        render_table(results, "pdf")
 
 
 def test_captions_that_name_nothing_are_no_chair_of_zero(coco, tmp_path, capsys):

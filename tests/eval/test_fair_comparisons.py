@@ -136,11 +136,30 @@ def test_the_chair_command_names_places_and_nltk(tmp_path, capsys):
     assert "50.00 % CHAIR_i, without an unfinished last sentence" in out and f"nltk {version('nltk')}" in out
     code, _, err = call(capsys, "chair", path, "--objects", objects, "--mode", "both")
     assert code == 2 and "--mode both reads the ground truth in both modes" in err and len(err.splitlines()) == 1
+    assert "--per-caption" not in err and "give --coco FOLDER" in err
+    both = ("chair", path, "--coco", tmp_path, "--per-caption", tmp_path / "out.jsonl", "--mode", "both")
+    code, _, err = call(capsys, *both)
+    assert code == 2 and "--per-caption writes the records of one mode" in err and "--objects" not in err
+    code, _, err = call(capsys, "chair", path, "--objects", objects, "--mode", "wordnt")
+    assert code == 2 and "must be one of pattern, wordnet, both. Did you mean 'wordnet'?" in err
     report = score_captions(path, {1: ["dog"]})
     other = replace(report, summary=replace(report.summary, mode="wordnet", hallucinated_mentions=1))
     lines = list(side_by_side_lines(report, other))
     assert lines[1].split() == ["pattern", "wordnet", "difference"]
     assert next(line for line in lines if line.startswith("chair_i")).split() == ["chair_i", "66.67", "33.33", "-33.33"]
+
+
+def test_object_sets_of_the_other_mode_are_pointed_at(tmp_path, capsys):
+    path, objects = tmp_path / "captions.jsonl", tmp_path / "objects_wordnet.json"
+    path.write_text(json.dumps({"image_id": 1, "caption": CAPTION}), encoding="utf-8")
+    objects.write_text('{"1": ["dog", "person"]}', encoding="utf-8")
+    code, _, err = call(capsys, "chair", path, "--objects", objects)
+    assert code == 0 and "in mode pattern, and its name says wordnet" in err and len(err.splitlines()) == 1
+    objects = objects.rename(tmp_path / "objects.json")
+    code, _, err = call(capsys, "chair", path, "--objects", objects)
+    assert code == 0 and err == ""
+    _, _, err = call(capsys, "chair", path, "--objects", objects, "--mode", "wordnet")
+    assert "in mode wordnet, and the file does not say which it was" in err
 
 
 @pytest.mark.skipif(bool(missing_nltk_data()), reason="NLTK's data is not installed")

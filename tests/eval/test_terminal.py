@@ -1,6 +1,7 @@
 """What the terminal shows: tables at 80 columns without a broken word, and a line a minute where it is no terminal."""
 
 import io
+import re
 import time
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from run_records import careful, careless, write_run
 from small_coco import make_coco_folder
 
 from vlm_guard.cli import main
+from vlm_guard.eval.report.compare import compare_runs
 from vlm_guard.eval.report.console import columns_of, print_results
 from vlm_guard.eval.report.fitting import fitting_tables, folded_label
+from vlm_guard.eval.report.head_words import HEAD_WORDS, head_sentences
 from vlm_guard.eval.report.progress import ProgressBar, span
 
 LONG = "vcd:strength=0.5,plausibility=0.7,noise_step=999"
@@ -49,6 +52,16 @@ def test_results_fit_and_every_head_is_whole(run, width, capsys):
     tables = sum(line.startswith(("n = ", "method")) for line in lines)
     assert sum(line.startswith("vcd:strength=0.5,") for line in lines) == tables, "every table names every method"
     assert (tables == 3) == (width >= 120), "one for each task and the costs where they fit"
+
+
+def test_short_heads_are_said_below_and_in_the_glossary(run):
+    results = compare_runs([run]).results
+    said = " ".join(" ".join(printed_at(200, lambda console: print_results(console, results))).split())
+    glossary = (Path(__file__).resolve().parents[2] / "docs/glossary.md").read_text(encoding="utf-8")
+    names = {name for names in re.findall(r"^\| \*\*(.*?)\*\*", glossary, re.MULTILINE) for name in names.split(", ")}
+    for head, meaning in HEAD_WORDS.items():
+        assert f'"{head}": {meaning}.' in said and head in names
+    assert "F1 − control" in names and '"F1 − control"' not in head_sentences(["F1 − control ↑"])
 
 
 def test_compare_and_pope_print_at_most_80_columns(run, tmp_path, capsys, monkeypatch):

@@ -3,7 +3,7 @@
 A command file defines `command(...)` with Typer annotations; its name is the file's (underscores become dashes). Where
 its options are made from settings, `command_with_settings()` gives the whole command. Heavy imports belong inside the
 function, so that `--help` answers without importing torch. User errors are ValueError, TypeError, FileNotFoundError or
-ImportError with a helpful message: they are printed in one line, exit code 2.
+ImportError with a helpful message: they are printed in one line, exit code 2. One that has `problems` says each.
 
 May import: everything.
 """
@@ -95,6 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
     except USER_ERRORS as error:
         if os.environ.get("VLM_GUARD_TRACEBACK"):
             raise
-        print(f"error: {one_line(_explained(error)) or type(error).__name__}", file=sys.stderr)
+        for problem in getattr(error, "problems", None) or [_explained(error)]:
+            print(f"error: {one_line(problem) or type(error).__name__}", file=sys.stderr)
         sys.exit(WRONG_USE)
     sys.exit(code if isinstance(code, int) else OK)

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+_MODES = ("pattern", "wordnet", "both")
+
 
 def command(
     captions: Annotated[
@@ -19,11 +21,18 @@ def command(
     ] = None,
     objects: Annotated[
         Path | None,
-        typer.Option(help="Object sets instead of annotations: JSON of image id to a list of names; .gz allowed."),
+        typer.Option(
+            help="Object sets instead of annotations, made with the same --mode: JSON of image id to a list of names; "
+            ".gz allowed."
+        ),
     ] = None,
     coco: Annotated[Path | None, typer.Option(help="Or a folder in MSCOCO's format.")] = None,
     mode: Annotated[
-        str, typer.Option(help="Text pipeline: pattern (offline), wordnet (NLTK data) or both.")
+        str,
+        typer.Option(
+            help="Text pipeline: pattern (offline), wordnet (needs NLTK data), or both side by side (needs --coco, or "
+            "--instances with --captions; without --objects and --per-caption)."
+        ),
     ] = "pattern",
     image_list: Annotated[
         Path | None, typer.Option(help="JSONL with question_id and image, for captions that have question_id only.")
@@ -55,11 +64,7 @@ def command(
     )
     from vlm_guard.untrusted.printed_text import one_line, printable_json
 
-    if mode == "both" and (objects is not None or per_caption is not None):
-        raise ValueError(
-            "--mode both reads the ground truth in both modes, so it needs --coco, or --instances with --captions, not "
-            "--objects; --per-caption is for one mode"
-        )
+    _check_mode(mode, objects, per_caption)
     by_mode = {}
     for name in ("pattern", "wordnet") if mode == "both" else (mode,):
         known = ground_truth(instances or [], reference_captions or [], objects, coco, name)
@@ -90,3 +95,38 @@ def command(
         typer.echo("\n".join(side_by_side_lines(*of_modes) if mode == "both" else summary_lines(report)))
     if scored is not None:
         scored.print(Console())
+
+
+def _check_mode(mode: str, objects: Path | None, per_caption: Path | None) -> None:
+    """Refuse a mode that does not exist or does not go with the other options; say where object sets may not fit it.
+
+    Raises:
+        ValueError: it is so; the message says what the mode needs.
+    """
+    import difflib
+    import sys
+
+    from vlm_guard.untrusted.printed_text import one_line
+
+    if mode not in _MODES:
+        near = difflib.get_close_matches(mode, _MODES, n=1, cutoff=0.5)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"--mode is {mode!r}; it must be one of {', '.join(_MODES)}.{hint}")
+    if mode == "both" and objects is not None:
+        raise ValueError(
+            "--mode both reads the ground truth in both modes, but the objects in --objects were read in one; give "
+            "--coco FOLDER, or --instances FILE with --captions FILE, instead"
+        )
+    if mode == "both" and per_caption is not None:
+        raise ValueError(
+            "--mode both scores every caption twice, but --per-caption writes the records of one mode; give --mode "
+            "pattern or --mode wordnet with it"
+        )
+    other = "wordnet" if mode == "pattern" else "pattern"
+    if objects is not None and (other in objects.name or (mode == "wordnet" and mode not in objects.name)):
+        said = f"its name says {other}" if other in objects.name else "the file does not say which it was"
+        text = (
+            f"note: the objects in {objects} must have been read from the reference captions in mode {mode}, and "
+            f"{said}; with objects of the other mode the figures are of neither"
+        )
+        print(one_line(text), file=sys.stderr)

@@ -19,7 +19,7 @@ def command(
     verdicts: Annotated[
         Path | None, typer.Option(help="What the judge said: a JSONL of id (as in the prompts) and verdict.")
     ] = None,
-    style: Annotated[str, typer.Option("--format", help="markdown, csv, json or html.")] = "markdown",
+    style: Annotated[str, typer.Option("--format", help="markdown, latex, csv, json or html.")] = "markdown",
     baseline: Annotated[str | None, typer.Option(help="Method to compare with; by default the first.")] = None,
 ) -> None:
     """Write the prompts for a judge (--out), or read its verdicts (--verdicts). No service is called."""

@@ -4,17 +4,22 @@
 method's files are those that it was made from; of any other method the class itself is asked.
 """
 
+import difflib
 import hashlib
 import json
+import math
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from vlm_guard.families.profiles import settings_by_model
+from vlm_guard.method.method_text import MethodPart, is_outside
+from vlm_guard.method.model_choice import AUTO
 from vlm_guard.method.registry import method_class, method_files
 from vlm_guard.method.table import describe_class
 from vlm_guard.untrusted.json_files import read_json
+from vlm_guard.untrusted.printed_text import shown
 
 INDEX_FILE = Path(__file__).with_name("index.json")
 
@@ -55,3 +60,56 @@ def described_method(name: str) -> dict[str, Any]:
     return described | {
         "settings": [{"option": option} | asdict(setting) for option, setting in settings_by_model(name)]
     }
+
+
+def refuse_part(part: MethodPart) -> None:
+    """Refuse one method of a line for what shows without importing it: its name, its options' names and values.
+
+    Raises:
+        ValueError: it is ruled out. FileNotFoundError: it is to come from a file that is not there.
+    """
+    name = part.reference
+    if is_outside(name):
+        file = name[: name.index(".py") + 3] if ".py" in name else ""
+        if file and not Path(file).expanduser().is_file():
+            raise FileNotFoundError(f"there is no file {file}, which the method {name!r} is to come from")
+        return
+    if name == AUTO:
+        return
+    described_method(name)
+    for option, value in part.options.items():
+        if "." not in option:
+            refuse_option(name, option, value)
+
+
+def refuse_option(name: str, option: str, value: Any) -> None:
+    """Refuse what a method's description rules out: an unknown option, a word or number that is not allowed.
+
+    What only the method's code knows (layers, gates) is not looked at.
+
+    Args:
+        name: of a method.
+        option: the option's name, without the method's.
+        value: as it is written on the command line, or already in its type.
+
+    Raises:
+        ValueError: it is ruled out; the message says what is allowed.
+    """
+    options = {item["name"]: item for item in described_method(name)["options"]}
+    if option not in options:
+        near = difflib.get_close_matches(option, options, n=1, cutoff=0.4)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{name} has no option {option!r}.{hint} Its options: {', '.join(options) or 'none'}")
+    found = options[option]
+    if found["choices"] and isinstance(value, str) and value not in found["choices"]:
+        raise ValueError(f"{name}: option {option} is {shown(value)}; allowed: {', '.join(found['choices'])}")
+    if not found["range"] or not found["numeric"] or str(value).lower() in ("none", "null"):
+        return
+    kind = "a number" if found["numeric"] == "real" else "a whole number"
+    try:
+        number = float(value) if found["numeric"] == "real" else int(value)
+    except (ValueError, TypeError):
+        raise ValueError(f"{name}: option {option} must be {kind}, given {shown(value)}") from None
+    low, high = found["range"]
+    if not math.isfinite(number) or not low <= number <= high:
+        raise ValueError(f"{name}: option {option} is {shown(number)}; allowed: {low} to {high}")
