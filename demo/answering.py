@@ -200,6 +200,15 @@ class AnsweringModel:
                 run.thread.join()
             yield self._final(run, settings, stop)
 
+    def check(self, methods: Sequence[Method]) -> None:
+        """Put the methods on the model and take them off again, so that a wrong setting is told before any answer.
+
+        Raises:
+            ValueError: a method cannot be applied to this model; the message is the command line's.
+        """
+        with self._turn, self._guarded(methods):
+            pass
+
     def answer(self, *arguments: Any, **named: Any) -> Answer:
         """The final answer alone; arguments as `stream`."""
         return deque(self.stream(*arguments, **named), maxlen=1)[-1]

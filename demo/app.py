@@ -38,7 +38,9 @@ html { scrollbar-gutter: stable; background: #f7f6f3; }
 html:has(body.dark) { background: #151619; }
 @media (max-width: 900px) { .gradio-container, .gradio-container .main { padding-inline: 8px !important; } }
 </style>"""
-_STYLE = Path(__file__).parent / "style.css"
+_HERE = Path(__file__).parent
+_STYLE = _HERE / "style.css"
+_SCRIPT = f'<script type="module">{(_HERE / "head.js").read_text(encoding="utf-8")}</script>'
 
 
 def build_app(
@@ -163,6 +165,6 @@ def launch_options(port: int | None = None, hosts: Sequence[str] = ()) -> dict[s
         "mcp_server": False,
         "enable_monitoring": False,
         "css_paths": [_STYLE],
-        "head": _HEAD,
+        "head": _HEAD + _SCRIPT,
         "theme": _theme(),
     }

@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 from vlm_guard.demo.patches import PictureView
+from vlm_guard.eval.run.method_findings import findings_of
 from vlm_guard.guard import Guard
-from vlm_guard.method import Finding, FindingsCall, ReplacedPicture
+from vlm_guard.method import Finding, ReplacedPicture
 from vlm_guard.runtime.trace import AttentionTrace
 
 LARGEST_RECORD_BYTES = 96 * 2**20
@@ -105,18 +106,6 @@ def read_record(trace: AttentionTrace, guard: Guard, steps: int) -> AttentionRec
         image_share=share.numpy(),
         findings=findings_of(guard),
     )
-
-
-def findings_of(guard: Guard) -> tuple[Finding, ...]:
-    """What the methods of a guard found out in its last generation (first row of the batch)."""
-    found: list[Finding] = []
-    state = guard.state
-    if state is None:
-        return ()
-    for bound in guard.methods:
-        kept, layers = guard.findings(bound.method.name), tuple(sorted(bound.layers))
-        found += bound.method.findings(FindingsCall(state=state, kept=kept, layers=layers))
-    return tuple(found)
 
 
 def _visual_part(weights: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
 """What a visitor can cause and is told; the same as the command line's."""
 
 MOST_TRIED = 25
+STOPPED = "Stopped."
 _numbers = itertools.count(1)
 
 
@@ -69,6 +70,8 @@ def compare(model: AnsweringModel, comparison: Comparison, stop: threading.Event
     try:
         # Methods are checked first: nobody should wait for a plain answer to be told about a wrong option.
         methods = chosen_methods(comparison.methods, comparison.options)
+        if not stop.is_set():
+            model.check(methods)
         for side, guarding in (("plain", ()), ("guarded", methods)):
             for answer in model.stream(current.picture.image, current.prompt, guarding, current.settings, stop):
                 if side == "plain":
@@ -185,7 +188,7 @@ def search_example(
         asked = replace(start, picture=picture, number=next(_numbers))
         current = deque(compare(model, asked, stop), maxlen=1)[-1]
         if current.error or stop.is_set():
-            yield current, "" if current.error else "Stopped.", False
+            yield current, "" if current.error else STOPPED, False
             return
         found = search.count(current)
         yield current, search.summary(found) if found else f"Searching: {search.tried} pictures so far.", found

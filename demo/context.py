@@ -9,7 +9,7 @@ from typing import Any
 from vlm_guard.builtin_model import BUILTIN_DIR, SMOL, is_shipped
 from vlm_guard.demo.answering import Answer, AnsweringModel, GenerationSettings
 from vlm_guard.demo.attention_record import AttentionRecord, RecordStore, read_record, with_view
-from vlm_guard.demo.comparing import USER_ERRORS, Comparison, search_example
+from vlm_guard.demo.comparing import STOPPED, USER_ERRORS, Comparison, search_example
 from vlm_guard.demo.method_options import chosen_methods
 from vlm_guard.demo.opening import OpeningSetting, opening_setting
 from vlm_guard.demo.patches import view_of
@@ -19,7 +19,9 @@ from vlm_guard.eval.scenes.recognise import note_about
 from vlm_guard.eval.tasks.grounding.finders import coco_mentions
 from vlm_guard.families.architecture import describe_architecture
 from vlm_guard.families.profiles import find_profile
+from vlm_guard.grounding.mention import Mention
 from vlm_guard.grounding.nouns import find_mentions
+from vlm_guard.grounding.score import weights_of
 from vlm_guard.grounding.settings import Grounding
 from vlm_guard.guard import Guard
 from vlm_guard.method.base import Method
@@ -28,6 +30,9 @@ from vlm_guard.smol_model.assembly import is_assembled
 
 OPENING_TRIES = 25
 """So many pictures are tried for the opening example; the built-in model takes some tenths of a second for each."""
+
+OPENING_SECONDS = 40.0
+"""Nobody should wait longer for the page than this; a slower model opens with the best of what it had time for."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -50,7 +55,8 @@ class DemoContext:
 
     def __post_init__(self) -> None:
         self.architecture = describe_architecture(self.model.model)
-        self.setting = opening_setting(self.architecture, find_profile(self.model.model.config))
+        self.profile = find_profile(self.model.model.config)
+        self.setting = opening_setting(self.architecture, self.profile)
 
     @property
     def model_name(self) -> str:
@@ -86,6 +92,8 @@ class DemoContext:
     def find_opening(self, prompt: str, methods: Sequence[str], options: Mapping[str, Any] | None = None) -> None:
         """Look for an example where the guard helps, among the first pictures; keep the first one if none does.
 
+        Where not even one picture is answered in `OPENING_SECONDS`, the page opens without an example.
+
         Args:
             prompt: what is asked of each picture.
             methods: names of the methods that guard.
@@ -99,9 +107,17 @@ class DemoContext:
             methods=tuple(methods),
             options=dict(options or {}),
         )
-        tried = list(search_example(self.model, self.browser, start, threading.Event(), OPENING_TRIES))
-        example, note, found = tried[-1]
-        if not example.error:
+        stop = threading.Event()
+        alarm = threading.Timer(OPENING_SECONDS, stop.set)
+        alarm.daemon = True
+        alarm.start()
+        search = search_example(self.model, self.browser, start, stop, OPENING_TRIES)
+        tried = [step for step in search if step[0].complete and not step[0].error and step[1] != STOPPED]
+        alarm.cancel()
+        if tried:
+            example, note, found = tried[-1]
+            if not found and stop.is_set():
+                note = f"None of the first {len(tried)} pictures was a clear gain."
             self.opening = (example if found else tried[0][0], note)
 
     def records_of(self, comparison: Comparison, side: str) -> tuple[dict[str, AttentionRecord], str]:
@@ -147,6 +163,10 @@ class DemoContext:
         settings = Grounding(find=find, repair="drop")
         found = self.model.ground(comparison.picture.image, comparison.prompt, list(sides.values()), settings)
         return Checked(number=comparison.number, answers=dict(zip(sides, found, strict=True)))
+
+    def score_weights(self, mention: Mention) -> Mapping[str, float] | None:
+        """The weights that made a mention's score, where they were fitted for this model."""
+        return weights_of(self.profile, tuple(mention.parts))
 
     def _record(self, comparison: Comparison, answer: Answer, guarding: Sequence[Method]) -> AttentionRecord:
         image, prompt = comparison.picture.image, comparison.prompt

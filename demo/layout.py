@@ -132,7 +132,7 @@ def _picture_column(page: Page) -> None:
         parts["temperature"] = gr.Slider(
             0, 2, value=0, step=0.1, label="Temperature", info="0 is greedy search.", elem_id="vg-temperature"
         )
-        parts["seed"] = gr.Number(0, label="Seed, the same for both answers", precision=0, minimum=0, elem_id="vg-seed")
+        parts["seed"] = gr.Number(0, label="Seed, the same for both answers", precision=0, elem_id="vg-seed")
         parts["max_tokens"] = gr.Slider(8, 512, value=96, step=8, label="Longest answer, tokens", elem_id="vg-tokens")
     with gr.Row(elem_classes="vg-run"):
         parts["run"] = gr.Button("Compare", variant="primary", scale=3, min_width=100, elem_id="vg-run")

@@ -16,6 +16,8 @@ from vlm_guard.demo.words import Word
 METHOD_LAYERS = "the method's"
 ALL_LAYERS = "all layers"
 ALL_HEADS = "all heads"
+SHARES_OF = f" (mean of {ALL_LAYERS} and {ALL_HEADS}, whatever is chosen above)"
+"""What the plot shows; its line covers the whole answer and is kept once."""
 CAUTION = "Attention is not an explanation: a patch that draws attention need not be what the word rests on."
 
 
@@ -92,7 +94,7 @@ def look_html(words: Sequence[Word], selected: int, records: dict[str, Attention
         f"{'Both models were led along the same words.' if len(records) > 1 else ''}</p>"
         f"{_maps_html(words, selected, records, layers, settings)}"
         f'<p class="vg-caution">{CAUTION}</p>'
-        f"{share_plot(words, shares, selected)}"
+        f"{share_plot(words, shares, selected, SHARES_OF)}"
     )
 
 
@@ -118,14 +120,15 @@ def _maps_html(
         }
         return maps | ({"difference": maps["guarded"] - maps["plain"]} if alike else {})
 
+    last = list(records.values())[-1]
     shown = word_maps(words[selected])
     everything = [word_maps(word) for word in words] if settings.absolute else [shown]
     scales = {side: ColourScale.of([maps[side] for maps in everything], side == "difference") for side in shown}
     if settings.absolute and both:
         scales["plain"] = scales["guarded"] = max((scales["plain"], scales["guarded"]), key=lambda scale: scale.high)
     views["difference"] = views["plain"]
-    word = bare(words[selected])
-    figures = "".join(_figure(views[side], side, cells, scales[side], word) for side, cells in shown.items())
+    word, of = bare(words[selected]), _described(settings, layers, last.edited_layers)
+    figures = "".join(_figure(views[side], side, cells, scales[side], word, of) for side, cells in shown.items())
     note = (
         ""
         if alike or not both
@@ -149,7 +152,7 @@ def _described(settings: LookSettings, layers: Sequence[int], edited: Sequence[i
 _TITLES = {"plain": "Plain", "guarded": "Guarded", "difference": "Guarded minus plain"}
 
 
-def _figure(view: PictureView, side: str, cells: np.ndarray, scale: ColourScale, word: str) -> str:
+def _figure(view: PictureView, side: str, cells: np.ndarray, scale: ColourScale, word: str, of: str) -> str:
     total = float(cells.sum())
     strongest = np.unravel_index(int(np.abs(cells).argmax()), cells.shape)
     place = f"row {strongest[0] + 1}, column {strongest[1] + 1}"
@@ -167,5 +170,5 @@ def _figure(view: PictureView, side: str, cells: np.ndarray, scale: ColourScale,
         f'<img src="{data_uri(overlay(view.image, cells, scale))}" alt="{_TITLES[side]}: attention heat-map for '
         f'the word {escape(word)}, {summary}">'
         f'<div class="vg-scale"><span>{low}</span><i style="background:{gradient_css(scale.diverging)}"></i>'
-        f"<span>{high}</span></div><p>{summary}</p></figure>"
+        f"<span>{high}</span></div><p>{summary} ({escape(of)})</p></figure>"
     )

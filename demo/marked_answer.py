@@ -1,6 +1,5 @@
 """An answer as HTML: object mentions marked, changed words marked, every word a button."""
 
-import difflib
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,11 +54,9 @@ def mentions_of(text: str, objects: Sequence[str] | None) -> list[MarkedMention]
 
 
 def changed_words(words: Sequence[Word], other: Sequence[Word]) -> set[int]:
-    """Numbers of the words that the other answer does not have in that place."""
-    mine, theirs = [[word.text.lower() for word in side] for side in (words, other)]
-    matcher = difflib.SequenceMatcher(a=mine, b=theirs, autojunk=False)
-    same = {block.a + offset for block in matcher.get_matching_blocks() for offset in range(block.size)}
-    return set(range(len(words))) - same
+    """Numbers of the words that the other answer does not have, in any place, case and punctuation aside."""
+    theirs = {bare(word).lower() for word in other}
+    return {number for number, word in enumerate(words) if bare(word).lower() not in theirs}
 
 
 def answer_html(
@@ -114,7 +111,7 @@ def _touches(word: Word, mention: MarkedMention) -> bool:
 def _button(side: str, number: int, text: str, changed: bool, selected: bool) -> str:
     names = ["vg-word"] + ["vg-changed"] * changed + ["vg-selected"] * selected
     pressed = ' aria-pressed="true"' if selected else ""
-    hint = "Differs from the other answer. " if changed else ""
+    hint = "Not in the other answer. " if changed else ""
     return (
         f'<button type="button" class="{" ".join(names)}" data-side="{escape(side)}" data-word="{number}"{pressed} '
         f'title="{hint}See where the model looked">{escape(text)}</button>'
@@ -176,7 +173,7 @@ def legend_html(known: bool) -> str:
             f'<li><span class="vg-mention vg-{truth}"><span class="vg-word">object</span>'
             f'<span class="vg-sign" aria-hidden="true">{sign}</span></span> {meaning}</li>'
         )
-    items.append('<li><span class="vg-word vg-changed">word</span> differs from the other answer</li>')
+    items.append('<li><span class="vg-word vg-changed">word</span> is not in the other answer</li>')
     items.append("<li>click a word to see where the model looked</li>")
     note = (
         "Mentions are found by CHAIR's rules (80 MSCOCO classes) and checked against the picture's annotations."

@@ -51,8 +51,12 @@ def side_html(side: str, comparison: Comparison, selected: int | None = None) ->
     answer = comparison.answer(side)
     title = comparison.title if side == "guarded" else ""
     if answer is None:
+        if comparison.error:
+            return card_html(side, title, '<p class="vg-answer vg-empty">No answer: see the error below.</p>')
+        if comparison.plain is not None and comparison.plain.ending == "stopped":
+            return card_html(side, title, '<p class="vg-answer vg-empty">Stopped before its turn.</p>')
         waiting = "Waits for the plain answer." if side == "guarded" and comparison.plain else "Waits for the model."
-        return card_html(side, title, f'<p class="vg-answer vg-empty">{waiting}</p>')
+        return card_html(side, title, f'<p class="vg-answer vg-empty vg-waits">{waiting}</p>')
     other = comparison.guarded if side == "plain" else comparison.plain
     if other is not None and other.ending == "running":
         other = None

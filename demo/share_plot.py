@@ -15,13 +15,16 @@ def word_shares(words: Sequence[Word], image_share: np.ndarray) -> list[float]:
     return [float(np.mean([image_share[step] for step in word.steps])) for word in words]
 
 
-def share_plot(words: Sequence[Word], lines: Mapping[str, Sequence[float]], selected: int | None = None) -> str:
+def share_plot(
+    words: Sequence[Word], lines: Mapping[str, Sequence[float]], selected: int | None = None, of: str = ""
+) -> str:
     """The plot.
 
     Args:
         words: the words along the axis.
         lines: by label ("plain", "guarded") one share per word, 0 to 1.
         selected: number of the word to mark.
+        of: what the shares are of, for the caption.
     """
     highest = max((max(values) for values in lines.values() if len(values)), default=0.0)
     top = max(0.1, np.ceil(highest * 10) / 10)
@@ -59,7 +62,8 @@ def share_plot(words: Sequence[Word], lines: Mapping[str, Sequence[float]], sele
         for label in lines
     )
     return (
-        f'<figure class="vg-plot"><figcaption>Share of attention on the picture, word by word {key}</figcaption>'
+        '<figure class="vg-plot"><figcaption>Share of attention on the picture, word by word'
+        f"{escape(of)} {key}</figcaption>"
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Share of attention on the picture over '
         f'{len(words)} words; {escape(means)}">{"".join(parts)}</svg></figure>'
     )

@@ -14,6 +14,7 @@ from vlm_guard.grounding.answers import GroundedAnswer
 from vlm_guard.grounding.mention import Mention, Verdict
 from vlm_guard.grounding.presence import with_article
 from vlm_guard.grounding.repair import Removed, Repaired
+from vlm_guard.grounding.score import REPAIR_BELOW, THRESHOLD
 
 Side = Literal["plain", "guarded"]
 SIDES: tuple[Side, ...] = get_args(Side)
@@ -30,6 +31,10 @@ _PARTS = {
     "self_check": ("asked “Is there {noun} in the image?”", "above 0 is yes"),
     "position": ("place in the answer", "tokens in front of it"),
 }
+REPAIR_LIMIT = (
+    f"It takes out what scores below {REPAIR_BELOW:.2f} only. A doubtful mention (below {THRESHOLD:.2f}) that scores "
+    "more stays: cutting all of those would cost things that are there."
+)
 _BOX_COLOUR = "#d55e00"
 
 
@@ -105,8 +110,14 @@ def sure_html(
     return "".join(parts) + _legend()
 
 
-def mention_html(image: Image.Image, mention: Mention) -> str:
-    """One mention: the picture with its box, the score, and what it is made of."""
+def mention_html(image: Image.Image, mention: Mention, weights: Mapping[str, float] | None = None) -> str:
+    """One mention: the picture with its box, the score, and what it is made of.
+
+    Args:
+        image: the picture.
+        mention: one of `Checked`.
+        weights: of its parts, with "bias", as the model's profile has them; None where the score is not fitted.
+    """
     sign, meaning = SIGNS[mention.verdict]
     score = "not checked" if mention.score is None else f"score {mention.score:.2f}"
     rows = "".join(
@@ -115,12 +126,28 @@ def mention_html(image: Image.Image, mention: Mention) -> str:
         for name, value in mention.parts.items()
     )
     table = f'<table class="vg-parts"><tbody>{rows}</tbody></table>' if rows else ""
+    if rows:
+        table += f'<p class="vg-fine">{_formula(mention, weights)}</p>'
     heading = (
         f'<p class="vg-looking"><span class="vg-mention {_MARKS[mention.verdict]}"><span class="vg-word">'
         f'{escape(mention.text)}</span><span class="vg-sign" aria-hidden="true">{sign}</span></span> '
         f"<strong>{meaning}</strong>, {score}.</p>"
     )
     return f'<div class="vg-sure-mention">{_boxed(image, mention)}<div>{heading}{table}</div></div>'
+
+
+def _formula(mention: Mention, weights: Mapping[str, float] | None) -> str:
+    """One sentence on how the parts make the score."""
+    if weights is None:
+        return "The score is the mean of the log odds that these parts stand for, as a probability; it is not fitted."
+    terms = " ".join(
+        f"{'+' if weights[name] >= 0 else '−'} {abs(weights[name]):.2f} × ({mention.parts[name]:+.1f})"
+        for name in mention.parts
+    )
+    return (
+        f"The score is 1 / (1 + e<sup>−x</sup>) with x = {weights['bias']:.2f} {terms}, in the order of the lines "
+        "above; the weights are those of the model's profile, fitted on pictures whose objects are known."
+    )
 
 
 def _boxed(image: Image.Image, mention: Mention) -> str:
@@ -149,12 +176,12 @@ def _repaired_html(grounded: GroundedAnswer) -> str:
     if repaired is None:
         return ""
     if not repaired.removed:
-        return '<p class="vg-fine">Repair takes nothing out of it.</p>'
+        return f'<p class="vg-fine">Repair takes nothing out of it. {REPAIR_LIMIT}</p>'
     text = escape(repaired.text) if repaired.text else "(nothing is left)"
     gone = "; ".join(f"<del>{escape(part.text)}</del> ({_HOW[part.how]})" for part in repaired.removed)
     return (
         f'<p class="vg-answer vg-repaired"><strong>Repaired:</strong> {text}</p>'
-        f'<p class="vg-fine">{_count(repaired)}: {gone}</p>'
+        f'<p class="vg-fine">{_count(repaired)}: {gone}. {REPAIR_LIMIT}</p>'
     )
 
 

@@ -1,7 +1,7 @@
 """Wiring of the tabs "Compare" and "Where it looked"."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
@@ -80,7 +80,8 @@ class ComparisonActions:
             else:
                 yield (*_unchanged(4), *_buttons(False))
         except Exception as error:
-            yield (*_unchanged(3), message_html("error", told(error)), *_buttons(False))
+            failed = replace(current, error=told(error))
+            yield (failed, *_cards(failed), panels.below_html(failed), *_buttons(False))
 
     def search(self, comparison: Comparison | None, request: gr.Request) -> Iterator[tuple]:
         """Picture after picture until the guard helps; the picture and its panel come before the rest."""

@@ -39,7 +39,11 @@ def wire_sure(page: Page) -> None:
         if not 0 <= number < len(mentions):
             return gr.skip(), gr.skip(), gr.skip()
         shown = sure_html(_sides(comparison), checked, repair, (side, number), caution(comparison))
-        return (side, number), shown, mention_html(comparison.picture.image, mentions[number])
+        return (
+            (side, number),
+            shown,
+            mention_html(comparison.picture.image, mentions[number], page.context.score_weights(mentions[number])),
+        )
 
     def switch(comparison: Comparison | None, checked: Checked | None, repair: bool, selection: Selection) -> str:
         if comparison is None or checked is None or checked.number != comparison.number:

@@ -98,6 +98,8 @@ def test_no_width_cuts_names_or_sentences(capsys, monkeypatch, columns):
     [
         (["methods", "vaar"], "Did you mean 'var'"),
         (["generate", "nowhere.png"], "there is no picture nowhere.png"),
+        (["generate", "What is this?", "PICTURE"], "the picture first, then the prompt"),
+        (["generate", "."], "this is a folder; vlm-guard caption . --out FILE"),
         (["generate", "PICTURE", "--method", "vra"], "unknown method 'vra'"),
         (["generate", "PICTURE", "--method", "var", "--set", "move_fraction"], "--set takes"),
         (["generate", "PICTURE", "--method", "var", "--set", "move_fraction=2"], "allowed: 0.0 to 1.0"),
@@ -133,8 +135,9 @@ def test_a_damaged_picture_is_a_clear_error(capsys, tmp_path):
 
 def test_generate_prints_an_answer_for_each_method(capsys, picture):
     arguments = ["generate", str(picture), "Is there a dog in the image?", "--method", "none", "--method", "var"]
-    code, out, _ = run(capsys, *arguments, "--max-new-tokens", "8", "--json")
+    code, out, err = run(capsys, *arguments, "--max-new-tokens", "8", "--json")
     answers = json.loads(out)
+    assert "note: var changed nothing here: No token of the picture is a sink" in err and "sink" in out
     assert code == 0 and [answer["method"] for answer in answers] == ["none", "var"]
     assert all(answer["text"] and answer["tokens"] > 0 for answer in answers)
 

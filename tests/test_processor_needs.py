@@ -8,6 +8,7 @@ from importlib.util import find_spec
 import pytest
 from packaging.requirements import Requirement
 
+from vlm_guard import hub
 from vlm_guard.builtin_model import BUILTIN_DIR
 from vlm_guard.eval.run.models import load_model
 from vlm_guard.families import processor_needs as needs
@@ -172,6 +173,7 @@ def test_only_configurations_are_fetched(tmp_path, monkeypatch):
         asked[name] = options
         return folder
 
+    monkeypatch.setattr(needs, "hub_answers", lambda: True)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda name, revision: ["config.json", "tokenizer.json"])
     assert set(needs.processor_needs("someone/model", "main").reasons) == {"torchvision", "num2words"}
@@ -186,10 +188,41 @@ def test_only_configurations_are_fetched(tmp_path, monkeypatch):
 
 def test_a_hub_that_cannot_be_read_is_an_error(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    hub.hub_answers.cache_clear()
     with pytest.raises(ValueError, match=r"'someone/nothing' cannot be read: .* give the folder .* HF_HUB_OFFLINE=1"):
         needs.processor_needs("someone/nothing")
     with pytest.raises(ValueError, match=r"cannot be read: .* Give a Hugging Face id \(OWNER/NAME\)"):
         needs.processor_needs("no name")
+    hub.hub_answers.cache_clear()
+
+
+def test_a_hub_that_does_not_answer_is_asked_once_and_told_in_one_line(monkeypatch, caplog, capsys):
+    from vlm_guard import cli
+
+    asked = []
+
+    class Silent:
+        def head(self, address, timeout):
+            asked.append(timeout)
+            raise OSError("no route")
+
+    monkeypatch.setattr("huggingface_hub.get_session", Silent)
+    hub.hub_answers.cache_clear()
+    try:
+        with pytest.raises(SystemExit) as finished:
+            cli.main(["inspect", "someone/nothing"])
+    finally:
+        hub.hub_answers.cache_clear()
+    printed = capsys.readouterr()
+    assert finished.value.code == 2 and len(asked) == 1 and "Retrying" not in caplog.text + printed.err
+    assert printed.err.startswith("error: cannot ") and printed.err.count("\n") == 1 and "--model FOLDER" in printed.err
+
+
+@pytest.mark.parametrize(("given", "meant"), [("smoll", "smol"), ("SMOL", "smol"), ("bultin", "builtin")])
+def test_a_misspelt_model_is_asked_back_before_the_hub_is(given, meant):
+    with pytest.raises(ValueError, match=f"did you mean '{meant}'"):
+        needs.refuse_missing_folder(given)
+    needs.refuse_missing_folder("gpt2")
 
 
 # -- doctor and the command line ------------------------------------------------------------------------------

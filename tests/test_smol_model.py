@@ -165,3 +165,16 @@ def test_names_of_models_that_come_with_the_package():
     assert not any(is_shipped(name) for name in ("smolvlm", "builtin:x", "HuggingFaceTB/SmolVLM"))
     with pytest.raises(ValueError, match="those that do are builtin, smol and smol:SOURCE"):
         shipped_folder("llava")
+
+
+def test_the_first_use_says_that_it_takes_a_while(monkeypatch, tmp_path, capsys):
+    def made(folder, source, trained, parts):
+        folder.mkdir()
+        (folder / "assembled.json").write_text(json.dumps({"parts": parts, "files": {}}))
+
+    monkeypatch.setenv("VLM_GUARD_CACHE", str(tmp_path))
+    monkeypatch.setattr(assembly, "assemble", made)
+    folder = assembly.smol_folder()
+    printed = capsys.readouterr()
+    assert printed.err.startswith("first use: putting smol together from the package") and str(folder) in printed.err
+    assert printed.out == "" and assembly.smol_folder() == folder and capsys.readouterr().err == ""

@@ -32,6 +32,18 @@ def version_of(name: str) -> str | None:
         return None
 
 
+def install_line(extra: str) -> str:
+    """The command that installs an extra of this package, from where this package comes.
+
+    Args:
+        extra: "demo", "plot", ...
+    """
+    checkout = Path(__file__).resolve().parents[1]
+    if (checkout / "pyproject.toml").is_file() and (checkout / "constraints.txt").is_file():
+        return f"pip install -c constraints.txt -e '.[{extra}]' (in the checkout's folder)"
+    return f"pip install 'vlm-guard-hf[{extra}]'"
+
+
 def processor_name() -> str:
     """The processor's model as the system names it."""
     information = Path("/proc/cpuinfo")

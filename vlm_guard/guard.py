@@ -27,6 +27,7 @@ from vlm_guard.method.split_heads import HeadSplit
 from vlm_guard.method.state import GenerationState, PromptTokens
 from vlm_guard.method.target import GuardTarget
 from vlm_guard.per_call import PerCall
+from vlm_guard.runtime import refused_calls
 from vlm_guard.runtime.attention_switch import follow_attention, restore_attention, switch_attention
 from vlm_guard.runtime.compiled_decode import CompiledDecode, refuse_compiled_parts
 from vlm_guard.runtime.coverage import Coverage, hooked_modules
@@ -38,7 +39,6 @@ from vlm_guard.runtime.installation import GUARD_ATTRIBUTE, Undo, put_on
 from vlm_guard.runtime.layer_observers import LayerObservers
 from vlm_guard.runtime.placement import Placement
 from vlm_guard.runtime.reading import Call, Reading
-from vlm_guard.runtime.refused_calls import refuse_class_generate, refuse_continuous_batching
 from vlm_guard.runtime.trace import AttentionTrace
 from vlm_guard.runtime.vision_hooks import install_vision
 from vlm_guard.self_check import check_unknown_family
@@ -59,8 +59,7 @@ def wrap(
         model: a vision-language model from transformers (also inside PEFT, quantised, or spread by `device_map`).
         processor: its processor; may be None for methods that need none (`vlm-guard methods` says which do).
         method: a name ("var"), a combination ("var+vcd"), a `Method`, or a list of these, applied in order. "auto" is
-            what the model's profile chooses (`vlm-guard tune`), else a default that every model takes; see
-            `guard.describe()` for what it came to.
+            what the model's profile chooses (`vlm-guard tune`), else a default (`guard.describe()` says which).
         profile: facts about the model that some methods need; by default the matching shipped or saved one.
         attention_backend: "reference", "torch" or "triton"; by default the fastest that the device supports.
         **options: the method's options (`vlm-guard methods NAME` lists them).
@@ -73,12 +72,7 @@ def wrap(
             already guarded, or a missing processor or profile; the message says what to do.
         TypeError: `model` is not a transformers model, or a method was given where the processor belongs.
     """
-    if isinstance(processor, str | Method):
-        given = repr(processor) if isinstance(processor, str) else f"the method {processor.name!r}"
-        raise TypeError(
-            f"the second argument is the model's processor, given {given}; a method is the third: "
-            "wrap(model, processor, 'var'), or wrap(model, None, 'pai') where a method needs no processor"
-        )
+    refused_calls.refuse_method_as_processor(processor)
     refuse_compiled_parts(model)
     inner = unwrap(model)
     if GUARD_ATTRIBUTE in inner.__dict__:
@@ -193,14 +187,9 @@ class Guard(AbstractContextManager):
             **kwargs: of `generate`; `model.generate(..., guard="vcd:strength=0.5")` does the same.
 
         Raises:
-            ValueError: a method or a part of the grounding that this model cannot have, or no processor for it; or the
-                guard was removed.
+            ValueError: a method or grounding that this model cannot have, no processor for it, or a removed guard.
         """
-        if not self._attached:
-            raise ValueError(
-                "this guard was removed, so nothing is guarded; call model.generate(...) for the plain model, "
-                "guard.attach() to guard it again, or wrap(...) for another method"
-            )
+        refused_calls.refuse_removed_guard(self)
         if grounding:
             return grounded_generate(self, method, args, kwargs, grounding)
         return self._per_call.generate(method, args, kwargs)
@@ -326,7 +315,8 @@ class Guard(AbstractContextManager):
         begins = any(bound.method.overrides("begin_forward") for bound in self.methods)
         self._follows_passes = True
         self._following.add(self._follow_no_more, *follow_forwards(self, begins))
-        self._following.add(refuse_continuous_batching(inner), refuse_class_generate(self, generator))
+        self._following.add(refused_calls.refuse_continuous_batching(inner))
+        self._following.add(refused_calls.refuse_class_generate(self, generator))
 
     def _follow_no_more(self) -> None:
         self._follows_passes = False

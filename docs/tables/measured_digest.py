@@ -100,13 +100,13 @@ def helps_markdown() -> str:
 def run_costs(measured: Measured, split: str) -> dict[str, tuple[str, str]]:
     """By label, tokens per second as a ratio to the plain model's and peak memory, both of the run on `split`."""
     found = {}
-    for kind in measured.kinds:
-        results = json.loads((EVALUATIONS / f"{kind}_{split}.json").read_text(encoding="utf-8"))
+    for results in (results for kind in measured.kinds for results in _runs(kind, split)):
         plain = results["methods"][0]["cost"]["tokens_per_second"]
         for entry in results["methods"][1:]:
             cost = entry["cost"]
             memory = f"{cost['peak_memory_bytes'] / 2**30:.1f} GiB"
-            found[entry["label"]] = f"{cost['tokens_per_second'] / plain:.2f}x", memory
+            # The cost is that of captions, where a run of them has the method.
+            found.setdefault(entry["label"], (f"{cost['tokens_per_second'] / plain:.2f}x", memory))
     return found
 
 
@@ -134,19 +134,24 @@ def verdict(chair_i: Mapping[str, float], recall: Mapping[str, float]) -> str:
 def differences(kind: str, split: str) -> dict[str, dict[str, Any]]:
     """By label, the differences to the plain model of every estimate; nothing for the plain model itself.
 
-    POPE may have been asked in a run of its own about fewer scenes (`KIND_pope_SPLIT.json`); its numbers are added.
+    POPE, and OPERA for its time, may have been measured in runs of their own on fewer scenes (`KIND_pope_SPLIT.json`,
+    `KIND_opera_SPLIT.json`); their numbers are added.
     """
     found: dict[str, dict[str, Any]] = {}
-    for name in (f"{kind}_{split}.json", f"{kind}_pope_{split}.json"):
-        path = EVALUATIONS / name
-        if not path.is_file() and found:
-            continue
-        results = json.loads(path.read_text(encoding="utf-8"))
+    for results in _runs(kind, split):
         baseline = results["methods"][0]["label"]
         for entry in results["methods"]:
             if entry["label"] != baseline:
                 found.setdefault(entry["label"], {}).update(entry["difference_to_baseline"])
     return found
+
+
+def _runs(kind: str, split: str) -> Iterator[dict[str, Any]]:
+    """The main run and those of its own that there are."""
+    for part in ("", "opera_", "pope_"):
+        path = EVALUATIONS / f"{kind}_{part}{split}.json"
+        if path.is_file() or not part:
+            yield json.loads(path.read_text(encoding="utf-8"))
 
 
 def scenes(kind: str, split: str) -> int:

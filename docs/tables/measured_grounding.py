@@ -49,10 +49,12 @@ def _repair_lines(files: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [
         "Repair: before, after, and the paired change with its interval. CHAIR_i after it is also given in times of",
         "the plain model's without any. Faults are double spaces, dangling words, sentences without an end and the",
-        "like that were not there before.",
+        "like that were not there before. Lost are objects of the picture that the caption named and the repaired one",
+        "does not: those whose own score is low, and those that went with a sentence in which something else failed.",
         "",
-        "| scenes | method | repair | CHAIR_i | after | times the plain | recall | change | words | change | faults |",
-        "|---" * 11 + "|",
+        "| scenes | method | repair | CHAIR_i | after | times the plain | recall | change | lost: low, others | words "
+        "| change | faults |",
+        "|---" * 12 + "|",
     ]
     for results in files:
         plain = results["methods"][0]["estimates"]["grounding.repair.before.chair_i"]["value"]
@@ -61,6 +63,7 @@ def _repair_lines(files: Sequence[Mapping[str, Any]]) -> list[str]:
             before, after = found["before.chair_i"]["value"], found["after.chair_i"]["value"]
             change = found["change.recall"]
             words = found["change.words"]
+            lost = method["grounding"]["lost_objects"]
             cells = [
                 f"`{results['data']['name']}`",
                 f"`{method['label']}`",
@@ -70,6 +73,7 @@ def _repair_lines(files: Sequence[Mapping[str, Any]]) -> list[str]:
                 f"{after / plain:.2f}" if plain else "",
                 f"{100 * found['before.recall']['value']:.1f}",
                 f"{100 * change['value']:+.1f} [{100 * change['low']:+.1f}, {100 * change['high']:+.1f}]",
+                f"{lost['by_own_score']}, {lost['with_others']}",
                 f"{found['before.words']['value']:.1f}",
                 f"{words['value']:+.1f}",
                 f"{sum(method['grounding']['faults'].values())}",

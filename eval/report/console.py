@@ -11,6 +11,7 @@ from vlm_guard.eval.report.costs import cost_cells, cost_heads
 from vlm_guard.eval.report.fitting import fitting_tables, folded_label
 from vlm_guard.eval.report.reading_notes import reading_notes
 from vlm_guard.eval.run.results import Difference, Estimate, MethodResult, RunResults
+from vlm_guard.eval.run.statistics import FEWEST_FOR_INTERVALS
 from vlm_guard.eval.tasks.shared.metric import Column, Kind
 from vlm_guard.eval.tasks.shared.registry import task_class
 from vlm_guard.untrusted.printed_text import one_line
@@ -99,23 +100,33 @@ def metric_tables(methods: Sequence[MethodResult], baseline: str, columns: Seque
         label = Text.assemble((folded_label(method.label, width), "bold"), *missing)
         rows.append([label, *(_value_cell(column.kind, method.estimate(column.metric)) for column in columns)])
         if method.difference_to_baseline:
-            differences = [method.difference(column.metric) for column in columns]
-            cells = [_difference_cell(column.kind, item) for column, item in zip(columns, differences)]
+            cells = [
+                _difference_cell(column.kind, method.difference(column.metric), _images(method, column.metric))
+                for column in columns
+            ]
             rows.append([Text(f"  − {folded_label(baseline, width - 4)}", style="dim"), *cells])
     head = f"n = {' or '.join(map(str, sorted(images)))}"
     return fitting_tables([head, *(column.label for column in columns)], rows, width)
 
 
+def _images(method: MethodResult, metric: str) -> int:
+    return method.estimates[metric].images if metric in method.estimates else 0
+
+
 def _value_cell(kind: Kind, estimate: Estimate | None) -> Text:
     if estimate is None:
         return Text("-")
+    if estimate.images < FEWEST_FOR_INTERVALS:
+        return Text(shown(kind, estimate.value))
     interval = f"{shown(kind, estimate.low)}..{shown(kind, estimate.high)}"
     return Text.assemble(shown(kind, estimate.value), "\n", (interval, "dim"))
 
 
-def _difference_cell(kind: Kind, difference: Difference | None) -> Text:
+def _difference_cell(kind: Kind, difference: Difference | None, images: int) -> Text:
     if difference is None:
         return Text("-")
+    if images < FEWEST_FOR_INTERVALS:
+        return Text(shown_difference(kind, difference.value))
     value, interval = difference_text(kind, difference)
     return Text.assemble((value, ARROWS[difference.verdict]), "\n", (interval, "dim"))
 
@@ -140,8 +151,11 @@ def _cost_tables(methods: Sequence[MethodResult], width: int) -> list[Table]:
     return fitting_tables(head, rows, width)
 
 
-def legend_line(level: float) -> str:
-    """How to read the tables of a terminal; `level` is that of the intervals, a fraction."""
+def legend_line(level: float, methods: Sequence[MethodResult]) -> str:
+    """How to read the tables of a terminal that show these methods; `level` is that of the intervals, a fraction."""
+    images = [estimate.images for method in methods for estimate in method.estimates.values()]
+    if images and max(images) < FEWEST_FOR_INTERVALS:
+        return f"In percent (words: mean). There are no intervals for fewer than {FEWEST_FOR_INTERVALS} images."
     return (
         f"In percent (words: mean). Below each number its {round(100 * level)} % bootstrap interval over n images; "
         "differences are paired. ▲ ▼ the interval leaves out 0, ≈ it does not."
@@ -156,7 +170,7 @@ def print_results(console: Console, results: RunResults) -> None:
     for table in results_tables(results, console.width):
         console.print()
         console.print(table)
-    console.print(f"\n{legend_line(results.statistics['level'])}", style="dim")
+    console.print(f"\n{legend_line(results.statistics['level'], results.methods)}", style="dim")
     for sentence in difference_notes(results):
         console.print(sentence, style="dim", markup=False, highlight=False)
     if results.protocol is not None:
@@ -168,5 +182,9 @@ def print_results(console: Console, results: RunResults) -> None:
         console.print(f"note: {one_line(note)}", style="yellow", markup=False, soft_wrap=True)
     skipped = max(len(method.skipped_images) for method in results.methods)
     if skipped:
-        what = "1 image could not be read and was" if skipped == 1 else f"{skipped} images could not be read and were"
-        console.print(f"{what} skipped; results.json lists them.", style="yellow")
+        console.print(f"{unreadable_images(skipped)} and left out; results.json says why.", style="yellow")
+
+
+def unreadable_images(count: int) -> str:
+    """How many images could not be read, the same words wherever it is said."""
+    return "1 image could not be read" if count == 1 else f"{count} images could not be read"

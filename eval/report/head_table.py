@@ -11,10 +11,10 @@ def print_heads(console: Console, facts: Mapping[str, Any]) -> None:
     """One row for each layer, and the lists that `heads=` takes."""
     title = f"heads, over {facts['pictures']} pictures of {facts['data']} and {facts['nouns']} nouns"
     table = Table(box=None, header_style="dim", title=title, title_justify="left", title_style="bold")
-    columns = ("layer", "rest on a sink", "without picture", "sink's value", "look at picture", "best retrieval")
+    columns = ["layer", "rest on a sink", "without picture", "sink's value", "look at picture", "best retrieval"]
     distances = facts["distance"]
     if distances is not None:
-        columns += ("furthest head",)
+        columns.append("furthest head")
     for column in columns:
         table.add_column(column, justify="right")
     for index, layer in enumerate(facts["layers"]):

@@ -19,6 +19,11 @@ MARKS: dict[Verdict, tuple[str, str]] = {
 """A sign and a style for each verdict; where a terminal shows no styles the signs are left."""
 
 PART_NAMES = {"lens": "lens", "self_check": "self-check", "position": "place"}
+_MEANINGS = {
+    "lens": "lens: log-probability by the picture's own tokens, 0 at most, higher is surer",
+    "self_check": "self-check: log odds of yes when asked, above 0 is yes",
+    "position": "place: tokens in front of it",
+}
 
 
 def marked_text(text: str, mentions: Sequence[Mention]) -> Text:
@@ -57,6 +62,7 @@ def print_mentions(
         console.print("no thing was found in this answer that could be checked", style="dim", highlight=False)
     else:
         console.print(_table(mentions, size))
+        console.print(_legend(mentions), style="dim", highlight=False, markup=False)
         if caution:
             console.print(caution, style="yellow", markup=False, highlight=False)
     if repaired is None:
@@ -67,8 +73,18 @@ def print_mentions(
         console.print(f"taken out: {gone}", style="dim", highlight=False)
 
 
+def _parts_of(mentions: Sequence[Mention]) -> list[str]:
+    return [name for name in PART_NAMES if any(name in mention.parts for mention in mentions)]
+
+
+def _legend(mentions: Sequence[Mention]) -> str:
+    """Unit and direction of every column."""
+    columns = ["score: 0 (not there) to 1 (there)", *(_MEANINGS[name] for name in _parts_of(mentions))]
+    return "; ".join([*columns, "where: pixels, left,top to right,bottom"])
+
+
 def _table(mentions: Sequence[Mention], size: tuple[int, int]) -> Table:
-    names = [name for name in PART_NAMES if any(name in mention.parts for mention in mentions)]
+    names = _parts_of(mentions)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for head, justify in (("", "left"), ("score", "right"), *((PART_NAMES[name], "right") for name in names)):
         table.add_column(head, justify="right" if justify == "right" else "left", no_wrap=True, overflow="ellipsis")

@@ -1,4 +1,4 @@
-"""The plots of a comparison, drawn by the tasks. Needs matplotlib (`pip install vlm-guard-hf[plot]`)."""
+"""The plots of a comparison, drawn by the tasks. Needs matplotlib (the extra `plot`)."""
 
 from pathlib import Path
 

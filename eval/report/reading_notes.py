@@ -1,18 +1,18 @@
 """What a reader has to know before the numbers of a table are believed, said below it."""
 
 from vlm_guard.eval.run.results import RunResults
-from vlm_guard.eval.run.statistics import FEW_PICTURES
+from vlm_guard.eval.run.statistics import FEW_PICTURES, FEWEST_FOR_INTERVALS
 from vlm_guard.eval.tasks.shared.registry import task_class, task_names
-
-_DRAWN_ONLY = ("builtin", "smol")
-"""The models that come with this package; `smol:FILE` is one of them too."""
 
 
 def reading_notes(results: RunResults) -> list[str]:
     """A sentence for everything about these numbers that they do not show themselves; without a full stop."""
     known = [name for name in results.tasks if name in task_names()]
-    general = [*_few_pictures(results), *_without_effect(results), *_only_drawn_things(results)]
-    return [*general, *(note for name in known for note in _notes_of(results, name))]
+    return [
+        *_few_pictures(results),
+        *_without_effect(results),
+        *(note for name in known for note in _notes_of(results, name)),
+    ]
 
 
 def _few_pictures(results: RunResults) -> list[str]:
@@ -23,7 +23,8 @@ def _few_pictures(results: RunResults) -> list[str]:
 def few_pictures(images: int) -> str:
     """What is said where intervals rest on fewer pictures than `FEW_PICTURES`."""
     what = "1 picture" if images == 1 else f"{images} pictures"
-    return f"intervals of so few pictures ({what}) say little: ask {FEW_PICTURES} or more"
+    numbers = "intervals" if images >= FEWEST_FOR_INTERVALS else "numbers"
+    return f"{numbers} of so few pictures ({what}) say little: ask {FEW_PICTURES} or more"
 
 
 def _without_effect(results: RunResults) -> list[str]:
@@ -38,15 +39,6 @@ def _without_effect(results: RunResults) -> list[str]:
         reason = "" if acting or method.label == "none" else ": on this model it comes to no method at all"
         notes.append(f"{method.label}: all {count} answers equal {baseline}{reason}")
     return notes
-
-
-def _only_drawn_things(results: RunResults) -> list[str]:
-    """A note where a model of this package was shown something else than the scenes it was made for."""
-    name, data = results.model["name"], results.data
-    drawn = data["name"].startswith("scenes:") or "instances_scenes.json" in data.get("annotations_sha256", {})
-    if drawn or not (name in _DRAWN_ONLY or name.startswith("smol:")):
-        return []
-    return [f"{name} knows 80 drawn things only: on other pictures its numbers say nothing about real models"]
 
 
 def _notes_of(results: RunResults, task: str) -> list[str]:

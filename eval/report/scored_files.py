@@ -69,7 +69,7 @@ class ScoredFiles:
         for table in metric_tables(methods, methods[0].label, columns, console.width):
             console.print()
             console.print(table)
-        console.print(f"\n{legend_line(LEVEL)}", style="dim")
+        console.print(f"\n{legend_line(LEVEL, methods)}", style="dim")
         said = next((method.fair[self.task]["what"] for method in self.methods if self.task in method.fair), None)
         for column in columns if said is not None else ():
             if column.kind == "difference":
@@ -104,14 +104,16 @@ def score_files(
     for label, items in records.items():
         own = MethodRecords(items)
         paired = MethodRecords([record for record in items if record["image_id"] in shared])
+        summary: dict[str, Any] = {task: dict(summaries[label])}
         fair, said = ({}, {}) if first is None else paired.fair_differences(first, RESAMPLES)
+        summary: dict[str, Any] = {task: dict(summaries[label])}
         methods.append(
             MethodResult(
                 label=label,
                 directory="",
                 methods=[],
                 samples={},
-                **{task: dict(summaries[label])},
+                **summary,
                 estimates=own.estimates(RESAMPLES) | fair,
                 fair=said,
                 difference_to_baseline={} if first is None else paired.differences_to(first, RESAMPLES),

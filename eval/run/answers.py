@@ -7,6 +7,7 @@ when all of them are there, whole or not at all.
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from vlm_guard.eval.run.records import Record, read_records
 from vlm_guard.eval.run.results import ANSWERS_SUFFIX, SAMPLES_FILE, MethodResult, RunResults
@@ -53,6 +54,11 @@ def write_answers(results: RunResults, answers: Path) -> int:
             lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     write_atomically(answers, "".join(lines))
     return left_out
+
+
+def read_answers(answers: Path) -> list[dict[str, Any]]:
+    """The lines of a file that `write_answers` has written."""
+    return [json.loads(line) for line in answers.read_text(encoding="utf-8").split("\n") if line]
 
 
 def _records(folder: Path, method: MethodResult) -> Iterator[Record]:

@@ -8,6 +8,7 @@ from PIL import Image
 
 from vlm_guard import wrap
 from vlm_guard.eval.run.generation import Decoding, generate_batch
+from vlm_guard.eval.run.method_findings import why_unchanged
 from vlm_guard.eval.run.models import LoadedModel
 from vlm_guard.eval.run.prompting import find_template
 from vlm_guard.eval.run.settings import MethodSpec
@@ -28,6 +29,7 @@ class MethodAnswer:
         seconds: time inside `generate`.
         mentions: what it mentions, scored, where that was asked for.
         repaired: the answer after its repair, where that was asked for.
+        unchanged: why the method changed nothing, where its answer is the plain model's, which was asked before it.
     """
 
     method: str
@@ -36,6 +38,7 @@ class MethodAnswer:
     seconds: float
     mentions: tuple[Mention, ...] | None = None
     repaired: Repaired | None = None
+    unchanged: str = ""
 
     def to_dict(self, width: int, height: int, scores_apply: bool = True) -> dict[str, Any]:
         """The answer as JSON can hold it, boxes in fractions and in pixels of a picture of this size.
@@ -52,6 +55,8 @@ class MethodAnswer:
                 found["scores_apply"] = False
         if self.repaired is not None:
             found["repaired"] = asdict(self.repaired)
+        if self.unchanged:
+            found["unchanged"] = self.unchanged
         return found
 
 
@@ -76,11 +81,15 @@ def ask(
     chosen = find_template(loaded.processor, template)
     inputs = chosen.encode(loaded.processor, [picture], [prompt])
     answers = []
+    plain = None
     for spec in specs:
         with wrap(loaded.model, loaded.processor, list(spec.methods), attention_backend=attention_backend) as guard:
             batch = generate_batch(loaded.model, loaded.processor, inputs, decoding or Decoding(), max_new_tokens, seed)
+            unchanged = why_unchanged(guard) if batch.answers[0].text == plain else ""
             scored = None if grounding is None else ground(guard, batch.inputs, batch.output, grounding)[0]
         answer: Any = batch.answers[0]
+        if [method.name for method in spec.methods] == ["none"]:
+            plain = answer.text
         answers.append(
             MethodAnswer(
                 method=spec.label,
@@ -90,6 +99,7 @@ def ask(
                 seconds=batch.seconds,
                 mentions=None if scored is None else tuple(scored.mentions),
                 repaired=None if scored is None else scored.repaired,
+                unchanged=unchanged,
             )
         )
     return answers

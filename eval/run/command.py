@@ -6,9 +6,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vlm_guard.eval.report.console import print_results
+from vlm_guard.eval.report.answers import MOST_SHOWN, print_answers
+from vlm_guard.eval.report.console import print_results, unreadable_images
 from vlm_guard.eval.report.progress import ProgressBar
-from vlm_guard.eval.run.answers import folder_for, write_answers
+from vlm_guard.eval.run.answers import folder_for, read_answers, write_answers
 from vlm_guard.eval.run.distributed import ProcessGroup
 from vlm_guard.eval.run.engines.chat_server import ServerLost
 from vlm_guard.eval.run.interruption import Terminated, interrupted_once, kept_answers, leave
@@ -75,6 +76,8 @@ def run_command(settings: RunSettings, out: Path, *, dry_run: bool, as_json: boo
     if as_json:
         sys.stdout.write(printable_json(results.to_json()) + "\n")
     else:
+        if answers is not None and results.data["images"] <= MOST_SHOWN:
+            print_answers(Console(), read_answers(answers))
         _print_end(results, out, answers, left_out)
     return 1 if results.shortfalls() else 0
 
@@ -84,7 +87,8 @@ def _print_end(results: RunResults, out: Path, answers: Path | None, left_out: i
     print_results(console, results)
     lines = [f"results: {out / RESULTS_FILE}"]
     if answers is not None:
-        without = f" ({left_out} have none: their pictures cannot be read)" if left_out else ""
+        skipped = max(len(method.skipped_images) for method in results.methods)
+        without = f" (without {left_out}: {unreadable_images(skipped)})" if left_out else ""
         lines = [f"answers: {answers}{without}", *lines]
     console.print("\n" + "\n".join(lines), soft_wrap=True, markup=False, highlight=False)
 

@@ -11,6 +11,7 @@ from vlm_guard.builtin_model import builtin, is_shipped, shipped_folder
 from vlm_guard.eval.run.decoding import CheckpointDecoding
 from vlm_guard.families.architecture import inference_device
 from vlm_guard.families.processor_needs import advice, refuse_missing_folder
+from vlm_guard.hub import hub_answers, unreachable
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -104,7 +105,10 @@ def load_model(
         if folder.is_dir() and not (folder / "config.json").is_file():
             raise FileNotFoundError(f"{folder} is no checkpoint: it has no config.json")
         refuse_missing_folder(name)
-        options = {"revision": revision, "trust_remote_code": trust_remote_code}
+        options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+        offline = not folder.is_dir() and not hub_answers()
+        if offline:
+            options["local_files_only"] = True
         try:
             from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -118,6 +122,8 @@ def load_model(
                 name, dtype=weights_type or "auto", device_map=device_map, **options
             )
         except (OSError, ValueError, ImportError) as error:
+            if offline and isinstance(error, OSError):
+                raise ValueError(f"cannot load {name!r} as a vision-language model: {unreachable()}") from error
             reason = _reason(error, name, revision)
             raise ValueError(f"cannot load {name!r} as a vision-language model: {reason}") from error
         model = model.eval() if device_map is not None else model.eval().to(chosen)
@@ -141,10 +147,17 @@ def load_config(name: str, revision: str | None = None, trust_remote_code: bool 
     """
     from transformers import AutoConfig
 
+    if not is_shipped(name):
+        refuse_missing_folder(name)
     source = shipped_folder(name) if is_shipped(name) else name
+    offline = not Path(source).is_dir() and not hub_answers()
     try:
-        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(
+            source, revision=revision, trust_remote_code=trust_remote_code, local_files_only=offline
+        )
     except (OSError, ValueError) as error:
+        if offline and isinstance(error, OSError):
+            raise ValueError(f"cannot read the configuration of {name!r}: {unreachable()}") from error
         reason = str(error).strip().splitlines()[0][:300]
         raise ValueError(f"cannot read the configuration of {name!r}: {reason}") from error
 
@@ -159,8 +172,9 @@ def generation_settings(source: str, revision: str | None, config: "PretrainedCo
     """
     from transformers import GenerationConfig
 
+    options: dict[str, Any] = {} if revision is None else {"revision": revision}
     try:
-        found = GenerationConfig.from_pretrained(source, revision=revision)
+        found = GenerationConfig.from_pretrained(source, **options)
     except OSError:
         found = GenerationConfig.from_model_config(config)
     return CheckpointDecoding.of(found)

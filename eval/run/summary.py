@@ -169,6 +169,6 @@ class MethodRecords:
         return found
 
 
-def _undefined(name: str, empty: Collection[str]) -> dict[str, bool]:
+def _undefined(name: str, empty: Collection[str]) -> dict[str, Any]:
     """What marks an estimate that says nothing."""
     return {"undefined": True} if name in empty else {}

@@ -11,6 +11,7 @@ gr = pytest.importorskip("gradio")
 
 from PIL import Image  # noqa: E402
 
+from vlm_guard import environment  # noqa: E402
 from vlm_guard.demo.app import build_app, launch_options  # noqa: E402
 from vlm_guard.demo.context import DemoContext  # noqa: E402
 from vlm_guard.demo.method_options import OptionControl  # noqa: E402
@@ -102,15 +103,19 @@ def test_options_become_components(kind, default, component):
     assert made.label == "some option" and made.info == "what it is"
 
 
-def test_the_command_serves_the_page(monkeypatch, scenes_folder):
+def test_the_command_serves_the_page(monkeypatch, scenes_folder, capsys):
     from vlm_guard.cli import main
 
     served = {}
     monkeypatch.setattr(gr.Blocks, "launch", lambda self, **options: served.update(options, app=self))
+    monkeypatch.setattr(gr.Blocks, "block_thread", lambda self: None)
     with pytest.raises(SystemExit) as ended:
         main(["demo", "--port", "7999", "--data", str(scenes_folder)])
     assert ended.value.code == 0
     assert served["server_port"] == 7999 and served["server_name"] == "127.0.0.1" and served["share"] is False
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "loading builtin ..." and lines[1].startswith("looking for an example")
+    assert lines[-1].startswith("the page is at http://127.0.0.1:7999") and served["quiet"]
 
 
 @pytest.mark.parametrize(
@@ -142,7 +147,10 @@ def test_without_gradio_the_command_says_what_to_install(monkeypatch, capsys):
     )
     with pytest.raises(SystemExit) as ended:
         main(["demo"])
-    assert ended.value.code == 2 and "vlm-guard-hf[demo]" in capsys.readouterr().err
+    # A checkout's package is not on the index.
+    assert ended.value.code == 2 and "pip install -c constraints.txt -e '.[demo]'" in capsys.readouterr().err
+    monkeypatch.setattr(environment, "__file__", "/usr/lib/python3/site-packages/vlm_guard/environment.py")
+    assert environment.install_line("plot") == "pip install 'vlm-guard-hf[plot]'"
 
 
 def test_an_uploaded_picture_is_a_picture_of_which_nothing_is_known():
@@ -187,6 +195,10 @@ def test_the_opening_example_is_the_first_picture_where_none_helps(context, monk
     example, note = context.opening
     assert example.picture.image_id == context.browser.ids[0] == context.first_picture.image_id
     assert "Looked at 2 pictures" in note and "None was a clear gain" in note
+    context.opening = None
+    monkeypatch.setattr(module, "OPENING_SECONDS", 0.0)
+    context.find_opening("Please describe this image in detail.", ["lqcd"])
+    assert context.opening is None, "there was no time for an answer"
 
 
 def test_no_opening_example_where_the_method_cannot_be_applied(context):

@@ -5,6 +5,7 @@ import pytest
 
 from vlm_guard.demo.answering import Answer, GenerationSettings
 from vlm_guard.demo.comparing import Comparison, Search, compare, search_example, verdict
+from vlm_guard.demo.panels import side_html
 from vlm_guard.demo.visitors import Visitors
 
 PROMPT = "Please describe this image in detail."
@@ -41,10 +42,18 @@ def test_wrong_options_are_told_before_anything_runs(answering_model, pictures):
     assert steps[0].error == "pai: option gain is 9.0; allowed: 0.0 to 1.0"
 
 
-def test_a_method_that_cannot_be_applied_keeps_the_plain_answer(answering_model, pictures):
-    last = list(compare(answering_model, comparison(pictures, "var", **{"var.sink_dimensions": "5000"})))[-1]
-    assert last.plain.ending in ("finished", "limit")
-    assert last.guarded is None and "must lie in 0 to" in last.error
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [("sink_dimensions", "5000", "must lie in 0 to"), ("layers", "banana", "banana")],
+)
+def test_a_method_that_cannot_be_applied_is_told_before_the_plain_answer(
+    answering_model, pictures, option, value, said
+):
+    steps = list(compare(answering_model, comparison(pictures, "var", **{f"var.{option}": value})))
+    assert len(steps) == 1 and steps[0].plain is None and said in steps[0].error
+    for side in ("plain", "guarded"):
+        shown = side_html(side, steps[0])
+        assert "Waits" not in shown and "see the error below" in shown, "no card waits for ever"
 
 
 def test_the_error_is_the_command_lines(answering_model, pictures, monkeypatch, tmp_path, capsys):

@@ -65,6 +65,21 @@ def test_an_empty_prompt_is_told_in_the_page(visitor):
     visitor.fill("#vg-prompt", "Please describe this image in detail.")
 
 
+def test_a_wrong_number_is_told_in_the_page(visitor):
+    visitor.press("#vg-generation button")
+    visitor.fill("#vg-seed", "-1")
+    visitor.press("#vg-run")
+    visitor.until(lambda: "error: the seed is -1; allowed: 0 to" in visitor.text("#vg-below"), "the error")
+    visitor.fill("#vg-seed", "0")
+    field = visitor.one("#vg-tokens input[type=number]")
+    field.send_keys(Keys.CONTROL, "a")
+    field.send_keys("9999", Keys.TAB)
+    visitor.until(lambda: "9999 is above the limit; it becomes 512" in visitor.text("#vg-tokens"), "what was moved")
+    field.send_keys(Keys.CONTROL, "a")
+    field.send_keys("96", Keys.TAB)
+    visitor.until(lambda: "limit" not in visitor.text("#vg-tokens"), "no word on a number that fits")
+
+
 def test_another_method_brings_its_options(visitor):
     visitor.press("#vg-options button")
     visitor.wait_for("#vg-option-pai-gain")
@@ -156,6 +171,8 @@ def test_two_visitors_at_once(visitor, address):
             window.wait_until_idle("#vg-guarded .vg-word")
             assert number in window.text("#vg-picture figcaption")
         assert "vcd" in visitor.text("#vg-guarded h3") and "pai" in other.text("#vg-guarded h3")
+        top = "return document.querySelector('#vg-plain .vg-card').getBoundingClientRect().top"
+        other.until(lambda: 0 <= other.driver.execute_script(top) < 500, "the answers in view of a phone")
         assert other.errors() == []
     finally:
         other.close()

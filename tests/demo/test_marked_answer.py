@@ -60,6 +60,8 @@ def test_every_word_is_a_button_with_its_number():
 def test_changed_words_are_those_the_other_answer_lacks():
     mine, other = said("a person and a boat there"), said("a person near a kite there")
     assert {mine.words[number].text for number in changed_words(mine.words, other.words)} == {"and", "boat"}
+    twice, once = said("a bird, a dog and a bird."), said("A bird sits there")
+    assert {twice.words[number].text for number in changed_words(twice.words, once.words)} == {"dog", "and"}
     assert changed_words(mine.words, mine.words) == set()
     assert answer_html("plain", mine, other, None).count("vg-changed") == 2
 

@@ -1,5 +1,7 @@
 """The tab "How sure": scores of both answers, their marks, the box, and what repair leaves."""
 
+import math
+
 import pytest
 
 from vlm_guard.demo.answering import GenerationSettings
@@ -47,7 +49,15 @@ def test_both_answers_are_scored_and_shown(context, compared):
     page = sure_html(sides, checked, repair=False)
     assert "Repaired" not in page and "doubtful" in page and "say nothing" not in page
     assert sure_html(sides, checked, False, None, SCORES_SAY_NOTHING).count("they say nothing about it") == 1
-    assert sure_html(sides, checked, repair=True).count("Repair") == 2, "one line below each answer"
+    repaired = sure_html(sides, checked, repair=True)
+    assert repaired.count("Repair") == 2, "one line below each answer"
+    assert repaired.count("below 0.06 only") == 2
+    mention = checked.answers["plain"].mentions[0]
+    weights = context.score_weights(mention)
+    total = weights["bias"] + sum(weights[name] * value for name, value in mention.parts.items())
+    assert mention.score == pytest.approx(1 / (1 + math.exp(-total)))
+    assert f"x = {weights['bias']:.2f}" in mention_html(compared.picture.image, mention, weights)
+    assert "not fitted" in mention_html(compared.picture.image, mention)
 
 
 def test_nothing_is_shown_before_there_are_scores(compared, context):

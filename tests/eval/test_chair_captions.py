@@ -198,7 +198,7 @@ def test_several_files_are_compared_over_the_pictures_that_all_have(tmp_path, ca
     printed = capsys.readouterr().out
     assert "− greedy" in printed and "note: differences are over the 35 pictures that all have" in printed
     assert "so few pictures" not in printed
-    assert max(len(line) for line in printed.splitlines() if not line.startswith("note: ")) <= 80
+    assert max(map(len, printed[printed.index("n = ") :].splitlines())) <= 80
     assert run("compare", greedy, ours) == 2
     assert f"score them with vlm-guard chair {greedy} {ours}" in capsys.readouterr().err
     assert run("pope", greedy, "--questions", objects) == 2

@@ -27,7 +27,7 @@ from vlm_guard.eval.tasks.grounding.curves import (
     risk_coverage,
     risk_coverage_area,
 )
-from vlm_guard.eval.tasks.grounding.repairing import repair_counts, repair_metrics
+from vlm_guard.eval.tasks.grounding.repairing import repair_counts, repair_losses, repair_metrics
 from vlm_guard.eval.tasks.grounding.task import GroundingSettings, GroundingTask
 from vlm_guard.eval.tasks.grounding.unlabelled import doubt_counts, doubt_metrics, doubt_summary
 from vlm_guard.families.profiles import read_profile
@@ -113,6 +113,21 @@ def test_what_repair_changes():
     assert values["grounding.repair.change.words"] == -6 and values["grounding.repair.faulty"] == 0
 
 
+def test_what_repair_loses():
+    """A dog with a low score goes by itself, a cat with a high one along with it; the second dog stays."""
+    low, high = ({"noun": noun, "score": score} for noun, score in (("dog", 0.01), ("cat", 0.9)))
+    car = {"noun": "car", "score": 0.01}
+    repaired = {"nouns": [], "removed": ["sentence"], "faults": []}
+    scores = [
+        {"objects": ["cat", "dog"], "mentions": [low, high, car], "repaired": {**repaired}},
+        {"objects": ["dog"], "mentions": [low, low], "repaired": {**repaired, "nouns": ["dog"]}},
+        {"objects": ["dog"], "mentions": [low, low], "repaired": {**repaired}},
+        {"objects": ["dog"], "mentions": [low], "repaired": None},
+    ]
+    found = repair_losses([{"score": score} for score in scores])
+    assert found == {"by_own_score": 2, "with_others": 1, "words": {"dog": 2, "cat": 1}}
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run about eight scenes."""
@@ -147,7 +162,7 @@ def test_a_run_has_scores_a_table_a_plot_and_weights(finished, tmp_path):
     summary = plain.grounding
     assert summary["mentions"] == len(every) == sum(summary["mentions_by_fifth"])
     assert summary["hallucinated_mentions"] == sum(not mention.good for mention in every)
-    assert summary["faults"] == {}
+    assert summary["faults"] == {} and set(summary["lost_objects"]) == {"by_own_score", "with_others", "words"}
     assert set(summary["fitted_weights"]["lens+self_check"]) == {"bias", "lens", "self_check"}
     names = set(plain.estimates)
     assert {"grounding.auroc.score", "grounding.auroc.lens", "grounding.auroc_in_fifths.position"} <= names

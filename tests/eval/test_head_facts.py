@@ -16,9 +16,18 @@ def test_the_built_in_models_heads(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(["inspect", "builtin", "--heads", "--save", "--data", "scenes:common:67", "--count", "3", "--json"])
     assert ended.value.code == 0
-    facts = json.loads(capsys.readouterr().out)["heads"]
+    report = json.loads(capsys.readouterr().out)
+    facts, sinks = report["heads"], report["sinks"]
+    assert sinks["pictures"] == 3 and [item["layer"] for item in sinks["by_layer"]] == facts["layers"]
     assert facts["pictures"] == 3 and facts["nouns"] >= 6
-    for name in ("sink_rate", "sink_rate_without_picture", "value_norm_of_sinks", "image_share", "retrieval"):
+    for name in (
+        "sink_rate",
+        "sink_rate_without_picture",
+        "value_norm_of_sinks",
+        "image_share",
+        "retrieval",
+        "distance",
+    ):
         assert torch.tensor(facts[name]).shape == (6, len(facts[name][0])), name
         assert torch.tensor(facts[name]).min() >= 0
     best = torch.tensor(facts["retrieval"]).max()
@@ -48,6 +57,17 @@ def test_heads_stand_out_and_tokens_grow():
     assert _outstanding(values).nonzero().tolist() == [[1, 2]]
     assert _first_layer(torch.tensor([9.0, 1.0, 1.0, 6.0, 7.0])) == 2, "state 0 is the embedding"
     assert _first_layer(torch.tensor([1.0, 2.0])) is None
+
+
+def test_sinks_alone_are_those_measured_with_the_heads(capsys):
+    common = ["inspect", "builtin", "--json", "--data", "scenes:common:67", "--count", "1"]
+    reports = []
+    for option in ("--sinks", "--heads"):
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*common, option])
+        assert ended.value.code == 0
+        reports.append(json.loads(capsys.readouterr().out))
+    assert reports[0]["sinks"] == reports[1]["sinks"] and "heads" not in reports[0]
 
 
 def test_no_pictures_are_refused():

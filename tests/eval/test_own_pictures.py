@@ -55,8 +55,13 @@ def test_captions_of_a_folder_are_written_once_all_are_there_and_read_by_chair_a
     command = ("caption", pictures, "--out", out, *QUICK, "--max-new-tokens", 8, "--prompt", "Describe it.")
     code, printed, err = call(capsys, *command)
     assert code == 0, err
-    assert "1 image could not be read" in printed and f"answers: {out} (2 have none" in printed
+    assert "1 image could not be read and left out" in printed
+    assert f"answers: {out} (without 2: 1 image could not be read)" in printed
     lines = lines_of(out)
+    shown = " ".join(printed.split())
+    assert printed.count("more/000000000002.png") == 1
+    assert all(" ".join(line["caption"].split()) in shown for line in lines)
+    assert ".." not in printed.partition("n = 3")[2].partition("results:")[0], "no intervals of three pictures"
     assert [(line["image"], line["method"]) for line in lines] == [
         (name, method)
         for method in ("none", "pai:gain=0.4")

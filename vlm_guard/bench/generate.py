@@ -104,8 +104,8 @@ def benchmark_generate(
     if ALL in methods:
         methods = [name for name in method_names() if name != UNGUARDED]
     given = options_by_entry(methods, options or {})
-    for entry in methods:
-        resolve_methods(entry, given[entry])  # a misspelt name ends here, before a model is loaded
+    for chosen in methods:
+        resolve_methods(chosen, given[chosen])  # a misspelt name ends here, before a model is loaded
     facts = {} if is_shipped(model) else random_model_options(named_shape(model).layers, named_shape(model).hidden)
     settings: dict[str, Any] = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False}
     settings["cache_implementation"] = cache

@@ -23,21 +23,30 @@ def command(
     from importlib.util import find_spec
 
     if find_spec("gradio") is None or find_spec("matplotlib") is None:
-        raise ImportError("the demo needs Gradio and matplotlib: pip install 'vlm-guard-hf[demo]'")
+        from vlm_guard.environment import install_line
+
+        raise ImportError(f"the demo needs Gradio and matplotlib: {install_line('demo')}")
+    from vlm_guard.builtin_model import is_shipped
     from vlm_guard.demo.ports import free_port
 
     port = free_port(port)  # before the model is loaded, which may take minutes
+    print(f"loading {model} ...", flush=True)
     import torch
 
     from vlm_guard.demo.app import build_app, launch_options
     from vlm_guard.eval.run.models import load_model
 
     options = launch_options(port, allow_host or ())
-    small = model == "builtin"
-    if small and device in ("auto", "cpu"):
+    if model == "builtin" and device in ("auto", "cpu"):
         # Its matrices are so small that two threads wait for each other longer than they compute.
         torch.set_num_threads(1)
     loaded = load_model(model, device=device, dtype=dtype)
-    app = build_app(loaded.model, loaded.processor, data, opening=small)
+    opening = is_shipped(model)
+    if opening:
+        print("looking for an example where the guard helps ...", flush=True)
+    app = build_app(loaded.model, loaded.processor, data, opening=opening)
     free_port(port)  # somebody else may have taken it meanwhile
-    app.launch(**options, inbrowser=open_browser)
+    # Gradio's own lines advertise a public link, which this page never has.
+    app.launch(**options, inbrowser=open_browser, quiet=True, prevent_thread_lock=True)
+    print(f"the page is at http://127.0.0.1:{port} (Ctrl-C ends it)", flush=True)
+    app.block_thread()

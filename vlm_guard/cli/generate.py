@@ -49,13 +49,16 @@ def command(
     import json
     import sys
 
+    if image.is_dir():
+        raise ValueError(f"{image}: this is a folder; vlm-guard caption {image} --out FILE describes its pictures")
     if not image.is_file():
-        raise FileNotFoundError(f"there is no picture {image}")
+        order = f"; {prompt} is a file: give the picture first, then the prompt" if _is_file(prompt) else ""
+        raise FileNotFoundError(f"there is no picture {image}{order}")
     from vlm_guard.builtin_model import is_shipped
     from vlm_guard.eval.run.settings import parse_methods
     from vlm_guard.method.method_text import parse_options
     from vlm_guard.untrusted.picture_reader import read_picture
-    from vlm_guard.untrusted.printed_text import printable, printable_json
+    from vlm_guard.untrusted.printed_text import one_line, printable, printable_json
 
     picture = read_picture(image)
     # The built-in model knows MSCOCO's 80 objects and has no answer about others.
@@ -83,6 +86,9 @@ def command(
     if note := note_about(model, picture):
         # Not among the answers, which may be piped on.
         print(f"note: {note}", file=sys.stderr)
+    for answer in answers:
+        if answer.unchanged:
+            print(one_line(f"note: {answer.method} changed nothing here: {answer.unchanged}"), file=sys.stderr)
     if as_json:
         shown = [answer.to_dict(*picture.size, scores_apply=not note) for answer in answers]
         print(printable_json(json.dumps(shown, indent=2, ensure_ascii=False)))
@@ -99,6 +105,13 @@ def command(
 
         caution = SCORES_SAY_NOTHING if note else ""
         print_mentions(Console(), answer.text, answer.mentions, picture.size, answer.repaired, caution)
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # too long for a name
+        return False
 
 
 def _grounding(words: str, repair: str | None) -> "Grounding":

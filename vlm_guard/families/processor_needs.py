@@ -11,10 +11,14 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from vlm_guard.builtin_model import SMOL
+from vlm_guard.hub import hub_answers, why_unreachable
 
 CONFIGS = ("config.json", "processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
@@ -25,6 +29,9 @@ _FORMATS = {
     "tiktoken.model": ("tiktoken",),
     "tekken.json": ("mistral-common",),
 }
+_SHIPPED = ("builtin", SMOL)
+_ALIKE = 0.7
+"""How alike a name is to one that it was meant to be: smoll, smo, bultin, built-in; not small, nor gpt2."""
 _MODULES = {"protobuf": "google.protobuf", "mistral-common": "mistral_common"}
 
 
@@ -123,7 +130,17 @@ def refuse_missing_folder(name: str) -> None:
 
     Raises:
         FileNotFoundError: there is no such folder.
+        ValueError: the name is neither a folder nor an id, but nearly that of a model that comes with the package.
     """
+    if "/" not in name and not Path(name).is_dir():
+        first, colon, source = name.partition(":")
+        near = get_close_matches(first.lower(), _SHIPPED, n=1, cutoff=_ALIKE)
+        if near and first != near[0]:
+            meant = near[0] + (colon + source if near[0] == SMOL else "")
+            raise ValueError(
+                f"there is no model {name!r}; did you mean {meant!r}? A model is 'builtin', 'smol', a folder with a "
+                "checkpoint, or a Hugging Face id such as llava-hf/llava-1.5-7b-hf"
+            )
     is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
     if is_path and not Path(name).is_dir():
         raise FileNotFoundError(
@@ -145,13 +162,15 @@ def read_checkpoint(name: str, revision: str | None = None) -> tuple[dict[str, d
     else:
         from huggingface_hub import list_repo_files, snapshot_download
 
+        offline = not hub_answers()
         try:
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(CONFIGS)))
+            found = snapshot_download(name, revision=revision, allow_patterns=list(CONFIGS), local_files_only=offline)
+            folder = Path(found)
         except (OSError, ValueError) as error:
-            why = _first_line(error).removesuffix(".")
+            why = why_unreachable() if offline and isinstance(error, OSError) else _first_line(error).removesuffix(".")
             raise ValueError(f"the configuration of {name!r} cannot be read: {why}. {_remedy(error)}") from error
         try:
-            files = set(list_repo_files(name, revision=revision))
+            files = None if offline else set(list_repo_files(name, revision=revision))
         except OSError:
             files = None  # offline: the configuration came from the cache, and the caller says what is not known
     if not (folder / CONFIGS[0]).is_file():

@@ -4,11 +4,11 @@ import hashlib
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 _OWN = "vlm_guard."
 
 
-@cache
 def method_source(cls: type) -> dict[str, str] | None:
     """The file a method's class stands in, and a hash of its content; None for the methods of this package.
 
@@ -21,6 +21,12 @@ def method_source(cls: type) -> dict[str, str] | None:
     Returns:
         `file` (its name without folders) and `sha256`; None also where there is no file, as in a notebook.
     """
+    known: Any = cls
+    return _source_of(known)
+
+
+@cache
+def _source_of(cls: Any) -> dict[str, str] | None:
     if cls.__module__.startswith(_OWN):
         return None
     modules = [base.__module__ for base in cls.__mro__ if base is not object and not base.__module__.startswith(_OWN)]

@@ -141,8 +141,8 @@ def _written(method: "Method", profile: "Profile | None") -> str:
     ]
     # What a variant sets needs no words. What the profile set does, so that a log says it, and so does a default that
     # was given where the profile has another value.
-    for settings in ({}, {} if profile is None else profile.settings_of(method.name)):
-        again = cls(**{name: values[name] for name in named}).with_settings(settings)
+    for known in ({}, {} if profile is None else profile.settings_of(method.name)):
+        again = cls(**{name: values[name] for name in named}).with_settings(known)
         named += [name for name, value in values.items() if name not in named and _differ(getattr(again, name), value)]
     settings = ",".join(f"{name}={_value_text(described['options'].get(name, ''))}" for name in named)
     return f"{method.name}:{settings}" if settings else method.name

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from vlm_guard.families.architecture import GenerativeModel
+from vlm_guard.method.base import Method
 from vlm_guard.runtime.installation import put_on
 
 if TYPE_CHECKING:
@@ -87,3 +88,30 @@ def refuse_class_generate(guard: "Guard", model: GenerativeModel) -> Callable[[]
         return original(*args, **kwargs)
 
     return put_on(model, "_prepare_generation_config", prepare)
+
+
+def refuse_method_as_processor(processor: Any) -> None:
+    """Refuse a method where `wrap` takes the processor; it would guard with the default method instead.
+
+    Raises:
+        TypeError: it is a text or a method.
+    """
+    if isinstance(processor, str | Method):
+        given = repr(processor) if isinstance(processor, str) else f"the method {processor.name!r}"
+        raise TypeError(
+            f"the second argument is the model's processor, given {given}; a method is the third: "
+            "wrap(model, processor, 'var'), or wrap(model, None, 'pai') where a method needs no processor"
+        )
+
+
+def refuse_removed_guard(guard: "Guard") -> None:
+    """Refuse to answer through a guard that was removed.
+
+    Raises:
+        ValueError: the guard is not on its model.
+    """
+    if not guard.is_attached:
+        raise ValueError(
+            "this guard was removed, so nothing is guarded; call model.generate(...) for the plain model, "
+            "guard.attach() to guard it again, or wrap(...) for another method"
+        )

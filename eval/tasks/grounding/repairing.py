@@ -1,7 +1,8 @@
 """What repair does to captions: CHAIR, recall and length before and after, and whether the text stays whole."""
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from vlm_guard.eval.tasks.shared.metric import Better, Counts, Kind, Metric, ratio
 from vlm_guard.grounding.mention import MentionFinder
 from vlm_guard.grounding.repair import Repaired
+from vlm_guard.grounding.score import REPAIR_BELOW
 
 # What a repaired text must not have; perplexity would need another model.
 FAULTS = {
@@ -55,6 +57,28 @@ def repair_counts(score: Mapping[str, Any], words: int) -> dict[str, float]:
         counts[f"{side}.found"] = float(len(objects.intersection(nouns)))
         counts[f"{side}.words"] = float(length)
     return counts
+
+
+def repair_losses(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What repair took from recall: objects of a picture that its caption named and the repaired one does not.
+
+    Returns:
+        "by_own_score": those every mention of which failed; "with_others": those that went with a sentence in which
+        something else failed; "words": how often each.
+    """
+    found: dict[str, Any] = {"by_own_score": 0, "with_others": 0}
+    words: Counter[str] = Counter()
+    for record in records:
+        score, repaired = record["score"], record["score"].get("repaired")
+        if repaired is None:
+            continue
+        named = {mention["noun"] for mention in score["mentions"]}
+        kept = {m["noun"] for m in score["mentions"] if m["score"] is None or m["score"] >= REPAIR_BELOW}
+        lost = named.intersection(score["objects"]) - set(repaired["nouns"])
+        found["with_others"] += len(lost & kept)
+        found["by_own_score"] += len(lost - kept)
+        words.update(lost)
+    return found | {"words": dict(sorted(words.items(), key=lambda item: (-item[1], item[0])))}
 
 
 def repair_metrics() -> tuple[Metric, ...]:

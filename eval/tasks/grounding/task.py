@@ -24,7 +24,7 @@ from vlm_guard.eval.tasks.grounding.curves import risk_coverage
 from vlm_guard.eval.tasks.grounding.finders import COCO, finder_named
 from vlm_guard.eval.tasks.grounding.plots import plot_risk_coverage
 from vlm_guard.eval.tasks.grounding.received import GroundingDescribed, GroundingScoreReceived
-from vlm_guard.eval.tasks.grounding.repairing import repair_counts, repair_metrics, repair_record
+from vlm_guard.eval.tasks.grounding.repairing import repair_counts, repair_losses, repair_metrics, repair_record
 from vlm_guard.eval.tasks.grounding.unlabelled import doubt_counts, doubt_metrics, doubt_summary, has_truth
 from vlm_guard.eval.tasks.shared.metric import Column, Metric
 from vlm_guard.eval.tasks.shared.registry import register_task
@@ -182,6 +182,7 @@ class GroundingTask(Task):
             "mentions_by_fifth": fifths[1],
             "risk_at_coverage": {f"{at:.1f}": float(np.interp(at, coverage, risk)) for at in _COVERAGES},
             **repairs,
+            "lost_objects": repair_losses(records),
             "fitted_weights": fitted_weights(mentions, described["parts"]),
         }
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vlm_guard.environment import install_line
 from vlm_guard.untrusted.printed_text import one_line
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def make_figure(panels: int) -> tuple[Figure, np.ndarray]:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install 'vlm-guard-hf[plot]'") from error
+        raise ImportError(f"plots need matplotlib: {install_line('plot')}") from error
     figure = Figure(figsize=(5.2 * panels, 4.2), layout="constrained")
     return figure, figure.subplots(1, panels, squeeze=False)[0]
 

@@ -7,6 +7,7 @@ values, and nothing from a cache of pictures.
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -180,7 +181,7 @@ def _cache_bytes(config: Any, dtype: str, length: int, rows: int) -> int:
 
     vLLM would take nearly all memory of the machine by itself.
     """
-    import psutil  # one of vLLM's own requirements
+    psutil: Any = import_module("psutil")  # one of vLLM's own requirements
 
     text = config.get_text_config(decoder=True)
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
