@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from measured_table import EVALUATIONS, TIMINGS, emphasised
+from measured_table import EVALUATIONS, TIMINGS, emphasised, names_nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,8 @@ def _labels(measured: Measured) -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 
 # The best that can be said comes first.
-_VERDICTS = ("helps", "finds more", "costs recall", "no clear change", "names more, right and wrong", "worse")
+_SILENT = "names nothing"
+_VERDICTS = ("helps", "finds more", "costs recall", "no clear change", "names more, right and wrong", "worse", _SILENT)
 _NOTHING, _NOT_RUN = "no clear change", "not measured"
 
 
@@ -112,6 +113,8 @@ def run_costs(measured: Measured, split: str) -> dict[str, tuple[str, str]]:
 
 def _in_words(difference: Mapping[str, Any]) -> str:
     """What a method does, from its differences; they are empty where it was not measured."""
+    if difference and "chair_i" not in difference:
+        return _SILENT
     return verdict(difference["chair_i"], difference["recall"]) if difference else _NOT_RUN
 
 
@@ -142,7 +145,10 @@ def differences(kind: str, split: str) -> dict[str, dict[str, Any]]:
         baseline = results["methods"][0]["label"]
         for entry in results["methods"]:
             if entry["label"] != baseline:
-                found.setdefault(entry["label"], {}).update(entry["difference_to_baseline"])
+                changes = dict(entry["difference_to_baseline"])
+                if names_nothing(entry):
+                    del changes["chair_i"]
+                found.setdefault(entry["label"], {}).update(changes)
     return found
 
 

@@ -29,6 +29,15 @@ _FAIR_COLUMNS = (
 )
 
 
+# Shares of what captions mention: 0 of 0 for a method whose captions mention nothing.
+_OF_MENTIONS = ("chair_i", "chair_s", "chair.per_100_words", "chair.equal_length.chair_i")
+
+
+def names_nothing(entry: dict[str, Any]) -> bool:
+    """Whether the captions of a method mention no object at all."""
+    return (entry.get("chair") or {}).get("mentions") == 0
+
+
 def measured_markdown() -> str:
     """Every evaluation of the built-in model: default options, newer methods on fewer scenes, then chosen options."""
     return _evaluations("builtin_*.json", "fewer_*.json", "tuned_*.json")
@@ -90,6 +99,9 @@ def _evaluation_row(
 ) -> Iterable[str]:
     yield f"`{entry['label']}`"
     for name, _ in columns:
+        if name in _OF_MENTIONS and names_nothing(entry):
+            yield "-"
+            continue
         scale = 1 if name.startswith("mean_") or name.endswith("per_100_words") else 100
         value = f"{scale * entry['estimates'][name]['value']:.1f}"
         difference = (entry.get("difference_to_baseline") or {}).get(name)
@@ -99,7 +111,7 @@ def _evaluation_row(
         low, change, high = (scale * difference[key] for key in ("low", "value", "high"))
         yield f"{value} {emphasised(f'[{change:+.1f}, {low:+.1f} to {high:+.1f}]', low, high)}"
     for name, _ in fair:
-        if (estimate := entry["estimates"].get(name)) is None:
+        if (estimate := entry["estimates"].get(name)) is None or (name in _OF_MENTIONS and names_nothing(entry)):
             yield ""
             continue
         low, change, high = (100 * estimate[key] for key in ("low", "value", "high"))
