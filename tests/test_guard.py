@@ -79,7 +79,7 @@ def test_exception_inside_generate_leaves_the_guard_usable(llava):
 
 def test_wrapping_twice_is_refused_and_keeps_the_first(llava):
     with wrap(llava.model, None, "var", **VAR_OPTIONS) as guard:
-        with pytest.raises(ValueError, match=r"already guarded by 'var'.*remove\(\)"):
+        with pytest.raises(ValueError, match=r"already guarded by 'var:.*remove\(\)"):
             wrap(llava.model, None, "none")
         assert guard.is_attached
     assert_pristine(llava.model)

@@ -79,7 +79,7 @@ def wrap(
         active = inner.__dict__[GUARD_ATTRIBUTE].describe()
         raise ValueError(
             f"this model is already guarded by {active!r}; call .remove() on that guard first, "
-            f"or give all methods at once, in a text such as '{active}+...' or a list"
+            "or give all methods at once, joined by '+' in one text or as a list"
         )
     architecture, profile = describe_architecture(inner), profile or find_profile(inner.config)
     methods = methods_for_model(resolve_methods(method, options), architecture, profile)
