@@ -24,7 +24,7 @@ LONG = "vcd:strength=0.5,plausibility=0.7,noise_step=999"
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
-    coco = make_coco_folder(folder / "coco")
+    coco = make_coco_folder(folder / "coco", images=12)  # with fewer there are no intervals
     write_run(folder / "run", coco, {"none": careless, "vcd": careful, "pai+var": careful})
     return folder / "run"
 
