@@ -66,8 +66,8 @@ def run_command(settings: RunSettings, out: Path, *, dry_run: bool, as_json: boo
                 kept = kept_answers(out, method_directories(settings.methods))
                 progress.done = min(progress.total, kept) if progress.total else kept
             print(progress.interrupted_text(answers or out), file=sys.stderr)
-        if group.size > 1:
-            leave(code)
+        if group.size > 1 or code == TERMINATED:
+            leave(code)  # whoever sent SIGTERM wants the process gone, whatever it is part of
         return code
     except ServerLost as error:
         print(one_line(f"error: {error}; run the same command again to go on where it stopped"), file=sys.stderr)

@@ -167,13 +167,19 @@ def test_sigterm_in_one_process_says_the_same_and_the_run_is_told_from_a_finishe
         (out / "none" / "samples.jsonl").write_text("{}\n" * 32)
         signal.raise_signal(signal.SIGTERM)
 
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
     monkeypatch.setattr(command, "evaluate", answering)
+    monkeypatch.setattr(command, "leave", leave)
     before = signal.getsignal(signal.SIGTERM)
     try:
         settings = RunSettings(data=f"coco:{coco}", methods=["none"], tasks=["chair"])
-        assert command.run_command(settings, tmp_path, dry_run=False, as_json=False) == 143
+        with pytest.raises(SystemExit) as left:
+            command.run_command(settings, tmp_path, dry_run=False, as_json=False)
     finally:
         signal.signal(signal.SIGTERM, before)
+    assert left.value.code == 143
     kept = f"interrupted: 32 of 102 answers are kept ({tmp_path}); start the same command again to go on from there\n"
     assert capsys.readouterr().err == kept
     with pytest.raises(FileNotFoundError, match="32 of 102 answers; go on with the same command"):
