@@ -137,6 +137,7 @@ def _picture_column(page: Page) -> None:
     with gr.Row(elem_classes="vg-run"):
         parts["run"] = gr.Button("Compare", variant="primary", scale=3, min_width=100, elem_id="vg-run")
         parts["stop"] = gr.Button("Stop", interactive=False, scale=1, min_width=60, elem_id="vg-stop")
+    plain_panel('<p class="vg-fine">The answers come below, under the tabs.</p>', "vg-where")
     parts["search"] = gr.Button("Find a picture where the guard helps", size="sm", elem_id="vg-search")
 
 

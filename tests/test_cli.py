@@ -137,7 +137,8 @@ def test_generate_prints_an_answer_for_each_method(capsys, picture):
     arguments = ["generate", str(picture), "Is there a dog in the image?", "--method", "none", "--method", "var"]
     code, out, err = run(capsys, *arguments, "--max-new-tokens", "8", "--json")
     answers = json.loads(out)
-    assert "note: var changed nothing here: No token of the picture is a sink" in err and "sink" in out
+    assert "note: var changed nothing here: it edits no layer of this model" in err
+    assert "unchanged" not in answers[0] and answers[1]["unchanged"] == "it edits no layer of this model"
     assert code == 0 and [answer["method"] for answer in answers] == ["none", "var"]
     assert all(answer["text"] and answer["tokens"] > 0 for answer in answers)
 
