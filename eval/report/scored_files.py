@@ -104,7 +104,6 @@ def score_files(
     for label, items in records.items():
         own = MethodRecords(items)
         paired = MethodRecords([record for record in items if record["image_id"] in shared])
-        summary: dict[str, Any] = {task: dict(summaries[label])}
         fair, said = ({}, {}) if first is None else paired.fair_differences(first, RESAMPLES)
         summary: dict[str, Any] = {task: dict(summaries[label])}
         methods.append(
