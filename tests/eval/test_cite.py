@@ -71,7 +71,8 @@ def test_a_run_is_cited_with_a_paragraph_that_says_what_it_was(run, capsys):
     named = {key for keys in re.findall(r"\\cite\{([^}]*)\}", text) for key in keys.split(",")}
     assert named == {*keys}
     results = read_results(run)
-    for fact in ("80 images of scenes:common", results.model["weights"], "greedy, batches of 20, seed 0", "0.95"):
+    pictures, batch = f"{results.data['images']} images of scenes:common", results.decoding["batch_size"]
+    for fact in (pictures, results.model["weights"], f"greedy, batches of {batch}, seed 0", "0.95"):
         assert fact in text
     for method in results.methods:
         assert f"{method.label}" in text
