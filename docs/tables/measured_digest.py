@@ -80,13 +80,17 @@ _NOTHING, _NOT_RUN = "no clear change", "not measured"
 
 
 def helps_markdown() -> str:
-    """The README's table: what changes something on the model with a real language model inside, and what nothing."""
+    """The README's table: what is not plainly worse on the model with a language model inside; the rest by name."""
     costs = run_costs(SMOL, SMOL.splits[0])
-    found, unchanged = [], []
+    found: list[tuple[list[int], str]] = []
+    unchanged, worse, silent = [], [], []
     for label, entries in _labels(SMOL):
         words = [_in_words(difference) for difference in entries]
         if {*words} <= {_NOTHING, _NOT_RUN}:
             unchanged.append(f"`{label}`")
+            continue
+        if {*words} <= {"worse", _SILENT, _NOT_RUN}:
+            (silent if _SILENT in words else worse).append(f"`{label}`")
             continue
         changes = [_change(entries[0].get(name)) for name in ("chair_i", "recall", "pope.mean.f1")]
         place = [(*_VERDICTS, _NOT_RUN).index(word) for word in words]
@@ -94,8 +98,9 @@ def helps_markdown() -> str:
     sides = " | ".join(f"on `{split}`" for split in SMOL.splits)
     rows = [row for _, row in sorted(found, key=lambda item: item[0])]
     head = [f"| method | {sides} | CHAIR_i | recall | POPE F1 | tokens/s |", "|---" * (5 + len(SMOL.splits)) + "|"]
-    last = ["", f"No clear change on any of them: {', '.join(unchanged)}."] if unchanged else []
-    return "\n".join([*head, *rows, *last]) + "\n"
+    named = {"No clear change on any of them": unchanged, "Worse on all": worse, "Captions that name nothing": silent}
+    last = " ".join(f"{words}: {', '.join(labels)}." for words, labels in named.items() if labels)
+    return "\n".join([*head, *rows, "", last]) + "\n"
 
 
 def run_costs(measured: Measured, split: str) -> dict[str, tuple[str, str]]:

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from vlm_guard.eval.report.console import columns_of, difference_text, shown
 from vlm_guard.eval.report.costs import cost_cells, cost_heads
@@ -111,7 +112,10 @@ def _metric_column(column: Column) -> TableColumn:
 
 
 def _cost_columns(results: RunResults) -> list[TableColumn]:
+    def cell(place: int, method: MethodResult) -> Cell:
+        return Cell(value=cost_cells(method.cost)[place])
+
     return [
-        TableColumn(name=name, label=label, cell=lambda method, place=place: Cell(value=cost_cells(method.cost)[place]))
+        TableColumn(name=name, label=label, cell=partial(cell, place))
         for place, (name, label) in enumerate(zip(COSTS, cost_heads(results.methods)))
     ]

@@ -4,6 +4,7 @@ Loading takes up to minutes. All mistakes that show earlier are found first and 
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,13 +128,13 @@ def _method_checks(settings: RunSettings) -> Iterator[Callable[[], None]]:
         try:
             parts += parse_method_text(text, [*method_names(), AUTO])
         except ValueError as error:
-            yield lambda error=error: _raise(error)
+            yield partial(_raise, error)
     for part in parts:
-        yield lambda part=part: refuse_part(part)
+        yield partial(refuse_part, part)
     names = {part.reference for part in parts} - {"none"}
     if not any(is_outside(name) for name in names):
         for option, value in settings.options.items():
-            yield lambda option=option, value=value: _check_option(option, value, names)
+            yield partial(_check_option, option, value, names)
 
 
 def _raise(error: Exception) -> None:
