@@ -130,6 +130,8 @@ class DemoContext:
             ValueError: there is no such answer yet.
         """
         answer = comparison.answer(side)
+        if answer is None and comparison.error:
+            raise ValueError(f"there is no answer to look at: {comparison.error}")
         if answer is None or answer.ending == "running":
             raise ValueError(f"there is no {side} answer to look at yet; run the comparison first")
 

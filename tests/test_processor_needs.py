@@ -177,7 +177,9 @@ def test_only_configurations_are_fetched(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda name, revision: ["config.json", "tokenizer.json"])
     assert set(needs.processor_needs("someone/model", "main").reasons) == {"torchvision", "num2words"}
-    assert asked == {"someone/model": {"revision": "main", "allow_patterns": list(needs.CONFIGS)}}
+    assert asked == {
+        "someone/model": {"revision": "main", "allow_patterns": list(needs.CONFIGS), "local_files_only": False}
+    }
 
     def offline(name, revision):
         raise ConnectionError("offline")

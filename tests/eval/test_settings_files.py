@@ -163,7 +163,7 @@ def test_whole_numbers_are_taken_where_fractions_are():
 
 def test_the_command_refuses_a_wrong_option_before_it_reads_anything(tmp_path, capsys):
     path = tmp_path / "run.yaml"
-    path.write_text("methods: [none, var]\noptions: {var.layers: 3}\ndata: coco:/nowhere\n")
+    path.write_text("methods: [none, var]\noptions: {var.layers: 3}\ndata: scenes:common\ncount: 2\n")
     with pytest.raises(SystemExit) as ended:
         main(["eval", "--config", str(path), "--out", str(tmp_path / "out")])
     error = capsys.readouterr().err
