@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vlm_guard.eval.attention.record import AttentionRecord, record_attention
 from vlm_guard.eval.run.prompting import find_template
-from vlm_guard.families.architecture import describe_architecture, unwrap
+from vlm_guard.families.architecture import Architecture, describe_architecture, unwrap
 from vlm_guard.method.visual_tokens import visual_mask
 from vlm_guard.untrusted.picture_reader import read_picture
 
@@ -42,6 +42,28 @@ def blind_ids(processor: Any, prompt: str) -> Tensor:
         text = template.text.replace("{image}", "").replace("{prompt}", prompt)
     special = not (tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token))
     return tokenizer(text, return_tensors="pt", add_special_tokens=special)["input_ids"]
+
+
+def decoder_with_pictures(
+    model: nn.Module, images: Sequence[Image.Image], measured: str, consequence: str
+) -> Architecture:
+    """What a model is made of, if its visual tokens stand in its decoder and there are pictures to measure them on.
+
+    Args:
+        model: as it was loaded.
+        images: the pictures.
+        measured: what is measured on them, for the message.
+        consequence: what a model that reads pictures elsewhere lacks for that, for the message.
+
+    Raises:
+        ValueError: no pictures, or a family that keeps the picture outside of its decoder.
+    """
+    if not images:
+        raise ValueError(f"{measured} are measured on pictures; none were given")
+    architecture = describe_architecture(unwrap(model))
+    if architecture.entry.cross_attention:
+        raise ValueError(f"{architecture.model_type} reads pictures in cross-attention layers, so its {consequence}")
+    return architecture
 
 
 def extended(inputs: dict[str, Any], answer: Tensor) -> dict[str, Any]:

@@ -25,11 +25,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vlm_guard.eval.attention.contributions import head_distances, projected_heads
-from vlm_guard.eval.attention.facts import PROMPT, blind_ids, extended
+from vlm_guard.eval.attention.facts import PROMPT, blind_ids, decoder_with_pictures, extended
 from vlm_guard.eval.attention.record import AttentionRecord, record_attention
 from vlm_guard.eval.attention.sinks import Sink, sinks_of, summarised
 from vlm_guard.eval.run.prompting import find_template
-from vlm_guard.families.architecture import Architecture, describe_architecture, unwrap
+from vlm_guard.families.architecture import Architecture
 from vlm_guard.families.head_list import head_list
 from vlm_guard.families.profiles import Fact
 from vlm_guard.grounding import PromptLens, find_mentions
@@ -57,14 +57,8 @@ def head_facts(model: nn.Module, processor: Any, images: Sequence[Image.Image], 
     Raises:
         ValueError: no pictures, or a family that keeps the picture outside of its decoder.
     """
-    if not images:
-        raise ValueError("heads are measured on pictures; none were given")
-    architecture = describe_architecture(unwrap(model))
-    if architecture.entry.cross_attention:
-        raise ValueError(
-            f"{architecture.model_type} reads pictures in cross-attention layers, so its heads have no visual keys to "
-            "be told apart by"
-        )
+    lacking = "heads have no visual keys to be told apart by"
+    architecture = decoder_with_pictures(model, images, "heads", lacking)
     collected: dict[str, list[Tensor]] = {}
     sinks: list[Sink] = []
     no_distance = _why_no_distance(architecture)

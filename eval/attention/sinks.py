@@ -25,10 +25,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vlm_guard.eval.attention.facts import PROMPT, extended
+from vlm_guard.eval.attention.facts import PROMPT, decoder_with_pictures, extended
 from vlm_guard.eval.attention.record import AttentionRecord, record_attention
 from vlm_guard.eval.run.prompting import find_template
-from vlm_guard.families.architecture import Architecture, describe_architecture, unwrap
+from vlm_guard.families.architecture import Architecture
 from vlm_guard.families.layer_parts import LayerPart, decoder_parts
 from vlm_guard.method.visual_tokens import visual_mask
 
@@ -94,14 +94,8 @@ def sink_facts(model: nn.Module, processor: Any, images: Sequence[Image.Image], 
     Raises:
         ValueError: no pictures, or a family that keeps the picture outside of its decoder.
     """
-    if not images:
-        raise ValueError("sinks are measured on pictures; none were given")
-    architecture = describe_architecture(unwrap(model))
-    if architecture.entry.cross_attention:
-        raise ValueError(
-            f"{architecture.model_type} reads pictures in cross-attention layers, so its decoder has no visual tokens "
-            "that could be sinks"
-        )
+    lacking = "decoder has no visual tokens that could be sinks"
+    architecture = decoder_with_pictures(model, images, "sinks", lacking)
     template, device = find_template(processor), next(model.parameters()).device
     generate: Any = model.generate
     found: list[Sink] = []
