@@ -1,10 +1,12 @@
 """The interface of whoever answers: jobs go in, answers come out, and what decides them can be asked."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from vlm_guard.eval.run.batches import Batch
 from vlm_guard.eval.run.settings import MethodSpec
@@ -67,6 +69,27 @@ class JobAnswers:
 
 
 Answered = Generator[tuple[Job, JobAnswers], None, None]
+Prepared = TypeVar("Prepared")
+
+
+def prepared_ahead(
+    jobs: Sequence[Job], prepare: Callable[[Batch], Prepared]
+) -> Generator[tuple[Job, Prepared], None, None]:
+    """Jobs in their order, each with what its batch was prepared to; the next batch is prepared meanwhile.
+
+    Args:
+        jobs: those of one batch stand together; it is prepared once for all of them.
+        prepare: called in another thread for every batch but the first. Close the generator to wait for it.
+    """
+    together = [list(group) for _, group in groupby(jobs, key=lambda job: job.batch.index)]
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="images") as reader:
+        upcoming = None
+        for place, group in enumerate(together):
+            prepared = upcoming.result() if upcoming is not None else prepare(group[0].batch)
+            if place + 1 < len(together):
+                upcoming = reader.submit(prepare, together[place + 1][0].batch)
+            for job in group:
+                yield job, prepared
 
 
 class Engine(ABC):

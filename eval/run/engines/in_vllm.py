@@ -7,16 +7,15 @@ import copy
 import math
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass
-from itertools import groupby
 from typing import Any
 
 import torch
 
 from vlm_guard.builtin_model import is_shipped, shipped_folder
 from vlm_guard.eval.run.batches import Batch
-from vlm_guard.eval.run.engines.base import Answered, Engine, Job, JobAnswers, SampleAnswer
+from vlm_guard.eval.run.engines.base import Answered, Engine, Job, JobAnswers, SampleAnswer, prepared_ahead
 from vlm_guard.eval.run.engines.vllm_settings import NAME, offer_texts, sampling_arguments
 from vlm_guard.eval.run.environment import all_versions, decisive_versions, hardware
 from vlm_guard.eval.run.generation import MemoryPeak, ReadBatch, read_batch
@@ -123,15 +122,9 @@ class InVLLM(Engine):
 
     def answers(self, jobs: Sequence[Job]) -> Answered:
         """Answer jobs in their order; the pictures of the next batch are read meanwhile."""
-        together = [list(group) for _, group in groupby(jobs, key=lambda job: job.batch.index)]
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="images") as reader:
-            upcoming = None
-            for place, group in enumerate(together):
-                prepared = upcoming.result() if upcoming is not None else self._prepare(group[0].batch)
-                if place + 1 < len(together):
-                    upcoming = reader.submit(self._prepare, together[place + 1][0].batch)
-                for job in group:
-                    yield job, self._answer(job, prepared)
+        with closing(prepared_ahead(jobs, self._prepare)) as ahead:
+            for job, prepared in ahead:
+                yield job, self._answer(job, prepared)
 
     def _prepare(self, batch: Batch) -> _Prepared:
         read = read_batch(batch.samples, batch.task)
