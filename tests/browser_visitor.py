@@ -81,6 +81,18 @@ class Visitor:
         self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
         element.click()
 
+    def unfold(self, section, inside):
+        """Open a folded section and wait for what is inside. A press that the page was too busy to see is repeated."""
+
+        def opened():
+            if self.all(inside):
+                return True
+            if not self.all(f"{section} button.open"):
+                self.press(f"{section} button")
+            return False
+
+        self.until(opened, f"{inside} in {section}")
+
     def fill(self, css, text):
         field = self.one(f"{css} textarea, {css} input")
         field.send_keys(Keys.CONTROL, "a")

@@ -66,7 +66,7 @@ def test_an_empty_prompt_is_told_in_the_page(visitor):
 
 
 def test_a_wrong_number_is_told_in_the_page(visitor):
-    visitor.press("#vg-generation button")
+    visitor.unfold("#vg-generation", "#vg-seed input")
     visitor.fill("#vg-seed", "-1")
     visitor.press("#vg-run")
     visitor.until(lambda: "error: the seed is -1; allowed: 0 to" in visitor.text("#vg-below"), "the error")
@@ -81,8 +81,7 @@ def test_a_wrong_number_is_told_in_the_page(visitor):
 
 
 def test_another_method_brings_its_options(visitor):
-    visitor.press("#vg-options button")
-    visitor.wait_for("#vg-option-pai-gain")
+    visitor.unfold("#vg-options", "#vg-option-pai-gain")
     field = visitor.one("#vg-methods input")
     field.send_keys(Keys.BACKSPACE)  # drops the method that is chosen
     field.send_keys("VCD")
@@ -93,7 +92,7 @@ def test_another_method_brings_its_options(visitor):
     strength = visitor.one("#vg-option-vcd-strength input[type=number]")
     strength.send_keys(Keys.CONTROL, "a")
     strength.send_keys("0.5", Keys.TAB)
-    visitor.press("#vg-copy button")
+    visitor.unfold("#vg-copy", "#vg-python")
     visitor.until(lambda: "strength=0.5" in visitor.text("#vg-python"), "the option in the code")
     visitor.press("#vg-run")
     visitor.wait_until_idle("#vg-guarded .vg-word")
