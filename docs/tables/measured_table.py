@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from vlm_guard.bench.paired_timing import comes_at_once
+
 ROOT = Path(__file__).resolve().parents[2]
 EVALUATIONS = ROOT / "eval" / "results"
 TIMINGS = ROOT / "kernels" / "results"
@@ -125,10 +127,10 @@ def timings_markdown() -> str:
     lines = [
         "Guarded against unguarded `generate`, each guarded call beside an unguarded one in one process: median of "
         "the ratios, 20th to 80th percentile in brackets. `vlm-guard bench generate --model MODEL --batch N --method "
-        "METHOD --out FILE` (`--method all` for every one), with `--set METHOD.OPTION=VALUE` or `--cache static "
-        "--compile` where the table says so. llava-0.3b is a random LLaVA of 18 layers with 576 visual tokens, given "
-        "what methods need to know of a model. A star marks runs made while other work ran on the machine: calls in "
-        "turn bear that, but the spread is wider.",
+        "METHOD --out FILE` (`--method all` for every one), with `--set METHOD.OPTION=VALUE`, `--cache static "
+        "--compile` or `--pack-weights` where the table says so. llava-0.3b is a random LLaVA of 18 layers with 576 "
+        "visual tokens, given what methods need to know of a model. A star marks runs made while other work ran on "
+        "the machine: calls in turn bear that, but the spread is wider.",
         "",
         "| model | weights | batch | method | decode steps | prefill | per token | processor, threads | file |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -138,13 +140,16 @@ def timings_markdown() -> str:
         for entry in result["entries"]:
             if "ratio_to_unguarded" not in entry["decode"]:
                 continue
-            ratios = [_ratio(entry[part]["ratio_to_unguarded"]) for part in ("prefill", "decode")]
+            if comes_at_once(entry):
+                ratios = ["-", f"whole answer {_ratio(entry['answer']['ratio_to_unguarded'])}"]
+            else:
+                ratios = [_ratio(entry[part]["ratio_to_unguarded"]) for part in ("prefill", "decode")]
             cells = (
                 result["model"],
                 entry.get("dtype", result["dtype"]),
                 str(result["batch"]),
                 _with_options(entry),
-                "compiled, static cache" if result.get("compiled") else f"eager, {result['cache']} cache",
+                _steps(result),
                 *ratios,
                 _processor(result),
                 str(path.relative_to(ROOT)),
@@ -156,13 +161,15 @@ def timings_markdown() -> str:
 def linear_markdown() -> str:
     """One to four rows of a matrix product, ratios to torch's float32 on the same machine."""
     lines = [
-        "| processor, threads | weights | rows | float32 | bfloat16 | float32 by oneDNN | file |",
-        "|---|---|---|---|---|---|---|",
+        "| processor, threads | weights | rows | float32 | float32, packed | bfloat16 | bfloat16, packed | file |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for path in sorted(TIMINGS.glob("linear_*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
         for entry in result["entries"]:
-            names = ("bfloat16", "float32 oneDNN")
+            # In files made before packed bfloat16 was measured packed float32 has the library's name.
+            packed = "float32 packed" if "float32 packed" in entry else "float32 oneDNN"
+            names = (packed, "bfloat16", "bfloat16 packed")
             ratios = [_ratio(entry[name]["ratio_to_float32"]) if name in entry else "-" for name in names]
             cells = (
                 _processor(result),
@@ -192,6 +199,12 @@ def _with_options(entry: dict[str, Any]) -> str:
     chosen = ", ".join(f"{name}={value}" for name, value in options.items())
     method = entry["method"] if entry.get("control") else f"`{entry['method']}`"
     return method + (f" ({chosen})" if chosen else "")
+
+
+def _steps(result: dict[str, Any]) -> str:
+    """How decode steps ran."""
+    kind = "compiled, static cache" if result.get("compiled") else f"eager, {result['cache']} cache"
+    return f"{kind}, packed weights" if result.get("packed_weights") else kind
 
 
 def _ratio(ratio: dict[str, float]) -> str:

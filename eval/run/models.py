@@ -13,6 +13,7 @@ from vlm_guard.eval.run.settings import DTYPE_NAMES
 from vlm_guard.families.architecture import inference_device
 from vlm_guard.families.processor_needs import advice, refuse_missing_folder
 from vlm_guard.hub import hub_answers, unreachable
+from vlm_guard.kernels.packed_linear import pack_linear_layers
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -51,6 +52,8 @@ def choose_device(device: str) -> str:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
+        if torch.device(device).type == "meta":
+            raise ValueError("device 'meta' has shapes and no values; give cpu or cuda")
         return device
     if torch.cuda.is_available():
         return "cuda"
@@ -79,6 +82,7 @@ def load_model(
     device_map: str | None = None,
     trust_remote_code: bool = False,
     needs_processor: bool = True,
+    pack_weights: bool = False,
 ) -> LoadedModel:
     """Load a vision-language model with its processor.
 
@@ -90,10 +94,11 @@ def load_model(
         device_map: spread the weights with accelerate ("auto") instead of moving them to `device`.
         trust_remote_code: run Python code that comes with the checkpoint; never without being asked.
         needs_processor: whether a folder whose processor cannot be loaded is an error; otherwise it is loaded without.
+        pack_weights: lay the linear layers out for oneDNN, see `pack_linear_layers`.
 
     Raises:
-        ValueError: the name can be neither found nor loaded, or dtype or device is wrong; what its processor lacks is
-            said with the line that installs it.
+        ValueError: the name can be neither found nor loaded (what its processor lacks is said with the line that
+            installs it), dtype or device is wrong, or nothing can be packed.
         FileNotFoundError: a folder is given that is not there or not a checkpoint.
     """
     chosen = choose_device(device)
@@ -130,7 +135,12 @@ def load_model(
         model = model.eval() if device_map is not None else model.eval().to(chosen)
     if processor is not None:
         prepare_processor(processor)
-    return LoadedModel(model=model, processor=processor, identity=identify(name, model), no_processor=no_processor)
+    identity = identify(name, model)
+    if pack_weights:
+        pack_linear_layers(model)
+        # Rounding is another, so answers may be, too; records of both kinds are not mixed.
+        identity["packed_weights"] = True
+    return LoadedModel(model=model, processor=processor, identity=identity, no_processor=no_processor)
 
 
 def _reason(error: Exception, name: str, revision: str | None) -> str:

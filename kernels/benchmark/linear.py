@@ -1,16 +1,19 @@
-"""One to four rows of a matrix product on the CPU: is another library faster than the one torch takes?
+"""One to four rows of a matrix product on the CPU: what do packed weights gain?
 
-Decoding one answer multiplies one row with every weight, decoding with a contrast branch two. Which library is faster
-there depends on the processor, so it is measured and not assumed. `python -m vlm_guard.kernels.benchmark.linear OUT`
-times, in turn, torch's own choice in float32 (MKL on x86) and in bfloat16, and oneDNN with packed float32 weights.
+Decoding one answer multiplies one row with every weight, decoding with a contrast branch two. Which library and layout
+is faster there depends on the processor, so it is measured and not assumed. `python -m
+vlm_guard.kernels.benchmark.linear OUT` times, in turn, torch's own way in float32 (MKL on x86) and in bfloat16, and
+both with packed weights (`kernels/packed_linear.py`).
 """
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.functional import linear
 
 from vlm_guard.kernels.benchmark.measure import (
@@ -21,6 +24,7 @@ from vlm_guard.kernels.benchmark.measure import (
     time_interleaved,
     write_json,
 )
+from vlm_guard.kernels.packed_linear import PackedForward, packable_types
 
 SHAPES = ((1024, 1024), (2816, 1024), (4096, 4096), (11008, 4096))
 """[outputs, inputs] of the products of a 0.3 B and a 7 B decoder."""
@@ -37,9 +41,11 @@ def products(outputs: int, inputs: int, rows: int) -> dict[str, Callable[[], Any
         BASELINE: lambda: linear(given, weight),
         "bfloat16": lambda: linear(narrow, narrow_weight),
     }
-    if torch.backends.mkldnn.is_available():
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
-        calls["float32 oneDNN"] = lambda: torch.ops.mkldnn._linear_pointwise(given, packed, None, "none", [], "")
+    for dtype in packable_types():
+        layer = nn.Linear(inputs, outputs, bias=False, dtype=dtype).requires_grad_(False)
+        layer.weight.copy_(weight)
+        forward, rows_given = PackedForward(layer), given.to(dtype)
+        calls[f"{str(dtype).removeprefix('torch.')} packed"] = partial(forward, rows_given)
     return calls
 
 

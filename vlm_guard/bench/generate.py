@@ -2,8 +2,8 @@
 
 Every guarded call has an unguarded one right beside it, in every other round behind it, so that a machine whose speed
 drifts does not drift into the ratios. Every round brings new pictures, because some methods know a picture again.
-Prefill is the time to the first token (with the vision tower), decode the time
-per later token. For random models of published shapes the weights mean nothing and the times do.
+Prefill is the time to the first token (with the vision tower), decode the time per later token, answer that of the
+whole call. For random models of published shapes the weights mean nothing and the times do.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,14 @@ from typing import Any
 
 import torch
 
-from vlm_guard.bench.paired_timing import PHASES, Seconds, summarise_pairs, summarise_plain, time_beside, time_call
+from vlm_guard.bench.paired_timing import (
+    Seconds,
+    comes_at_once,
+    summarise_pairs,
+    summarise_plain,
+    time_beside,
+    time_call,
+)
 from vlm_guard.bench.random_models import SHAPES, named_shape, random_llava
 from vlm_guard.bench.random_prompts import noise_pictures, random_inputs, random_processor
 from vlm_guard.builtin_model import builtin, is_shipped
@@ -19,6 +26,7 @@ from vlm_guard.families.packed_vectors import pack_vectors
 from vlm_guard.families.profiles import short_value
 from vlm_guard.guard import wrap
 from vlm_guard.kernels.benchmark.measure import describe_machine, note_on_load
+from vlm_guard.kernels.packed_linear import pack_linear_layers
 from vlm_guard.method.registry import method_names, resolve_methods
 
 UNGUARDED = "none"
@@ -56,6 +64,7 @@ def benchmark_generate(
     methods: Sequence[str] = ("var",),
     options: Mapping[str, Any] | None = None,
     attention_backend: str | None = None,
+    pack_weights: bool = False,
     device: str = "cpu",
     dtype: str | None = None,
     batch: int = 1,
@@ -75,6 +84,7 @@ def benchmark_generate(
         methods: names as for `wrap`; "all" stands for every method.
         options: options, each for all entries with its method: {"var.move_fraction": 0.5}.
         attention_backend: as for `wrap`.
+        pack_weights: lay the linear layers out for oneDNN, for the plain model, too.
         device: where the model runs.
         dtype: of the weights, several separated by commas; by default float32 and bfloat16 on the CPU, bfloat16
             elsewhere.
@@ -89,7 +99,7 @@ def benchmark_generate(
 
     Raises:
         ValueError: an unknown model, dtype or cache, an option of no method here, fewer than 2 new tokens,
-            compilation without a static cache.
+            compilation without a static cache, weights that cannot be packed.
     """
     where = torch.device(device)
     names = chosen_dtypes(dtype, where)
@@ -118,6 +128,8 @@ def benchmark_generate(
     for name in names:
         loaded, processor, prompts = load_for_timing(model, DTYPES[name], where, prompt_tokens)
         length = prompts(batch, 0)["input_ids"].shape[1]
+        if pack_weights:
+            pack_linear_layers(loaded)
         calls: dict[str, Callable[[int], Seconds]] = _calls(
             loaded, processor, prompts, batch, settings, attention_backend,
             {method: {**_of_entry(method, facts), **given[method]} for method in methods if method != UNGUARDED},
@@ -136,6 +148,7 @@ def benchmark_generate(
         "cache": cache,
         "compiled": compiled,
         "attention_backend": attention_backend or "default",
+        "packed_weights": pack_weights,
         "random_model_options": {
             key: short_value(value) if isinstance(value, str) else value
             for name in methods
@@ -282,7 +295,7 @@ def _compile_settings() -> Any:
 
 def _line(entry: dict[str, Any]) -> str:
     parts = [f"{entry['dtype']:>9} {entry['method']:>21}"]
-    for phase in PHASES:
+    for phase in ("answer",) if comes_at_once(entry) else ("prefill", "decode"):
         part = f"{phase} {entry[phase]['median_s'] * 1e3:8.2f} ms"
         ratio = entry[phase].get("ratio_to_unguarded")
         if ratio:

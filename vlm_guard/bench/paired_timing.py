@@ -13,9 +13,12 @@ from torch import Tensor
 
 from vlm_guard.kernels.benchmark.measure import quantiles, ratio_quantiles
 
-PHASES = ("prefill", "decode")
+PHASES = ("prefill", "decode", "answer")
 Seconds = dict[str, float]
-"""Seconds of one call by phase: "prefill" to the first token, "decode" per later token."""
+"""Seconds of one call by phase: "prefill" to the first token, "decode" per later token, "answer" the whole call."""
+
+_AT_ONCE = 0.005
+"""Below this share of a plain later token, later tokens took no time: the answer came in one piece."""
 
 
 class TokenClock:
@@ -47,7 +50,11 @@ def time_call(model: Any, inputs: Mapping[str, Any], settings: Mapping[str, Any]
     begun = time.perf_counter()
     model.generate(**inputs, **settings, streamer=clock)
     first, *later = clock.times[1:]  # the first arrival is the prompt
-    return {"prefill": first - begun, "decode": (later[-1] - first) / len(later)}
+    return {
+        "prefill": first - begun,
+        "decode": (later[-1] - first) / len(later),
+        "answer": later[-1] - begun,
+    }
 
 
 def time_beside(
@@ -68,6 +75,16 @@ def summarise_pairs(pairs: list[tuple[Seconds, Seconds]]) -> dict[str, Any]:
         beside, times = ([pair[side][phase] for pair in pairs] for side in (0, 1))
         found[phase] = quantiles(times) | {"ratio_to_unguarded": ratio_quantiles(times, beside)}
     return found
+
+
+def comes_at_once(entry: Mapping[str, Any]) -> bool:
+    """Whether a method's answers come in one piece (beam search), so that only the whole answer can be compared.
+
+    Args:
+        entry: as `summarise_pairs` makes them.
+    """
+    ratio = entry["decode"].get("ratio_to_unguarded")
+    return ratio is not None and ratio["p80"] < _AT_ONCE
 
 
 def summarise_plain(pairs: list[tuple[Seconds, Seconds]]) -> dict[str, Any]:

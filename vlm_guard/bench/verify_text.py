@@ -4,12 +4,12 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from vlm_guard.bench.paired_timing import comes_at_once
+
 WIDTH = 80
 _SHOWN_FAILURES = 3
 _LONGEST_REASON = 300
 _MARKS = {"passed": "ok", "failed": "FAILED", "refused": "-", "absent": "-"}
-_NOTHING = 0.005
-"""Ratios below it are shown as 0.00: no time passes between tokens that arrive together."""
 
 
 def verify_text(found: Mapping[str, Any]) -> str:
@@ -120,7 +120,11 @@ def _speed(found: Mapping[str, Any]) -> Iterator[str]:
     )
     rows = [("", "first token", "later token")]
     rows += [
-        (entry["method"], *(_ratio(entry[phase]["ratio_to_unguarded"]) for phase in ("prefill", "decode")))
+        (
+            entry["method"],
+            _ratio(entry["prefill"]["ratio_to_unguarded"]),
+            "-" if comes_at_once(entry) else _ratio(entry["decode"]["ratio_to_unguarded"]),
+        )
         for entry in speed["entries"]
     ]
     name, first = (max(len(row[column]) for row in rows) + 2 for column in (0, 1))
@@ -133,8 +137,6 @@ def _speed(found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _ratio(ratio: Mapping[str, float]) -> str:
-    if ratio["p80"] < _NOTHING:
-        return "-"
     return f"{ratio['median']:.2f} ({ratio['p20']:.2f} to {ratio['p80']:.2f})"
 
 

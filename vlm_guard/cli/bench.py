@@ -38,6 +38,9 @@ def command(
         list[str] | None, typer.Option(help="kernels: sdpa, flex, eager, torch, triton; may be repeated.")
     ] = None,
     attention_backend: Annotated[str | None, typer.Option(help="generate: reference, torch or triton.")] = None,
+    pack_weights: Annotated[
+        bool, typer.Option("--pack-weights", help="generate, on a CPU: lay linear layers out for oneDNN.")
+    ] = False,
     prompt_tokens: Annotated[int, typer.Option(help="generate: text tokens of a random model's prompt.", min=1)] = 40,
     new_tokens: Annotated[int, typer.Option(help="generate: tokens of every call.", min=2)] = 32,
     cache: Annotated[Literal["dynamic", "static"], typer.Option(help="generate: kind of key-value cache.")] = "dynamic",
@@ -101,6 +104,7 @@ def command(
             methods=method or ["var"],
             options=parse_options(options or []),
             attention_backend=attention_backend,
+            pack_weights=pack_weights,
             batch=(batch or [1])[0],
             prompt_tokens=prompt_tokens,
             new_tokens=new_tokens,

@@ -13,6 +13,13 @@ def command(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    pack_weights: Annotated[
+        bool,
+        typer.Option(
+            "--pack-weights",
+            help="CPU: lay linear layers out for oneDNN; faster on some processors, twice the memory.",
+        ),
+    ] = False,
     allow_host: Annotated[
         list[str] | None,
         typer.Option(help="Further name that browsers may call the page by, behind a proxy; may be repeated."),
@@ -40,7 +47,7 @@ def command(
     if model == "builtin" and device in ("auto", "cpu"):
         # Its matrices are so small that two threads wait for each other longer than they compute.
         torch.set_num_threads(1)
-    loaded = load_model(model, device=device, dtype=dtype)
+    loaded = load_model(model, device=device, dtype=dtype, pack_weights=pack_weights)
     opening = is_shipped(model)
     if opening:
         print("looking for an example where the guard helps ...", flush=True)

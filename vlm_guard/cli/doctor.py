@@ -103,6 +103,20 @@ def attention_backends() -> dict[str, str]:
     return report
 
 
+def packed_weights() -> str:
+    """What `--pack-weights` gains on this processor, measured now with layers of 2,048 inputs and outputs."""
+    from vlm_guard.kernels.packed_linear import packable_types, speed_up
+
+    types = packable_types()
+    if not types:
+        return "not available: this torch was built without oneDNN"
+    gains = (
+        f"{str(dtype).removeprefix('torch.')} {speed_up(dtype, 1):.1f}x for one row, {speed_up(dtype, 2):.1f}x for two"
+        for dtype in types
+    )
+    return f"--pack-weights: linear layers are, just measured, faster by {'; '.join(gains)} (docs/performance.md)"
+
+
 def problems() -> dict[str, str]:
     """What is wrong with this installation, one sentence each."""
     from vlm_guard.environment import version_of
@@ -129,7 +143,7 @@ def examine() -> dict[str, dict[str, Any]]:
     return {
         "versions": library_versions(),
         "devices": devices(),
-        "type of weights": {"recommended": dtype_advice()},
+        "weights": {"recommended": dtype_advice(), "packed": packed_weights()},
         "attention backend": attention_backends(),
         "vlm_guard": {
             "methods": ", ".join(method_names()),

@@ -17,6 +17,7 @@ _REFUSED = {
     "device": "the server has loaded the weights",
     "device_map": "the server has loaded the weights",
     "attention_backend": "the server computes attention",
+    "pack_weights": "the server has the weights",
     "revision": "the server has loaded the weights",
     "trust_remote_code": "no model is loaded here",
 }

@@ -19,6 +19,7 @@ _REFUSED = {
     "endpoint": "a server answers there; give one of the two",
     "device_map": "vLLM places the weights itself",
     "attention_backend": "vLLM computes attention",
+    "pack_weights": "vLLM lays its weights out itself",
 }
 # Settings of a checkpoint that change no answer of ours, and those that only drawn answers follow.
 _WITHOUT_EFFECT = (

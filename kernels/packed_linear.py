@@ -1,0 +1,171 @@
+"""Linear layers on the CPU whose weights are laid out for oneDNN once, and not for every product.
+
+Decoding multiplies one row, or a few, with every weight of a model. torch hands weights to its libraries as they lie in
+memory, one output after the other. oneDNN has a layout of its own, which it reads faster, and can be given weights that
+are in it already. That takes the memory of these weights a second time. How much is gained depends on the processor
+and the type: `speed_up` measures it, docs/performance.md has tables.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+_EXPECTED_ROWS = 16
+"""For which oneDNN is asked to lay weights out. The layout serves one row and hundreds as well."""
+
+
+class PackedForward:
+    """Takes the place of a linear layer's `forward`: the same product, up to rounding.
+
+    Where the packed weights do not fit what is asked (gradients, compilation, another type or device), the layer
+    computes as torch would. Weights that were written to, or replaced, are packed again.
+
+    Args:
+        layer: whose weights are packed; its class is `torch.nn.Linear`.
+    """
+
+    def __init__(self, layer: nn.Linear) -> None:
+        self.layer = layer
+        self._pack()
+
+    @property
+    def size(self) -> int:
+        """Bytes of the packed weights."""
+        return self.layer.weight.nbytes
+
+    def __call__(self, input: Tensor) -> Tensor:
+        """[..., inputs] to [..., outputs]."""
+        weight, bias = self.layer.weight, self.layer.bias
+        if not self._fits(input, weight):
+            return linear(input, weight, bias)
+        if self._state != _state(weight):
+            self._pack()
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(input, self._packed, bias, "none", [], "")
+        return product
+
+    def _pack(self) -> None:
+        weight = self.layer.weight.detach()
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, _EXPECTED_ROWS)
+        self._state = _state(weight)
+
+    @staticmethod
+    def _fits(input: Tensor, weight: Tensor) -> bool:
+        return not (
+            torch.compiler.is_compiling()
+            or (torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad))
+            or input.dtype != weight.dtype
+            or input.device.type != "cpu"
+            or weight.device.type != "cpu"
+            or input.numel() == 0
+        )
+
+
+def _state(weight: Tensor) -> tuple[int, int, torch.dtype]:
+    """Changes when the weights are written to or replaced."""
+    return weight.data_ptr(), weight._version, weight.dtype
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedLayers:
+    """What `pack_linear_layers` changed.
+
+    Attributes:
+        forwards: one per packed layer.
+        seconds: what packing took.
+    """
+
+    forwards: tuple[PackedForward, ...]
+    seconds: float
+
+    @property
+    def memory(self) -> int:
+        """Bytes that the packed weights take beside the model's own."""
+        return sum(forward.size for forward in self.forwards)
+
+    def remove(self) -> None:
+        """Let the layers compute as before. Layers whose `forward` somebody else replaced since are left alone."""
+        for forward in self.forwards:
+            if vars(forward.layer).get("forward") is forward:
+                del forward.layer.forward
+
+
+def pack_linear_layers(model: nn.Module) -> PackedLayers:
+    """Give the linear layers of a model on the CPU packed weights. Its answers change by rounding only.
+
+    Layers of other classes than `torch.nn.Linear` (quantised ones, adapters), on other devices, of other types than
+    float32 and bfloat16, and those whose `forward` was replaced (offloading) stay as they are. Call it before `wrap`.
+
+    Args:
+        model: in evaluation mode; generation runs without gradients, and with gradients nothing is packed.
+
+    Raises:
+        ValueError: there is nothing to pack, or torch has no oneDNN here.
+    """
+    types = packable_types()
+    if not types:
+        raise ValueError("weights are packed by oneDNN, which this torch was built without")
+    begun = perf_counter()
+    layers = [module for module in model.modules() if type(module) is nn.Linear]
+    chosen = [
+        layer
+        for layer in layers
+        if layer.weight.device.type == "cpu"
+        and layer.weight.dtype in types
+        and not layer.weight.is_inference()
+        and "forward" not in vars(layer)
+    ]
+    if not chosen:
+        found = sorted({f"{layer.weight.dtype} on {layer.weight.device}".removeprefix("torch.") for layer in layers})
+        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in types)
+        raise ValueError(
+            f"weights are packed for the CPU, in {names}; this model has {', '.join(found) or 'no linear layer'}"
+        )
+    forwards = []
+    for layer in chosen:
+        forward = PackedForward(layer)
+        vars(layer)["forward"] = forward
+        forwards.append(forward)
+    return PackedLayers(forwards=tuple(forwards), seconds=perf_counter() - begun)
+
+
+def packable_types() -> tuple[torch.dtype, ...]:
+    """The types of weights that can be packed on this processor; none where torch was built without oneDNN."""
+    if not torch.backends.mkldnn.is_available():
+        return ()
+    narrow = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return (torch.float32, torch.bfloat16) if narrow else (torch.float32,)
+
+
+def speed_up(dtype: torch.dtype, rows: int, *, outputs: int = 2048, inputs: int = 2048, calls: int = 15) -> float:
+    """How many times faster a product with packed weights is on this processor: the ratio of two medians.
+
+    Args:
+        dtype: of the weights.
+        rows: that are multiplied with them.
+        outputs: of the layer.
+        inputs: of the layer.
+        calls: timed of each, in turn.
+
+    Raises:
+        ValueError: weights of this type cannot be packed here.
+    """
+    if dtype not in packable_types():
+        raise ValueError(f"{dtype} weights cannot be packed on this processor")
+    layer = nn.Linear(inputs, outputs, bias=False, dtype=dtype)
+    given = torch.randn(rows, inputs, dtype=dtype)
+    forward = PackedForward(layer)
+    times: dict[Callable[[Tensor], Any], list[float]] = {forward: [], layer: []}
+    with torch.no_grad():
+        for number in range(calls + 3):
+            for call, found in times.items():
+                begun = perf_counter()
+                call(given)
+                if number >= 3:  # The first calls set things up.
+                    found.append(perf_counter() - begun)
+    median = {call: sorted(found)[len(found) // 2] for call, found in times.items()}
+    return median[layer] / median[forward]
