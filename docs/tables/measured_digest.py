@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from measured_table import EVALUATIONS, TIMINGS, emphasised, names_nothing
+from vlm_guard.bench.paired_timing import comes_at_once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,8 @@ SMOL = Measured(kinds=("smol",), splits=("common", "broken", "small"))
 TIMED_MODEL = "llava-0.3b"
 TIMED_BATCHES = (1, 4)
 TIMED_DTYPE = "float32"
+TIMED_ON = {"float32": "Intel(R) Xeon(R) Processor", "bfloat16": "AMD EPYC"}
+"""By type, the processor whose runs are shown: ratios of different processors do not belong into one column."""
 
 
 def digest_markdown() -> str:
@@ -178,10 +181,17 @@ def _change(difference: Mapping[str, float] | None) -> str:
 
 
 def measured_costs(batch: int = TIMED_BATCHES[0], dtype: str = TIMED_DTYPE) -> dict[str, str]:
-    """By method, the median ratios of prefill and of a later token to the unguarded model, of its longest run."""
+    """By method, the median ratios of prefill and of a later token to the unguarded model, of its longest run.
+
+    A method whose answers come in one piece has the ratio of the whole answer instead.
+    """
     longest: dict[str, dict[str, Any]] = {}
-    for path in sorted(TIMINGS.glob(f"generate_{TIMED_MODEL}_*_batch{batch}_cpu.json")):
+    for path in sorted(TIMINGS.glob(f"generate_{TIMED_MODEL}_*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
+        if result["batch"] != batch or result.get("packed_weights"):
+            continue
+        if result["machine"]["processor"] != TIMED_ON[dtype]:
+            continue
         for entry in result["entries"]:
             if "ratio_to_unguarded" not in entry["decode"] or entry.get("control"):
                 continue
@@ -190,7 +200,10 @@ def measured_costs(batch: int = TIMED_BATCHES[0], dtype: str = TIMED_DTYPE) -> d
             known = longest.setdefault(entry["method"], entry)
             if entry["decode"]["calls"] > known["decode"]["calls"]:
                 longest[entry["method"]] = entry
-    return {
-        method: ", ".join(f"{entry[phase]['ratio_to_unguarded']['median']:.2f}x" for phase in ("prefill", "decode"))
-        for method, entry in longest.items()
-    }
+    return {method: _cost(entry) for method, entry in longest.items()}
+
+
+def _cost(entry: dict[str, Any]) -> str:
+    if comes_at_once(entry):
+        return f"whole answer {entry['answer']['ratio_to_unguarded']['median']:.2f}x"
+    return ", ".join(f"{entry[phase]['ratio_to_unguarded']['median']:.2f}x" for phase in ("prefill", "decode"))

@@ -66,7 +66,7 @@ def _evaluation(path: Path) -> str:
         f"`{model['name']}` on `{data['name']}`, {data['images']} scenes, greedy, in percent (words: mean). In "
         "brackets the paired difference to the plain model with its 95 % bootstrap interval, bold where that leaves "
         "out 0.",
-        f"`vlm-guard eval --model {model['name']}{_dtype(model)} --data {data['name']} --count {data['images']} "
+        f"`vlm-guard eval --model {model['name']}{_weights(model)} --data {data['name']} --count {data['images']} "
         f"--task {tasks}{_per_image(results['tasks'])} {names} "
         f"--out DIR` ({path.relative_to(ROOT)})",
         "",
@@ -85,9 +85,10 @@ def _evaluation(path: Path) -> str:
     return "\n".join(lines)
 
 
-def _dtype(model: dict[str, Any]) -> str:
-    """The flag for other numbers than the float32 of a CPU."""
-    return "" if model["dtype"] == "float32" else f" --dtype {model['dtype']}"
+def _weights(model: dict[str, Any]) -> str:
+    """The flags for other weights than the float32 ones of a CPU, as they lie in memory."""
+    dtype = "" if model["dtype"] == "float32" else f" --dtype {model['dtype']}"
+    return f"{dtype} --pack-weights" if model.get("packed_weights") else dtype
 
 
 def _per_image(tasks: dict[str, Any]) -> str:
@@ -156,6 +157,34 @@ def timings_markdown() -> str:
             )
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def packed_markdown() -> str:
+    """Seconds of runs with packed weights beside those of the same machine, model and type without."""
+    lines = [
+        "| processor, threads | weights | | prompt | prompt, packed | token | token, packed | file, packed |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    results = {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted(TIMINGS.glob("generate_*.json"))}
+    for path, result in results.items():
+        if not result.get("packed_weights"):
+            continue
+        (without,) = (
+            other for other in results.values() if not other.get("packed_weights") and _alike(other) == _alike(result)
+        )
+        for entry, packed in zip(without["entries"], result["entries"], strict=True):
+            seconds = (one[phase]["median_s"] for phase in ("prefill", "decode") for one in (entry, packed))
+            name = "plain model" if entry["method"] == "none" else _with_options(entry)
+            cells = (_processor(result), entry["dtype"], name, *(f"{1e3 * each:.0f} ms" for each in seconds))
+            lines.append(f"| {' | '.join(cells)} | {path.relative_to(ROOT)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _alike(result: dict[str, Any]) -> tuple[Any, ...]:
+    """What two runs must have in common to be compared: the machine, the model and what was timed."""
+    machine = result["machine"]
+    timed = tuple((entry.get("dtype", result["dtype"]), entry["method"]) for entry in result["entries"])
+    return machine["processor"], machine["torch_threads"], result["model"], result["batch"], timed
 
 
 def linear_markdown() -> str:

@@ -19,7 +19,13 @@ from generate_features import features_markdown
 from house import ROOT
 from measured_digest import digest_markdown, digest_smol_markdown, helps_markdown
 from measured_grounding import grounding_markdown
-from measured_table import linear_markdown, measured_markdown, measured_smol_markdown, timings_markdown
+from measured_table import (
+    linear_markdown,
+    measured_markdown,
+    measured_smol_markdown,
+    packed_markdown,
+    timings_markdown,
+)
 from vlm_guard.eval.run.protocols import protocols_markdown
 from vlm_guard.eval.tasks.shared.table import tasks_markdown
 from vlm_guard.families.table import models_markdown, models_summary
@@ -43,6 +49,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "smol_behaviour": behaviour_markdown,
     "smol_premises": premises_markdown,
     "timings": timings_markdown,
+    "packed": packed_markdown,
     "linear": linear_markdown,
     "helps": helps_markdown,
     "defaults": default_markdown,

@@ -155,6 +155,7 @@ def _model(model: Mapping[str, Any]) -> str:
         f"revision {model['revision']}" if model.get("revision") else "",
         f"weights {model['weights']}" if model.get("weights") else "",
         f"run on {model['device']}" if model.get("device") else "",
+        "weights packed for oneDNN" if model.get("packed_weights") else "",
         "answered by a server" if "endpoint" in model else "",
     ]
     return latex_text(f"The model was {model['name']} ({', '.join(fact for fact in facts if fact)}).")

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from vlm_guard.method.base import Method
     from vlm_guard.method.read_out_call import ReadOutCall
 
-# On a CPU a product of so many rows is about a third faster with the weights on its left (MKL, float32 and bfloat16,
-# vocabularies of 32 to 150 thousand); with fewer or more rows it is not.
+# On a CPU a float32 product of so many rows is about a third faster with the weights on its left (MKL, vocabularies of
+# 32 to 150 thousand); with fewer or more rows it is not. In bfloat16 it is faster on some processors and takes twice
+# as long on others, so it is left alone.
 _WEIGHTS_LEFT = range(5, 21)
 
 
@@ -167,6 +168,7 @@ class LayerContrastModel(StandIn):
 
 def _read_out(head: nn.Linear, hidden: Tensor) -> Tensor:
     """Logits [B, Q, V] of hidden states [B, Q, D], as the module without a bias gives them, up to rounding."""
-    if hidden.device.type == "cpu" and hidden.shape[:-1].numel() in _WEIGHTS_LEFT:
+    on_left = hidden.device.type == "cpu" and hidden.dtype == torch.float32
+    if on_left and hidden.shape[:-1].numel() in _WEIGHTS_LEFT:
         return (head.weight @ hidden.flatten(0, -2).T).T.contiguous().unflatten(0, hidden.shape[:-1])
     return nn.functional.linear(hidden, head.weight)
