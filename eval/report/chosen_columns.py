@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from vlm_guard.eval.report.console import columns_of, difference_text, shown
+from vlm_guard.eval.report.console import columns_of, difference_text, shown, shown_difference
 from vlm_guard.eval.report.costs import cost_cells, cost_heads
 from vlm_guard.eval.run.records import Record
 from vlm_guard.eval.run.results import MethodResult, RunResults
+from vlm_guard.eval.run.statistics import FEWEST_FOR_INTERVALS
 from vlm_guard.eval.run.summary import MethodRecords
 from vlm_guard.eval.tasks.shared.metric import Column, Metric
 
@@ -24,13 +25,18 @@ class Cell:
         value: as tables show it, "-" where it has none.
         interval: of a value that is a difference by itself, "" otherwise.
         difference: to the baseline, with its arrow; "" where there is none.
-        difference_interval: its interval.
+        difference_interval: its interval; "" for too few images, as all intervals.
     """
 
     value: str
     interval: str = ""
     difference: str = ""
     difference_interval: str = ""
+
+    @property
+    def change(self) -> str:
+        """The difference with its interval."""
+        return ", ".join(filter(None, (self.difference, self.difference_interval)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +106,9 @@ def _metric_column(column: Column) -> TableColumn:
             return Cell(value="-")
         own = f"{shown(column.kind, estimate.low)}..{shown(column.kind, estimate.high)}"
         difference = method.difference(column.metric)
+        if estimate.images < FEWEST_FOR_INTERVALS:
+            change = "" if difference is None else shown_difference(column.kind, difference.value)
+            return Cell(value=shown(column.kind, estimate.value), difference=change)
         value, interval = ("", "") if difference is None else difference_text(column.kind, difference)
         return Cell(
             value=shown(column.kind, estimate.value),

@@ -17,6 +17,7 @@ from vlm_guard.eval.tasks.shared.metric import Column, Kind
 from vlm_guard.eval.tasks.shared.registry import task_class
 from vlm_guard.untrusted.printed_text import one_line
 
+NO_INTERVALS = f"There are no intervals for fewer than {FEWEST_FOR_INTERVALS} images."
 ARROWS = {"better": "green", "worse": "red", "changed": "yellow", "unclear": "dim"}
 
 
@@ -152,11 +153,16 @@ def _cost_tables(methods: Sequence[MethodResult], width: int) -> list[Table]:
     return fitting_tables(head, rows, width)
 
 
+def has_intervals(methods: Sequence[MethodResult]) -> bool:
+    """Whether any number stands on enough images for an interval."""
+    images = [estimate.images for method in methods for estimate in method.estimates.values()]
+    return not images or max(images) >= FEWEST_FOR_INTERVALS
+
+
 def legend_line(level: float, methods: Sequence[MethodResult]) -> str:
     """How to read the tables of a terminal that show these methods; `level` is that of the intervals, a fraction."""
-    images = [estimate.images for method in methods for estimate in method.estimates.values()]
-    if images and max(images) < FEWEST_FOR_INTERVALS:
-        return f"In percent (words: mean). There are no intervals for fewer than {FEWEST_FOR_INTERVALS} images."
+    if not has_intervals(methods):
+        return f"In percent (words: mean). {NO_INTERVALS}"
     return (
         f"In percent (words: mean). Below each number its {round(100 * level)} % bootstrap interval over n images; "
         "differences are paired. ▲ ▼ the interval leaves out 0, ≈ it does not."

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_guard.eval.report.compare import Comparison
-from vlm_guard.eval.report.console import columns_of, protocol_text
+from vlm_guard.eval.report.console import columns_of, has_intervals, protocol_text
 from vlm_guard.eval.report.pictures import image_folder, picture_in
 from vlm_guard.eval.report.reading_notes import reading_notes
 from vlm_guard.eval.report.tables import caption_of, legend_of
@@ -48,6 +48,7 @@ def build_report(comparison: Comparison, *, images: Path | None = None, limit: i
         "title": f"{results.model['name']} on {results.data['name']}",
         "caption": caption_of(results),
         "legend": legend_of(results),
+        "intervals": has_intervals(results.methods),
         "baseline": results.baseline,
         "created": results.created,
         "images": results.data["images"],

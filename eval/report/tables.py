@@ -10,7 +10,7 @@ from typing import Any
 
 from vlm_guard.eval.report.bibtex import latex_text
 from vlm_guard.eval.report.chosen_columns import COSTS, Cell, TableColumn, usual_columns
-from vlm_guard.eval.report.console import difference_notes, protocol_text
+from vlm_guard.eval.report.console import NO_INTERVALS, difference_notes, has_intervals, protocol_text
 from vlm_guard.eval.report.reading_notes import reading_notes
 from vlm_guard.eval.run.results import MethodResult, RunResults
 from vlm_guard.eval.tasks.shared.registry import task_class
@@ -98,7 +98,7 @@ def _texts(columns: Sequence[TableColumn], method: MethodResult) -> list[str]:
     texts = []
     for cell in (column.cell(method) for column in columns):
         interval = f" ({cell.interval})" if cell.interval else ""
-        difference = f" ({cell.difference}, {cell.difference_interval})" if cell.difference else ""
+        difference = f" ({cell.change})" if cell.change else ""
         texts.append(f"{cell.value}{interval}{difference}")
     return texts
 
@@ -120,6 +120,8 @@ def legend_of(results: RunResults) -> str:
     """One sentence on how to read the table."""
     level = round(100 * results.statistics["level"])
     explained = " ".join(difference_notes(results))
+    if not has_intervals(results.methods):
+        return f"In percent, words as a mean. {NO_INTERVALS} {explained}".rstrip()
     return (
         f"In percent, words as a mean. Differences to {results.baseline} are paired, with {level} % bootstrap "
         f"intervals over images; ▲ ▼ where the interval leaves out 0, ≈ where it does not. {explained}"
@@ -163,7 +165,7 @@ def _latex(results: RunResults, columns: Sequence[TableColumn]) -> str:
 
 def _latex_cell(cell: Cell) -> str:
     small = [cell.interval] if cell.interval else []
-    small += [f"{cell.difference}, {cell.difference_interval}"] if cell.difference else []
+    small += [cell.change] if cell.change else []
     value = _latex_numbers(cell.value)
     return f"{value} {{\\scriptsize ({'; '.join(map(_latex_numbers, small))})}}" if small else value
 

@@ -141,6 +141,16 @@ def test_markdown_has_one_row_per_method_and_says_what_it_is(run):
     assert "pattern mode" in lines[-1] and "12 images" in lines[-1] and "strict parser" in lines[-1]
 
 
+def test_no_format_has_intervals_of_few_images(coco, tmp_path):
+    write_run(tmp_path / "few", coco, {"none": careless, "var": careful}, count=4)
+    comparison = compare_runs([tmp_path / "few"])
+    for style in ("markdown", "latex", "html"):
+        text = render_table(comparison.results, style)
+        assert "no intervals for fewer than 10 images" in text and "50.0" in text
+        assert ".." not in text and "▼" not in text and "bootstrap" not in text
+    assert '"intervals":false' in build_report(comparison) and '"low":' in render_table(comparison.results, "json")
+
+
 def test_beam_search_stands_beside_greedy_only_when_asked_and_says_so(run, coco, tmp_path):
     beams = {**read_results(run).decoding, "num_beams": 5}
     write_run(tmp_path / "beam", coco, {"opera": careful}, decoding=beams)
