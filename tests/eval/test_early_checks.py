@@ -7,6 +7,7 @@ import sys
 import pytest
 from PIL import Image
 
+from vlm_guard.cli import main
 from vlm_guard.eval.run.early_checks import Mistakes, refuse_mistakes
 from vlm_guard.eval.run.settings import RunSettings
 from vlm_guard.method import index
@@ -52,7 +53,9 @@ def test_methods_are_described_and_their_names_refused_without_torch(tmp_path):
     code = f"""
 import sys
 from vlm_guard.cli import main
-for arguments in (["methods", "opera", "--json"], ["generate", {str(tmp_path / "a.png")!r}, "?", "--method", "vcdd"]):
+commands = (["generate", {str(tmp_path / "a.png")!r}, "?"], ["sweep", "--out", "x"], ["verify"], ["bench", "generate"],
+            ["tune", "builtin", "--data", "scenes:common"])
+for arguments in (["methods", "opera", "--json"], *([*command, "--method", "vcdd"] for command in commands)):
     try:
         main(arguments)
     except SystemExit as stopped:
@@ -61,8 +64,16 @@ for arguments in (["methods", "opera", "--json"], ["generate", {str(tmp_path / "
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     described = json.loads(done.stdout)
     assert described["title"] == "OPERA" and described["options"][0]["range"] == [0.0, 10.0]
-    first, error, second = done.stderr.splitlines()
-    assert (first, second) == ("0 []", "2 []") and "unknown method 'vcdd'. Did you mean 'vcd'" in error
+    first, *others = done.stderr.splitlines()
+    assert first == "0 []" and others[1::2] == ["2 []"] * 5
+    assert all("unknown method 'vcdd'. Did you mean 'vcd'" in error for error in others[::2])
+
+
+@pytest.mark.parametrize("command", [["sweep", "--out", "x"], ["verify"]], ids=str)
+def test_commands_that_choose_settings_take_names_only(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, "--method", "pai:gain=0.4"])
+    assert stopped.value.code == 2 and "give a name, no settings" in capsys.readouterr().err
 
 
 def test_a_method_that_the_index_does_not_know_as_it_is_describes_itself(monkeypatch):

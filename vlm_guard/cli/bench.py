@@ -52,6 +52,10 @@ def command(
     import json
     import sys
 
+    if what == "generate":
+        from vlm_guard.method.index import refuse_texts
+
+        refuse_texts(name for name in method or () if name != "all")
     import torch
 
     from vlm_guard.kernels.benchmark.measure import write_json

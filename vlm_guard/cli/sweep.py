@@ -28,6 +28,12 @@ def command(
     import json
     import sys
 
+    from vlm_guard.method.index import described_method
+
+    for name in method or ():
+        if not name.isidentifier():
+            raise ValueError(f"--method is {name!r}; sweep tries settings of its own: give a name, no settings")
+        described_method(name)
     from rich.console import Console
 
     from vlm_guard.eval.report.progress import ProgressBar

@@ -46,6 +46,9 @@ def command(
     """
     import json
 
+    from vlm_guard.method.index import refuse_texts
+
+    refuse_texts(method or ())
     from rich.console import Console
 
     from vlm_guard.builtin_model import is_shipped

@@ -40,6 +40,12 @@ def command(
         raise ValueError(f"--minutes is {minutes}; allowed: above 0, up to 600")
     if json_file is not None and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
         raise ValueError(f"--json {json_file}: it must be a file in a folder that exists")
+    from vlm_guard.method.index import described_method
+
+    for name in method or ():
+        if not name.isidentifier():
+            raise ValueError(f"--method is {name!r}; verify checks methods as they are: give a name, no settings")
+        described_method(name)
     import torch
 
     from vlm_guard.bench.verify import verify
@@ -47,13 +53,8 @@ def command(
     from vlm_guard.eval.run.models import load_model
     from vlm_guard.eval.run.prompting import find_template
     from vlm_guard.kernels.benchmark.measure import describe_machine, write_json
-    from vlm_guard.method.registry import method_class
     from vlm_guard.untrusted.printed_text import printable
 
-    for name in method or ():
-        if not name.isidentifier():
-            raise ValueError(f"--method is {name!r}; verify checks methods as they are: give a name, no settings")
-        method_class(name)
     loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     where = loaded.model.device
     if model == "builtin" and where.type == "cpu":

@@ -8,15 +8,16 @@ import difflib
 import hashlib
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from vlm_guard.families.profiles import settings_by_model
-from vlm_guard.method.method_text import MethodPart, is_outside
+from vlm_guard.method.method_text import MethodPart, is_outside, parse_method_text
 from vlm_guard.method.model_choice import AUTO
-from vlm_guard.method.registry import method_class, method_files
+from vlm_guard.method.registry import method_class, method_files, method_names
 from vlm_guard.method.table import describe_class
 from vlm_guard.untrusted.json_files import read_json
 from vlm_guard.untrusted.printed_text import shown
@@ -60,6 +61,17 @@ def described_method(name: str) -> dict[str, Any]:
     return described | {
         "settings": [{"option": option} | asdict(setting) for option, setting in settings_by_model(name)]
     }
+
+
+def refuse_texts(texts: Iterable[str]) -> None:
+    """Refuse lines of methods ("pai:gain=0.4+var") for what shows without importing any.
+
+    Raises:
+        ValueError: a line cannot be read, or `refuse_part` refuses one of its methods. FileNotFoundError: as there.
+    """
+    for text in texts:
+        for part in parse_method_text(text, [*method_names(), AUTO]):
+            refuse_part(part)
 
 
 def refuse_part(part: MethodPart) -> None:
