@@ -112,16 +112,20 @@ def _cost_lines() -> list[str]:
     """What the parts cost, from `kernels/results/grounding_cost_*.json`."""
     lines = [
         "What the parts cost, in times of the plain model's: the median of calls beside plain ones, and where 60 % of",
-        "them lie. The self-check is of five things a picture, in times of the whole answer.",
+        "them lie. The lens keeps states while the prompt is read, and reads them when the answer mentions something:",
+        "the first token comes after the keeping, the column after it counts the reading to the prompt as well. The",
+        "self-check is of five things a picture, in times of the whole answer.",
         "",
-        "| model | batch | dtype | prompt with lens | token with lens | self-check |",
-        "|---" * 6 + "|",
+        "| model | batch | dtype | first token with lens | prompt with lens read | token with lens | self-check | processor |",
+        "|---" * 8 + "|",
     ]
     sources = []
     for path in sorted(TIMINGS.glob("grounding_cost_*.json")):
         measured = json.loads(path.read_text(encoding="utf-8"))
-        cells = [_spread(measured["ratios"][name]) for name in ("lens_prefill", "lens_token", "self_check")]
-        lines.append(f"| `{measured['model']}` | {measured['batch']} | {measured['dtype']} | {' | '.join(cells)} |")
+        names = ("lens_first_token", "lens_prefill", "lens_token", "self_check")
+        cells = [_spread(measured["ratios"][name]) if name in measured["ratios"] else "" for name in names]
+        cells = [f"`{measured['model']}`", str(measured["batch"]), measured["dtype"], *cells]
+        lines.append(f"| {' | '.join([*cells, measured['machine']['processor']])} |")
         sources.append(
             f"`{measured['command']}` ({path.relative_to(ROOT)}): {measured['machine']['processor']}, "
             f"{measured['machine']['torch_threads']} threads, {measured['visual_tokens']} visual tokens, "

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from vlm_guard.bench.generate import benchmark_generate, options_by_entry
+from vlm_guard.bench.grounding_cost import benchmark_grounding
+from vlm_guard.bench.paired_timing import comes_at_once
 from vlm_guard.kernels.benchmark import linear
 from vlm_guard.kernels.benchmark import run as benchmark
 from vlm_guard.kernels.benchmark.cases import interpreter_cases
@@ -40,6 +42,21 @@ def test_generate_is_timed_guarded_and_unguarded():
     assert guarded["options"] == {"var.move_fraction": "0.5"} and unguarded["options"] == {}
     assert "load_average_1min" in result["machine"]
     json.dumps(result)
+
+
+def test_grounding_is_timed_beside_plain_calls():
+    result = benchmark_grounding(new_tokens=3, rounds=3, dtype="float32", report=lambda line: None)
+    ratios = result["ratios"]
+    assert list(ratios) == ["lens_first_token", "lens_prefill", "lens_token", "self_check"]
+    assert all(0 < found["p20"] <= found["median"] <= found["p80"] for found in ratios.values())
+    assert result["visual_tokens"] == 64 and "--rounds 3" in result["command"]
+
+
+def test_a_search_is_timed_as_a_whole_answer():
+    result = benchmark_generate(methods=["opera"], dtype="float32", new_tokens=3, rounds=3, report=lambda line: None)
+    opera = result["entries"][-1]
+    assert comes_at_once(opera) and opera["answer"]["ratio_to_unguarded"]["median"] > 0
+    assert not any(comes_at_once(entry) for entry in result["entries"][:-1])
 
 
 def test_a_loaded_machine_is_said(monkeypatch):
