@@ -116,7 +116,7 @@ def _cost_lines() -> list[str]:
         "the first token comes after the keeping, the column after it counts the reading to the prompt as well. The",
         "self-check is of five things a picture, in times of the whole answer.",
         "",
-        "| model | batch | dtype | first token with lens | prompt with lens read | token with lens | self-check | processor |",
+        "| model | batch | dtype | first token, lens | prompt, lens read | token, lens | self-check | processor |",
         "|---" * 8 + "|",
     ]
     sources = []
