@@ -120,7 +120,7 @@ def pack_linear_layers(model: nn.Module) -> PackedLayers:
         and "forward" not in vars(layer)
     ]
     if not chosen:
-        found = sorted({f"{layer.weight.dtype} on {layer.weight.device}".removeprefix("torch.") for layer in layers})
+        found = sorted({_described(layer) for layer in layers})
         names = " or ".join(str(dtype).removeprefix("torch.") for dtype in types)
         raise ValueError(
             f"weights are packed for the CPU, in {names}; this model has {', '.join(found) or 'no linear layer'}"
@@ -131,6 +131,13 @@ def pack_linear_layers(model: nn.Module) -> PackedLayers:
         vars(layer)["forward"] = forward
         forwards.append(forward)
     return PackedLayers(forwards=tuple(forwards), seconds=perf_counter() - begun)
+
+
+def _described(layer: nn.Linear) -> str:
+    weight = layer.weight
+    replaced = " with a forward of its own (offloading?)" if "forward" in vars(layer) else ""
+    made = " made in inference mode" if weight.is_inference() else ""
+    return f"{str(weight.dtype).removeprefix('torch.')} on {weight.device}{made}{replaced}"
 
 
 def packable_types() -> tuple[torch.dtype, ...]:

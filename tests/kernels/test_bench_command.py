@@ -59,6 +59,14 @@ def test_a_search_is_timed_as_a_whole_answer():
     assert not any(comes_at_once(entry) for entry in result["entries"][:-1])
 
 
+def test_packed_weights_are_recorded_and_refused_where_they_do_nothing():
+    quick = {"dtype": "float32", "new_tokens": 3, "rounds": 3, "report": lambda line: None}
+    result = benchmark_generate(methods=["zerotuning"], pack_weights=True, **quick)
+    assert result["packed_weights"] is True and len(result["entries"]) == 3
+    with pytest.raises(ValueError, match="does nothing for compiled steps"):
+        benchmark_generate(methods=["zerotuning"], pack_weights=True, compiled=True, cache="static", **quick)
+
+
 def test_a_loaded_machine_is_said(monkeypatch):
     assert note_on_load({"load_average_1min": 1.0, "logical_processors": 2}) == ""
     assert "load average 8.0 on 2" in note_on_load({"load_average_1min": 8.0, "logical_processors": 2})

@@ -91,6 +91,12 @@ def test_other_layers_stay_as_they_are():
     assert packed.memory == 40 * 96 * 4 and packed.seconds >= 0
     with pytest.raises(ValueError, match="this model has float64 on cpu"):
         pack_linear_layers(nn.Sequential(layer_of(torch.float64)))
+    with pytest.raises(ValueError, match="has float32 on cpu with a forward of its own"):
+        pack_linear_layers(nn.Sequential(replaced))
+    with torch.inference_mode():
+        inferred = nn.Sequential(nn.Linear(96, 40))
+    with pytest.raises(ValueError, match="made in inference mode"):
+        pack_linear_layers(inferred)
     with pytest.raises(ValueError, match="no linear layer"):
         pack_linear_layers(nn.Sequential(nn.Conv2d(1, 1, 1)))
 

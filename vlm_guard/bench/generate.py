@@ -99,7 +99,7 @@ def benchmark_generate(
 
     Raises:
         ValueError: an unknown model, dtype or cache, an option of no method here, fewer than 2 new tokens,
-            compilation without a static cache, weights that cannot be packed.
+            compilation without a static cache or with packed weights, weights that cannot be packed.
     """
     where = torch.device(device)
     names = chosen_dtypes(dtype, where)
@@ -109,6 +109,8 @@ def benchmark_generate(
         raise ValueError(f"unknown cache {cache!r}; available: dynamic, static")
     if compiled and cache != "static":
         raise ValueError("--compile needs --cache static: only a cache of fixed size keeps one graph for all steps")
+    if compiled and pack_weights:
+        raise ValueError("--pack-weights does nothing for compiled steps, which make their products themselves")
     if new_tokens < 2:
         raise ValueError(f"new tokens must be at least 2 to tell decode from prefill, given {new_tokens}")
     if ALL in methods:
