@@ -8,6 +8,7 @@ and the type: `speed_up` measures it, docs/performance.md has tables.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from time import perf_counter
 from typing import Any
 
@@ -23,15 +24,27 @@ class PackedForward:
     """Takes the place of a linear layer's `forward`: the same product, up to rounding.
 
     Where the packed weights do not fit what is asked (gradients, compilation, another type or device), the layer
-    computes as torch would. Weights that were written to, or replaced, are packed again.
+    computes as torch would. Weights that were written to, or replaced, are packed again; a write that goes by their
+    `.data` cannot be noticed. A copy of the layer packs its own.
 
     Args:
         layer: whose weights are packed; its class is `torch.nn.Linear`.
     """
 
+    _packed: Tensor | None = None
+    _state: tuple[int, int, torch.dtype] | None = None
+
     def __init__(self, layer: nn.Linear) -> None:
         self.layer = layer
         self._pack()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and saved: packed weights can be neither."""
+        return {"layer": self.layer}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Packed at the first product; the layer may not be complete yet."""
+        self.layer = state["layer"]
 
     @property
     def size(self) -> int:
@@ -59,6 +72,7 @@ class PackedForward:
             torch.compiler.is_compiling()
             or (torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad))
             or input.dtype != weight.dtype
+            or weight.dtype not in packable_types()
             or input.device.type != "cpu"
             or weight.device.type != "cpu"
             or input.numel() == 0
@@ -140,6 +154,7 @@ def _described(layer: nn.Linear) -> str:
     return f"{str(weight.dtype).removeprefix('torch.')} on {weight.device}{made}{replaced}"
 
 
+@cache
 def packable_types() -> tuple[torch.dtype, ...]:
     """The types of weights that can be packed on this processor; none where torch was built without oneDNN."""
     if not torch.backends.mkldnn.is_available():

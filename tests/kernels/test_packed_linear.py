@@ -1,5 +1,6 @@
 """Packed weights: the same products within an error budget against float64, and what puts them off."""
 
+import copy
 import json
 
 import pytest
@@ -58,6 +59,22 @@ def test_weights_written_to_or_replaced_are_packed_again():
         assert torch.allclose(layer(given), given.sum(-1, keepdim=True).expand(2, 40), atol=1e-4)
     packed.remove()
     assert "forward" not in vars(layer)
+
+
+def test_a_copy_packs_its_own_weights_and_another_type_is_left_to_torch():
+    model = nn.Sequential(layer_of(torch.float32, bias=False)).eval()
+    packed = pack_linear_layers(model)
+    copied, given = copy.deepcopy(model), torch.randn(2, 96)
+    with torch.no_grad():
+        copied[0].weight.mul_(2)
+        assert torch.allclose(copied(given), 2 * model(given), atol=1e-5)
+        assert vars(copied[0])["forward"].layer is copied[0]
+        model.half()
+        assert model(given.half()).dtype == torch.float16
+        if torch.bfloat16 in TYPES:
+            assert model.to(torch.bfloat16)(given.bfloat16()).dtype == torch.bfloat16
+    packed.remove()
+    assert "forward" in vars(copied[0]) and "forward" not in vars(model[0])
 
 
 def test_with_gradients_the_layer_computes_as_torch_does():
