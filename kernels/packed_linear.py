@@ -6,7 +6,7 @@ are in it already. That takes the memory of these weights a second time. How muc
 and the type: `speed_up` measures it, docs/performance.md has tables.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from time import perf_counter
@@ -23,9 +23,9 @@ _EXPECTED_ROWS = 16
 class PackedForward:
     """Takes the place of a linear layer's `forward`: the same product, up to rounding.
 
-    Where the packed weights do not fit what is asked (gradients, compilation, another type or device), the layer
-    computes as torch would. Weights that were written to, or replaced, are packed again; a write that goes by their
-    `.data` cannot be noticed. A copy of the layer packs its own.
+    Where the packed weights do not fit what is asked (gradients, autocast, compilation, another type or device), the
+    layer computes as torch would. Weights that were written to, or replaced, are packed again; a write that goes by
+    their `.data` cannot be noticed (`PackedLayers.repack` is for after one). A copy of the layer packs its own.
 
     Args:
         layer: whose weights are packed; its class is `torch.nn.Linear`.
@@ -36,7 +36,7 @@ class PackedForward:
 
     def __init__(self, layer: nn.Linear) -> None:
         self.layer = layer
-        self._pack()
+        self.pack()
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and saved: packed weights can be neither."""
@@ -51,37 +51,50 @@ class PackedForward:
         """Bytes of the packed weights."""
         return self.layer.weight.nbytes
 
+    def pack(self) -> None:
+        """Lay the layer's weights out, as they are now."""
+        weight = self.layer.weight.detach()
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, _EXPECTED_ROWS)
+        self._state = _state(weight)
+
     def __call__(self, input: Tensor) -> Tensor:
         """[..., inputs] to [..., outputs]."""
         weight, bias = self.layer.weight, self.layer.bias
         if not self._fits(input, weight):
             return linear(input, weight, bias)
         if self._state != _state(weight):
-            self._pack()
+            self.pack()
         product: Tensor = torch.ops.mkldnn._linear_pointwise(input, self._packed, bias, "none", [], "")
         return product
-
-    def _pack(self) -> None:
-        weight = self.layer.weight.detach()
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, _EXPECTED_ROWS)
-        self._state = _state(weight)
 
     @staticmethod
     def _fits(input: Tensor, weight: Tensor) -> bool:
         return not (
             torch.compiler.is_compiling()
             or (torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad))
+            or torch.is_autocast_enabled("cpu")
             or input.dtype != weight.dtype
-            or weight.dtype not in packable_types()
             or input.device.type != "cpu"
-            or weight.device.type != "cpu"
             or input.numel() == 0
+            or _obstacle(weight)
         )
 
 
 def _state(weight: Tensor) -> tuple[int, int, torch.dtype]:
     """Changes when the weights are written to or replaced."""
     return weight.data_ptr(), weight._version, weight.dtype
+
+
+def _obstacle(weight: Tensor) -> str:
+    """Why weights cannot be packed; empty if they can."""
+    name = f"{str(weight.dtype).removeprefix('torch.')} on {weight.device}"
+    if weight.device.type != "cpu" or weight.dtype not in packable_types():
+        return name
+    if weight.is_inference():  # these do not tell when they are written to
+        return f"{name} made in inference mode"
+    if type(weight) not in (nn.Parameter, Tensor) or type(weight.data) is not Tensor:
+        return f"{name} of the class {type(weight.data).__name__}"
+    return "" if weight.numel() else f"{name} without values"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,51 +120,62 @@ class PackedLayers:
             if vars(forward.layer).get("forward") is forward:
                 del forward.layer.forward
 
+    def put_back(self) -> None:
+        """Let the layers take the packed weights again after `remove`."""
+        for forward in self.forwards:
+            vars(forward.layer).setdefault("forward", forward)
+
+    def repack(self) -> None:
+        """Lay all weights out anew, after they were written to by their `.data`."""
+        for forward in self.forwards:
+            forward.pack()
+
 
 def pack_linear_layers(model: nn.Module) -> PackedLayers:
     """Give the linear layers of a model on the CPU packed weights. Its answers change by rounding only.
 
-    Layers of other classes than `torch.nn.Linear` (quantised ones, adapters), on other devices, of other types than
-    float32 and bfloat16, and those whose `forward` was replaced (offloading) stay as they are. Call it before `wrap`.
+    Left as they are: layers of other classes than `torch.nn.Linear` (quantised ones), those inside an adapter of PEFT,
+    which merges into their weights unseen, those whose `forward` was replaced (offloading), weights on other devices or
+    of other types than float32 and bfloat16. Call it before `wrap`, and after adapters are merged.
 
     Args:
-        model: in evaluation mode; generation runs without gradients, and with gradients nothing is packed.
+        model: in evaluation mode; generation runs without gradients, and with gradients layers compute as torch would.
 
     Raises:
         ValueError: there is nothing to pack, or torch has no oneDNN here.
     """
-    types = packable_types()
-    if not types:
+    if not packable_types():
         raise ValueError("weights are packed by oneDNN, which this torch was built without")
     begun = perf_counter()
-    layers = [module for module in model.modules() if type(module) is nn.Linear]
-    chosen = [
-        layer
-        for layer in layers
-        if layer.weight.device.type == "cpu"
-        and layer.weight.dtype in types
-        and not layer.weight.is_inference()
-        and "forward" not in vars(layer)
-    ]
-    if not chosen:
-        found = sorted({_described(layer) for layer in layers})
-        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in types)
-        raise ValueError(
-            f"weights are packed for the CPU, in {names}; this model has {', '.join(found) or 'no linear layer'}"
-        )
+    obstacles = {layer: obstacle for layer, obstacle in _linear_layers(model)}
     forwards = []
-    for layer in chosen:
-        forward = PackedForward(layer)
-        vars(layer)["forward"] = forward
-        forwards.append(forward)
+    for layer, obstacle in obstacles.items():
+        if not obstacle:
+            forward = PackedForward(layer)
+            vars(layer)["forward"] = forward
+            forwards.append(forward)
+    if not forwards:
+        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in packable_types())
+        found = ", ".join(sorted({*obstacles.values()})) or "no linear layer"
+        raise ValueError(f"weights are packed for the CPU, in {names}; this model has {found}")
     return PackedLayers(forwards=tuple(forwards), seconds=perf_counter() - begun)
 
 
-def _described(layer: nn.Linear) -> str:
-    weight = layer.weight
-    replaced = " with a forward of its own (offloading?)" if "forward" in vars(layer) else ""
-    made = " made in inference mode" if weight.is_inference() else ""
-    return f"{str(weight.dtype).removeprefix('torch.')} on {weight.device}{made}{replaced}"
+def _linear_layers(model: nn.Module) -> Iterator[tuple[nn.Linear, str]]:
+    """The linear layers, each with why it cannot be packed."""
+    # What PEFT wraps stands under this name in the module that adds to it.
+    adapted = {id(part) for module in model.modules() if hasattr(module, "base_layer") for part in module.modules()}
+    for layer in model.modules():
+        if type(layer) is not nn.Linear:
+            continue
+        obstacle = _obstacle(layer.weight)
+        if isinstance(vars(layer).get("forward"), PackedForward):
+            obstacle = "packed weights already"
+        elif "forward" in vars(layer):
+            obstacle = "layers with a forward of their own (offloading?)"
+        elif id(layer) in adapted:
+            obstacle = "adapters"
+        yield layer, obstacle
 
 
 @cache
@@ -163,7 +187,7 @@ def packable_types() -> tuple[torch.dtype, ...]:
     return (torch.float32, torch.bfloat16) if narrow else (torch.float32,)
 
 
-def speed_up(dtype: torch.dtype, rows: int, *, outputs: int = 2048, inputs: int = 2048, calls: int = 15) -> float:
+def speed_up(dtype: torch.dtype, rows: int, *, outputs: int = 4096, inputs: int = 4096, calls: int = 15) -> float:
     """How many times faster a product with packed weights is on this processor: the ratio of two medians.
 
     Args:

@@ -187,7 +187,7 @@ def test_the_text_says_what_is_missing_and_keeps_its_columns():
         "speed": {
             "entries": [
                 {"method": "carve", "prefill": ratios(130.77), "decode": ratios(1.0)},
-                {"method": "opera", "prefill": ratios(20.0), "decode": ratios(0.0)},
+                {"method": "opera", "prefill": ratios(20.0), "decode": ratios(0.0), "answer": ratios(3.0)},
             ],
             "not_reached": ["vcd"],
             "rounds": 1,
@@ -204,6 +204,7 @@ def test_the_text_says_what_is_missing_and_keeps_its_columns():
     header, carve, opera = (next(line for line in lines if word in line) for word in ("later token", "carve", "opera"))
     later = header.index("later token")
     assert carve[later - 2 :].startswith("  1.00") and opera[later:] == "-" and "comes in one piece" in whole
+    assert "3.00 (" in opera
 
 
 def run(capsys, *arguments):

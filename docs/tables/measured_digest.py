@@ -188,9 +188,10 @@ def measured_costs(batch: int = TIMED_BATCHES[0], dtype: str = TIMED_DTYPE) -> d
     longest: dict[str, dict[str, Any]] = {}
     for path in sorted(TIMINGS.glob(f"generate_{TIMED_MODEL}_*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
-        if result["batch"] != batch or result.get("packed_weights"):
+        machine = result["machine"]
+        if (machine["device"], machine["processor"], result["batch"]) != ("cpu", TIMED_ON[dtype], batch):
             continue
-        if result["machine"]["processor"] != TIMED_ON[dtype]:
+        if result.get("packed_weights") or result.get("compiled") or result["cache"] != "dynamic":
             continue
         for entry in result["entries"]:
             if "ratio_to_unguarded" not in entry["decode"] or entry.get("control"):

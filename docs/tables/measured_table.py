@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from vlm_guard.bench.generate import NOT_PACKED
 from vlm_guard.bench.paired_timing import comes_at_once
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -160,31 +161,19 @@ def timings_markdown() -> str:
 
 
 def packed_markdown() -> str:
-    """Seconds of runs with packed weights beside those of the same machine, model and type without."""
+    """How many times as long the plain model takes without packed weights, each call beside one with them."""
     lines = [
-        "| processor, threads | weights | | prompt | prompt, packed | token | token, packed | file, packed |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | processor, threads | weights | prompt, not packed | token, not packed | file |",
+        "|---|---|---|---|---|---|",
     ]
-    results = {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted(TIMINGS.glob("generate_*.json"))}
-    for path, result in results.items():
-        if not result.get("packed_weights"):
-            continue
-        (without,) = (
-            other for other in results.values() if not other.get("packed_weights") and _alike(other) == _alike(result)
-        )
-        for entry, packed in zip(without["entries"], result["entries"], strict=True):
-            seconds = (one[phase]["median_s"] for phase in ("prefill", "decode") for one in (entry, packed))
-            name = "plain model" if entry["method"] == "none" else _with_options(entry)
-            cells = (_processor(result), entry["dtype"], name, *(f"{1e3 * each:.0f} ms" for each in seconds))
-            lines.append(f"| {' | '.join(cells)} | {path.relative_to(ROOT)} |")
+    for path in sorted(TIMINGS.glob("generate_*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        for entry in result["entries"]:
+            if entry["method"] == NOT_PACKED:
+                ratios = [_ratio(entry[phase]["ratio_to_unguarded"]) for phase in ("prefill", "decode")]
+                cells = (result["model"], _processor(result), entry["dtype"], *ratios, str(path.relative_to(ROOT)))
+                lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def _alike(result: dict[str, Any]) -> tuple[Any, ...]:
-    """What two runs must have in common to be compared: the machine, the model and what was timed."""
-    machine = result["machine"]
-    timed = tuple((entry.get("dtype", result["dtype"]), entry["method"]) for entry in result["entries"])
-    return machine["processor"], machine["torch_threads"], result["model"], result["batch"], timed
 
 
 def linear_markdown() -> str:

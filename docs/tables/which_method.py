@@ -3,7 +3,7 @@
 import tomllib
 
 from house import ROOT
-from measured_digest import differences, measured_costs, scenes, verdict
+from measured_digest import TIMED_ON, differences, measured_costs, scenes, verdict
 from measured_table import EVALUATIONS
 from vlm_guard.method.registry import method_class, method_names
 
@@ -37,7 +37,8 @@ def group_of(name: str) -> str:
 def which_markdown() -> str:
     """One row per method."""
     claims = tomllib.loads(CLAIMS.read_text(encoding="utf-8"))
-    costs = {name: f"{cost} (bfloat16)" for name, cost in measured_costs(dtype="bfloat16").items()} | measured_costs()
+    where = f"bfloat16, {TIMED_ON['bfloat16']}"
+    costs = {name: f"{cost} ({where})" for name, cost in measured_costs(dtype="bfloat16").items()} | measured_costs()
     found = {split: _measured(split) for split in ("common", "broken")}
     lines = [
         "| method | group | needs | prompt, token | on `common` | on `broken` | what its paper says |",

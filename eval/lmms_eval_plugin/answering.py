@@ -23,7 +23,7 @@ class GuardedModel:
         pretrained: "builtin", "smol", a folder or a Hugging Face id.
         method: as in `wrap`; "none" leaves the model unguarded.
         options: the methods' options by dotted name ("var.move_fraction"), as text.
-        dtype, device, device_map, revision, trust_remote_code: as in `load_model`.
+        dtype, device, device_map, revision, trust_remote_code, pack_weights: as in `load_model`.
         attn_implementation: transformers' name of an attention function; None keeps the checkpoint's.
         min_pixels, max_pixels: as in `limit_pixels`.
 
@@ -51,6 +51,7 @@ class GuardedModel:
         trust_remote_code: bool = False,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
+        pack_weights: bool = False,
     ) -> None:
         methods = parse_methods([method], options)[0].methods  # before loading, which can take minutes
         loaded = load_model(
@@ -60,6 +61,7 @@ class GuardedModel:
             device_map=device_map,
             revision=revision,
             trust_remote_code=trust_remote_code,
+            pack_weights=pack_weights,
         )
         self.model: Any = loaded.model
         self.processor = loaded.processor

@@ -9,7 +9,6 @@ from vlm_guard.eval.report.console import columns_of, difference_text, shown, sh
 from vlm_guard.eval.report.costs import cost_cells, cost_heads
 from vlm_guard.eval.run.records import Record
 from vlm_guard.eval.run.results import MethodResult, RunResults
-from vlm_guard.eval.run.statistics import FEWEST_FOR_INTERVALS
 from vlm_guard.eval.run.summary import MethodRecords
 from vlm_guard.eval.tasks.shared.metric import Column, Metric
 
@@ -106,13 +105,15 @@ def _metric_column(column: Column) -> TableColumn:
             return Cell(value="-")
         own = f"{shown(column.kind, estimate.low)}..{shown(column.kind, estimate.high)}"
         difference = method.difference(column.metric)
-        if estimate.images < FEWEST_FOR_INTERVALS:
-            change = "" if difference is None else shown_difference(column.kind, difference.value)
-            return Cell(value=shown(column.kind, estimate.value), difference=change)
-        value, interval = ("", "") if difference is None else difference_text(column.kind, difference)
+        if difference is None:
+            value, interval = "", ""
+        elif difference.has_interval:
+            value, interval = difference_text(column.kind, difference)
+        else:
+            value, interval = shown_difference(column.kind, difference.value), ""
         return Cell(
             value=shown(column.kind, estimate.value),
-            interval=own if column.kind == "difference" else "",
+            interval=own if column.kind == "difference" and estimate.has_interval else "",
             difference=value,
             difference_interval=interval,
         )

@@ -11,8 +11,7 @@ from vlm_guard.eval.report.costs import cost_cells, cost_heads
 from vlm_guard.eval.report.fitting import fitting_tables, folded_label
 from vlm_guard.eval.report.head_words import head_sentences
 from vlm_guard.eval.report.reading_notes import reading_notes
-from vlm_guard.eval.run.results import Difference, Estimate, MethodResult, RunResults
-from vlm_guard.eval.run.statistics import FEWEST_FOR_INTERVALS
+from vlm_guard.eval.run.results import FEWEST_FOR_INTERVALS, Difference, Estimate, MethodResult, RunResults
 from vlm_guard.eval.tasks.shared.metric import Column, Kind
 from vlm_guard.eval.tasks.shared.registry import task_class
 from vlm_guard.untrusted.printed_text import one_line
@@ -102,32 +101,25 @@ def metric_tables(methods: Sequence[MethodResult], baseline: str, columns: Seque
         label = Text.assemble((folded_label(method.label, width), "bold"), *missing)
         rows.append([label, *(_value_cell(column.kind, method.estimate(column.metric)) for column in columns)])
         if method.difference_to_baseline:
-            cells = [
-                _difference_cell(column.kind, method.difference(column.metric), _images(method, column.metric))
-                for column in columns
-            ]
+            cells = [_difference_cell(column.kind, method.difference(column.metric)) for column in columns]
             rows.append([Text(f"  − {folded_label(baseline, width - 4)}", style="dim"), *cells])
     head = f"n = {' or '.join(map(str, sorted(images)))}"
     return fitting_tables([head, *(column.label for column in columns)], rows, width)
 
 
-def _images(method: MethodResult, metric: str) -> int:
-    return method.estimates[metric].images if metric in method.estimates else 0
-
-
 def _value_cell(kind: Kind, estimate: Estimate | None) -> Text:
     if estimate is None:
         return Text("-")
-    if estimate.images < FEWEST_FOR_INTERVALS:
+    if not estimate.has_interval:
         return Text(shown(kind, estimate.value))
     interval = f"{shown(kind, estimate.low)}..{shown(kind, estimate.high)}"
     return Text.assemble(shown(kind, estimate.value), "\n", (interval, "dim"))
 
 
-def _difference_cell(kind: Kind, difference: Difference | None, images: int) -> Text:
+def _difference_cell(kind: Kind, difference: Difference | None) -> Text:
     if difference is None:
         return Text("-")
-    if images < FEWEST_FOR_INTERVALS:
+    if not difference.has_interval:
         return Text(shown_difference(kind, difference.value))
     value, interval = difference_text(kind, difference)
     return Text.assemble((value, ARROWS[difference.verdict]), "\n", (interval, "dim"))
@@ -155,8 +147,8 @@ def _cost_tables(methods: Sequence[MethodResult], width: int) -> list[Table]:
 
 def has_intervals(methods: Sequence[MethodResult]) -> bool:
     """Whether any number stands on enough images for an interval."""
-    images = [estimate.images for method in methods for estimate in method.estimates.values()]
-    return not images or max(images) >= FEWEST_FOR_INTERVALS
+    estimates = [estimate for method in methods for estimate in method.estimates.values()]
+    return not estimates or any(estimate.has_interval for estimate in estimates)
 
 
 def legend_line(level: float, methods: Sequence[MethodResult]) -> str:

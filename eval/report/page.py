@@ -5,18 +5,18 @@ The page holds everything it needs (thumbnails, data, style, script) and loads n
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from vlm_guard.eval.report.compare import Comparison
-from vlm_guard.eval.report.console import columns_of, has_intervals, protocol_text
+from vlm_guard.eval.report.console import columns_of, protocol_text
 from vlm_guard.eval.report.pictures import image_folder, picture_in
 from vlm_guard.eval.report.reading_notes import reading_notes
 from vlm_guard.eval.report.tables import caption_of, legend_of
 from vlm_guard.eval.run.records import Record
-from vlm_guard.eval.run.results import MethodResult, RunResults
+from vlm_guard.eval.run.results import Estimate, MethodResult, RunResults
 from vlm_guard.eval.run.summary import MethodRecords
 from vlm_guard.eval.tasks.shared.metric import Better, Kind, Metric
 from vlm_guard.eval.tasks.shared.registry import task_class
@@ -48,7 +48,6 @@ def build_report(comparison: Comparison, *, images: Path | None = None, limit: i
         "title": f"{results.model['name']} on {results.data['name']}",
         "caption": caption_of(results),
         "legend": legend_of(results),
-        "intervals": has_intervals(results.methods),
         "baseline": results.baseline,
         "created": results.created,
         "images": results.data["images"],
@@ -119,14 +118,20 @@ def _metric_row(task: str, name: str, label: str, kind: Kind, better: Better, *,
 def _method(method: MethodResult) -> dict[str, Any]:
     return {
         "label": method.label,
-        "estimates": {name: item.model_dump() for name, item in method.estimates.items() if item.defined},
-        "differences": {
-            name: item.model_dump() for name, item in method.difference_to_baseline.items() if item.defined
-        },
+        "estimates": _numbers(method.estimates),
+        "differences": _numbers(method.difference_to_baseline),
         "cost": method.cost.model_dump(),
         "samples": {task: counts.model_dump() for task, counts in method.samples.items()},
         "options": [{"name": item["method"], **item["options"]} for item in method.methods],
         "skipped": len(method.skipped_images),
+    }
+
+
+def _numbers(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, Any]]:
+    return {
+        name: item.model_dump() | {"has_interval": item.has_interval}
+        for name, item in estimates.items()
+        if item.defined
     }
 
 

@@ -1,7 +1,7 @@
 """What a reader has to know before the numbers of a table are believed, said below it."""
 
-from vlm_guard.eval.run.results import RunResults
-from vlm_guard.eval.run.statistics import FEW_PICTURES, FEWEST_FOR_INTERVALS
+from vlm_guard.eval.run.results import FEWEST_FOR_INTERVALS, RunResults
+from vlm_guard.eval.run.statistics import FEW_PICTURES
 from vlm_guard.eval.tasks.shared.registry import task_class, task_names
 
 

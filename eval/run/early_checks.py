@@ -116,6 +116,10 @@ def _check_dtype(settings: RunSettings) -> None:
 def _check_engine(settings: RunSettings) -> None:
     if settings.engine != "vllm" and settings.max_model_len is not None:
         raise ValueError("--max-model-len is for vLLM's engine; give --engine vllm, too")
+    if settings.pack_weights and settings.device not in ("auto", "cpu"):
+        raise ValueError(f"--pack-weights is for the CPU, and --device is {settings.device}; give one of the two")
+    if settings.pack_weights and settings.dtype == "float16":
+        raise ValueError("--pack-weights is for float32 and bfloat16, and --dtype is float16")
 
 
 def _method_checks(settings: RunSettings) -> Iterator[Callable[[], None]]:
@@ -251,7 +255,8 @@ def _seen_in(fingerprint: Mapping[str, Any], settings: RunSettings) -> dict[str,
     decoding = {name: fingerprint["decoding"].get(name, value) for name, value in now["decoding"].items()}
     seen: dict[str, Any] = {"decoding": decoding, "tasks": sorted(fingerprint["tasks"])}
     if "model" in now:
-        seen["model"] = {"name": fingerprint["model"]["name"]}
+        packed = fingerprint["model"].get("packed_weights", False)
+        seen["model"] = {"name": fingerprint["model"]["name"], "packed_weights": packed}
     return seen
 
 
@@ -262,6 +267,7 @@ def _now(settings: RunSettings) -> dict[str, Any]:
         name, folder = settings.model, Path(settings.model)
         shipped = is_shipped(name)
         now["model"] = {
-            "name": name.partition(":")[0] if shipped else folder.resolve().name if folder.is_dir() else name
+            "name": name.partition(":")[0] if shipped else folder.resolve().name if folder.is_dir() else name,
+            "packed_weights": settings.pack_weights,
         }
     return now

@@ -23,6 +23,10 @@ ANSWERS_SUFFIX = ".run"
 """Behind the name of a file of answers stands the folder of the run that wrote it: captions.jsonl.run."""
 
 
+FEWEST_FOR_INTERVALS = 10
+"""With fewer pictures no interval is shown: resampling so few of them says nothing."""
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -38,6 +42,11 @@ class Estimate(_Part):
     low: float
     high: float
     images: int
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether it stands on enough images for its interval to be shown."""
+        return self.images >= FEWEST_FOR_INTERVALS
 
     @property
     def defined(self) -> bool:

@@ -74,8 +74,8 @@ class RunSettings(BaseModel):
     device: str = _field("auto", "auto, cpu, cuda, cuda:1, ...")
     device_map: str | None = _field(None, "Spread the weights over devices: auto.")
     attention_backend: str | None = _field(None, "reference, torch or triton. (default: fastest)")
-    pack_weights: bool | None = _field(
-        None, "CPU: lay linear layers out for oneDNN; faster on some processors, twice the memory.", "--pack-weights"
+    pack_weights: bool = _field(
+        False, "CPU: lay linear layers out for oneDNN; faster on some processors, twice their memory.", "--pack-weights"
     )
     revision: str | None = _field(None, "Commit, branch or tag of a Hugging Face id.")
     trust_remote_code: bool = _field(False, "Run Python code shipped with the checkpoint.", "--trust-remote-code")

@@ -20,8 +20,6 @@ LEAST_PICTURES = 50
 """With fewer pictures intervals are so wide that no setting is recommended by them."""
 FEW_PICTURES = 30
 """With fewer pictures an interval itself is a guess: so few resampled pictures miss what others would show."""
-FEWEST_FOR_INTERVALS = 10
-"""With fewer pictures no interval is printed on a terminal: resampling so few of them says nothing."""
 _CHUNK_CELLS = 2**23
 
 

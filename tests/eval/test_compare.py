@@ -148,7 +148,18 @@ def test_no_format_has_intervals_of_few_images(coco, tmp_path):
         text = render_table(comparison.results, style)
         assert "no intervals for fewer than 10 images" in text and "50.0" in text
         assert ".." not in text and "▼" not in text and "bootstrap" not in text
-    assert '"intervals":false' in build_report(comparison) and '"low":' in render_table(comparison.results, "json")
+    assert '"has_interval":true' not in build_report(comparison)
+    assert '"low":' in render_table(comparison.results, "json")
+
+
+def test_intervals_go_by_the_images_of_each_number(coco, tmp_path):
+    write_run(tmp_path / "part", coco, {"none": careless, "var": careful}, skipped={"var": tuple(range(1, 7))})
+    comparison = compare_runs([tmp_path / "part"])
+    for style in ("markdown", "latex", "html"):
+        text = render_table(comparison.results, style)
+        assert "bootstrap" in text and "▼" not in text.partition("bootstrap")[0] and ".." not in text
+    page = build_report(comparison)
+    assert '"has_interval":true' in page and '"has_interval":false' in page
 
 
 def test_beam_search_stands_beside_greedy_only_when_asked_and_says_so(run, coco, tmp_path):

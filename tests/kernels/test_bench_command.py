@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from vlm_guard.bench.generate import benchmark_generate, options_by_entry
+from vlm_guard.bench.generate import NOT_PACKED, benchmark_generate, options_by_entry
 from vlm_guard.bench.grounding_cost import benchmark_grounding
 from vlm_guard.bench.paired_timing import comes_at_once
 from vlm_guard.kernels.benchmark import linear
@@ -60,9 +60,12 @@ def test_a_search_is_timed_as_a_whole_answer():
 
 
 def test_packed_weights_are_recorded_and_refused_where_they_do_nothing():
-    quick = {"dtype": "float32", "new_tokens": 3, "rounds": 3, "report": lambda line: None}
+    lines = []
+    quick = {"dtype": "float32", "new_tokens": 3, "rounds": 3, "report": lines.append}
     result = benchmark_generate(methods=["zerotuning"], pack_weights=True, **quick)
-    assert result["packed_weights"] is True and len(result["entries"]) == 3
+    names = [entry["method"] for entry in result["entries"]]
+    assert result["packed_weights"] is True and names[2:] == [NOT_PACKED, "zerotuning"]
+    assert result["entries"][2]["control"] and lines[1].startswith("float32: ") and "layers packed" in lines[1]
     with pytest.raises(ValueError, match="does nothing for compiled steps"):
         benchmark_generate(methods=["zerotuning"], pack_weights=True, compiled=True, cache="static", **quick)
 

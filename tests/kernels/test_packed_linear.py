@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import vlm_guard
+import vlm_guard.kernels.packed_linear as packed_linear
 from vlm_guard.bench.random_prompts import noise_pictures
 from vlm_guard.cli import main
 from vlm_guard.eval.run.models import load_model
@@ -39,6 +40,38 @@ def test_products_stay_within_the_error_budget(dtype, shape, bias):
     found = PackedForward(layer)(given)
     assert found.shape == exact.shape and found.dtype == dtype
     assert bool(((found.double() - exact).abs() <= budget).all())
+
+
+@pytest.fixture
+def torchs_own(monkeypatch):
+    """How often a layer computed as torch does."""
+    calls = []
+    own = packed_linear.linear
+    monkeypatch.setattr(packed_linear, "linear", lambda *given: (calls.append(given), own(*given))[1])
+    return calls
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+def test_packed_weights_are_used(dtype, bias, torchs_own):
+    forward = PackedForward(layer_of(dtype, bias=bias))
+    for rows in (1, 2, 300):
+        forward(torch.randn(rows, 96, dtype=dtype))
+    assert torchs_own == []
+
+
+def test_what_does_not_fit_is_left_to_torch(torchs_own):
+    forward = PackedForward(layer_of(torch.float32))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert forward(torch.randn(2, 96)).dtype == torch.bfloat16
+    assert forward(torch.randn(2, 96, requires_grad=True)).requires_grad
+    assert forward(torch.zeros(0, 96)).shape == (0, 40)
+    with pytest.raises(RuntimeError):
+        forward(torch.zeros(1, 96, dtype=torch.float64))
+    with torch.inference_mode():
+        forward.layer.weight = nn.Parameter(torch.ones(40, 96), requires_grad=False)
+        forward(torch.randn(2, 96))
+    assert len(torchs_own) == 5
 
 
 def test_a_hand_computed_product():
@@ -88,14 +121,6 @@ def test_with_gradients_the_layer_computes_as_torch_does():
     assert layer.weight.grad is not None
 
 
-def test_another_type_and_no_rows_are_left_to_torch():
-    layer = layer_of(torch.float32)
-    pack_linear_layers(layer)
-    assert layer(torch.zeros(0, 96)).shape == (0, 40)
-    with pytest.raises(RuntimeError):
-        layer(torch.zeros(1, 96, dtype=torch.float64))
-
-
 def test_other_layers_stay_as_they_are():
     class Own(nn.Linear):
         pass
@@ -108,14 +133,54 @@ def test_other_layers_stay_as_they_are():
     assert packed.memory == 40 * 96 * 4 and packed.seconds >= 0
     with pytest.raises(ValueError, match="this model has float64 on cpu"):
         pack_linear_layers(nn.Sequential(layer_of(torch.float64)))
-    with pytest.raises(ValueError, match="has float32 on cpu with a forward of its own"):
+    with pytest.raises(ValueError, match="has layers with a forward of their own"):
         pack_linear_layers(nn.Sequential(replaced))
+    with pytest.raises(ValueError, match="has packed weights already"):
+        pack_linear_layers(nn.Sequential(model[0]))
+    with pytest.raises(ValueError, match="float32 on cpu without values"):
+        pack_linear_layers(nn.Linear(3, 0))
     with torch.inference_mode():
         inferred = nn.Sequential(nn.Linear(96, 40))
     with pytest.raises(ValueError, match="made in inference mode"):
         pack_linear_layers(inferred)
     with pytest.raises(ValueError, match="no linear layer"):
         pack_linear_layers(nn.Sequential(nn.Conv2d(1, 1, 1)))
+
+
+def test_adapters_are_left_alone():
+    """PEFT adds to the weights of what it wraps by their `.data`, which nobody can notice."""
+
+    class Adapter(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.base_layer, self.lora_A = layer_of(torch.float32), layer_of(torch.float32)
+
+    model = nn.ModuleList([Adapter(), layer_of(torch.float32)])
+    assert [forward.layer for forward in pack_linear_layers(model).forwards] == [model[1]]
+    with pytest.raises(ValueError, match="this model has adapters"):
+        pack_linear_layers(Adapter())
+
+
+def test_a_class_of_tensors_that_computes_by_itself_is_left_alone():
+    class Quantised(torch.Tensor):
+        pass
+
+    layer = layer_of(torch.float32)
+    layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Quantised), requires_grad=False)
+    with pytest.raises(ValueError, match="of the class Quantised"):
+        pack_linear_layers(layer)
+
+
+def test_packed_weights_are_put_off_and_on_and_made_anew(torchs_own):
+    layer = layer_of(torch.float32, bias=False)
+    packed = pack_linear_layers(layer)
+    packed.remove()
+    assert "forward" not in vars(layer)
+    packed.put_back()
+    layer.weight.data.mul_(2)
+    packed.repack()
+    given = torch.randn(2, 96)
+    assert torch.allclose(layer(given), given @ layer.weight.T, atol=1e-5) and torchs_own == []
 
 
 def test_a_forward_replaced_since_is_left_alone():
@@ -162,6 +227,7 @@ def test_a_guarded_model_with_packed_weights_is_as_exact_as_without(method):
     ("arguments", "says"),
     [
         (["--dtype", "float16"], "weights are packed for the CPU, in float32"),
+        (["--dtype", "float64"], "dtype is 'float64'"),
         (["--device", "meta"], "device 'meta' has shapes and no values"),
     ],
 )
@@ -177,6 +243,18 @@ def test_other_engines_refuse_the_option(capsys, tmp_path, other):
     with pytest.raises(SystemExit) as finished:
         main(["eval", "--count", "1", "--pack-weights", *other, "--out", str(tmp_path / "out")])
     assert finished.value.code == 2 and "--pack-weights cannot be used" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["--device", "cuda"], "--pack-weights is for the CPU, and --device is cuda"),
+        (["--dtype", "float16"], "--pack-weights is for float32 and bfloat16"),
+    ],
+)
+def test_an_evaluation_refuses_before_a_model_is_loaded(capsys, tmp_path, given, says):
+    assert run(main, ["eval", "--count", "1", "--pack-weights", *given, "--out", str(tmp_path / "out")]) == 2
+    assert says in " ".join(capsys.readouterr().err.split())
 
 
 def test_an_evaluation_records_packed_weights_and_mixes_no_answers(capsys, tmp_path):

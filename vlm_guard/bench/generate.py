@@ -26,11 +26,12 @@ from vlm_guard.families.packed_vectors import pack_vectors
 from vlm_guard.families.profiles import short_value
 from vlm_guard.guard import wrap
 from vlm_guard.kernels.benchmark.measure import describe_machine, note_on_load
-from vlm_guard.kernels.packed_linear import pack_linear_layers
+from vlm_guard.kernels.packed_linear import PackedLayers, pack_linear_layers
 from vlm_guard.method.registry import method_names, resolve_methods
 
 UNGUARDED = "none"
 CONTROL = "plain model, batch"
+NOT_PACKED = "plain model, not packed"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ALL = "all"
 
@@ -84,7 +85,8 @@ def benchmark_generate(
         methods: names as for `wrap`; "all" stands for every method.
         options: options, each for all entries with its method: {"var.move_fraction": 0.5}.
         attention_backend: as for `wrap`.
-        pack_weights: lay the linear layers out for oneDNN, for the plain model, too.
+        pack_weights: lay the linear layers out for oneDNN, for the plain model, too; a further control is the plain
+            model without.
         device: where the model runs.
         dtype: of the weights, several separated by commas; by default float32 and bfloat16 on the CPU, bfloat16
             elsewhere.
@@ -130,10 +132,11 @@ def benchmark_generate(
     for name in names:
         loaded, processor, prompts = load_for_timing(model, DTYPES[name], where, prompt_tokens)
         length = prompts(batch, 0)["input_ids"].shape[1]
-        if pack_weights:
-            pack_linear_layers(loaded)
+        packed = pack_linear_layers(loaded) if pack_weights else None
+        if packed is not None:
+            report(f"{name}: {len(packed.forwards)} layers packed, {packed.memory / 2**20:.0f} MiB more")
         calls: dict[str, Callable[[int], Seconds]] = _calls(
-            loaded, processor, prompts, batch, settings, attention_backend,
+            loaded, processor, prompts, batch, settings, attention_backend, packed,
             {method: {**_of_entry(method, facts), **given[method]} for method in methods if method != UNGUARDED},
         )  # fmt: skip
         for entry in _measure(calls, rounds, batch):
@@ -182,9 +185,10 @@ def _calls(
     batch: int,
     settings: Mapping[str, Any],
     attention_backend: str | None,
+    packed: PackedLayers | None,
     methods: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Callable[[int], Seconds]]:
-    """By name, what times one call of a round: the plain model, the plain model with twice the rows, every method."""
+    """By name, what times one call of a round: the plain model, it with twice the rows, unpacked, and every method."""
 
     def plain(number: int, rows: int = batch) -> Seconds:
         return time_call(model, prompts(rows, number), settings, model.device)
@@ -196,8 +200,19 @@ def _calls(
 
         return call
 
-    control = {f"{CONTROL} {2 * batch}": lambda number: plain(number, 2 * batch)}
-    return {UNGUARDED: plain, **control, **{name: guarded(name) for name in methods}}
+    def not_packed(number: int) -> Seconds:
+        if packed is None:
+            raise RuntimeError("no weights are packed")
+        packed.remove()
+        try:
+            return plain(number)
+        finally:
+            packed.put_back()
+
+    controls = {f"{CONTROL} {2 * batch}": lambda number: plain(number, 2 * batch)}
+    if packed is not None:
+        controls[NOT_PACKED] = not_packed
+    return {UNGUARDED: plain, **controls, **{name: guarded(name) for name in methods}}
 
 
 def _measure(calls: Mapping[str, Callable[[int], Seconds]], rounds: int, batch: int) -> list[dict[str, Any]]:
@@ -215,7 +230,8 @@ def _measure(calls: Mapping[str, Callable[[int], Seconds]], rounds: int, batch: 
     for name, found in pairs.items():
         entry = {"method": name, **summarise_pairs(found)}
         # What a second row costs without any method: the measure for methods that decode a second branch.
-        entries.append(entry | {"control": True} if name.startswith(CONTROL) else entry)
+        is_control = name.startswith(CONTROL) or name == NOT_PACKED
+        entries.append(entry | {"control": True} if is_control else entry)
     return entries
 
 

@@ -122,7 +122,7 @@ def _speed(found: Mapping[str, Any]) -> Iterator[str]:
     rows += [
         (
             entry["method"],
-            _ratio(entry["prefill"]["ratio_to_unguarded"]),
+            _ratio(entry["answer" if comes_at_once(entry) else "prefill"]["ratio_to_unguarded"]),
             "-" if comes_at_once(entry) else _ratio(entry["decode"]["ratio_to_unguarded"]),
         )
         for entry in speed["entries"]
@@ -131,7 +131,7 @@ def _speed(found: Mapping[str, Any]) -> Iterator[str]:
     for row in rows:
         yield f"  {row[0]:<{name}}{row[1]:<{first}}{row[2]}"
     if any(row[2] == "-" for row in rows):
-        yield from _wrapped("-: the answer comes in one piece, so its first token is the whole answer", 2)
+        yield from _wrapped("-: the answer comes in one piece, so the whole answer stands in front", 2)
     if speed["not_reached"]:
         yield from _wrapped(f"not reached in the time (--minutes): {', '.join(speed['not_reached'])}", 2)
 

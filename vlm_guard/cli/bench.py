@@ -52,6 +52,8 @@ def command(
     import json
     import sys
 
+    if pack_weights and what != "generate":
+        raise ValueError(f"--pack-weights is for bench generate; bench {what} times weights as they lie in memory")
     if what == "generate":
         from vlm_guard.method.index import refuse_texts
 

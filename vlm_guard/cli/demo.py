@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from vlm_guard.cli._weights import PackWeights
+
 
 def command(
     port: Annotated[int | None, typer.Option(help="Port; the first free one from 7860 on by default.")] = None,
@@ -13,13 +15,7 @@ def command(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    pack_weights: Annotated[
-        bool,
-        typer.Option(
-            "--pack-weights",
-            help="CPU: lay linear layers out for oneDNN; faster on some processors, twice the memory.",
-        ),
-    ] = False,
+    pack_weights: PackWeights = False,
     allow_host: Annotated[
         list[str] | None,
         typer.Option(help="Further name that browsers may call the page by, behind a proxy; may be repeated."),

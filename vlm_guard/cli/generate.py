@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vlm_guard.cli._weights import PackWeights
+
 if TYPE_CHECKING:
     from vlm_guard.grounding.settings import Grounding
 
@@ -27,13 +29,7 @@ def command(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     device_map: Annotated[str | None, typer.Option(help="Spread the weights over devices: auto.")] = None,
     attention_backend: Annotated[str | None, typer.Option(help="reference, torch or triton. [fastest]")] = None,
-    pack_weights: Annotated[
-        bool,
-        typer.Option(
-            "--pack-weights",
-            help="CPU: lay linear layers out for oneDNN; faster on some processors, twice the memory.",
-        ),
-    ] = False,
+    pack_weights: PackWeights = False,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code shipped with the checkpoint.")
     ] = False,

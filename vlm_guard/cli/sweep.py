@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from vlm_guard.cli._weights import PackWeights
+
 
 def command(
     out: Annotated[Path, typer.Option(help="Folder of the run: sweep.json and every answer.")],
@@ -16,6 +18,7 @@ def command(
     method: Annotated[list[str] | None, typer.Option(help="Methods to try; repeat it. [all the model takes]")] = None,
     batch_size: Annotated[int, typer.Option(help="Prompts answered together.", min=1)] = 16,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    pack_weights: PackWeights = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the sweep as JSON.")] = False,
 ) -> None:
     """Try each method's main strength at half, once and twice its default, by captions.
@@ -28,12 +31,9 @@ def command(
     import json
     import sys
 
-    from vlm_guard.method.index import described_method
+    from vlm_guard.method.index import refuse_settings
 
-    for name in method or ():
-        if not name.isidentifier():
-            raise ValueError(f"--method is {name!r}; sweep tries settings of its own: give a name, no settings")
-        described_method(name)
+    refuse_settings(method or (), "sweep tries settings of its own")
     from rich.console import Console
 
     from vlm_guard.eval.report.progress import ProgressBar
@@ -43,9 +43,8 @@ def command(
     from vlm_guard.untrusted.printed_text import one_line
 
     method = method or methods_to_sweep(model, device)
-    settings = read_settings(
-        None, {"model": model, "data": data, "count": count, "batch_size": batch_size, "device": device}
-    )
+    given = {"data": data, "count": count, "batch_size": batch_size, "device": device, "pack_weights": pack_weights}
+    settings = read_settings(None, {"model": model, **given})
     progress = ProgressBar(Console(stderr=True))
     try:
         report = sweep(settings, method, out, progress=progress)

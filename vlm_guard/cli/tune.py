@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from vlm_guard.cli._weights import PackWeights
+
 
 def command(
     model: Annotated[str, typer.Argument(help="builtin, a folder or a Hugging Face id.")],
@@ -33,6 +35,7 @@ def command(
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     device_map: Annotated[str | None, typer.Option(help="Spread the weights over devices: auto.")] = None,
+    pack_weights: PackWeights = False,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code shipped with the checkpoint.")
     ] = False,
@@ -70,7 +73,14 @@ def command(
         pictures = pictures_of_data(data, count)
     else:
         raise ValueError("give pictures: either --images FOLDER, or --data scenes:SPLIT[:SEED] or coco:FOLDER")
-    loaded = load_model(model, dtype=dtype, device=device, device_map=device_map, trust_remote_code=trust_remote_code)
+    loaded = load_model(
+        model,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        trust_remote_code=trust_remote_code,
+        pack_weights=pack_weights,
+    )
     with MeasurementBars(Console(stderr=True)) as bars:
         tuning = tune(
             loaded,

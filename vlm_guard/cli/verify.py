@@ -40,12 +40,9 @@ def command(
         raise ValueError(f"--minutes is {minutes}; allowed: above 0, up to 600")
     if json_file is not None and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
         raise ValueError(f"--json {json_file}: it must be a file in a folder that exists")
-    from vlm_guard.method.index import described_method
+    from vlm_guard.method.index import refuse_settings
 
-    for name in method or ():
-        if not name.isidentifier():
-            raise ValueError(f"--method is {name!r}; verify checks methods as they are: give a name, no settings")
-        described_method(name)
+    refuse_settings(method or (), "verify checks methods as they are")
     import torch
 
     from vlm_guard.bench.verify import verify

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from vlm_guard.method.read_out_call import ReadOutCall
 
 # On a CPU a float32 product of so many rows is about a third faster with the weights on its left (MKL, vocabularies of
-# 32 to 150 thousand); with fewer or more rows it is not. In bfloat16 it is faster on some processors and takes twice
-# as long on others, so it is left alone.
+# 32 to 150 thousand); with fewer or more rows it is not. In bfloat16 it is faster on some processors and slower on
+# others, so it is left alone.
 _WEIGHTS_LEFT = range(5, 21)
 
 

@@ -74,6 +74,22 @@ def refuse_texts(texts: Iterable[str]) -> None:
             refuse_part(part)
 
 
+def refuse_settings(names: Iterable[str], why: str) -> None:
+    """Refuse what is no method's bare name.
+
+    Args:
+        names: as they were given.
+        why: a bare name is wanted.
+
+    Raises:
+        ValueError: one has settings, or is unknown.
+    """
+    for name in names:
+        if not name.isidentifier():
+            raise ValueError(f"--method is {name!r}; {why}: give a name, no settings")
+        described_method(name)
+
+
 def refuse_part(part: MethodPart) -> None:
     """Refuse one method of a line for what shows without importing it: its name, its options' names and values.
 

@@ -53,7 +53,7 @@ class InProcess(Engine):
             revision=settings.revision,
             device_map=settings.device_map,
             trust_remote_code=settings.trust_remote_code,
-            pack_weights=bool(settings.pack_weights),
+            pack_weights=settings.pack_weights,
         )
         self.guards: list[Guard] = []
         for spec in specs:

@@ -43,7 +43,7 @@ def check_vllm_settings(settings: RunSettings, processes: int) -> None:
         ImportError: vLLM is not installed, or in a version that was not tested.
     """
     for name, reason in _REFUSED.items():
-        if getattr(settings, name) is not None:
+        if getattr(settings, name) not in (None, False):
             raise ValueError(f"--{name.replace('_', '-')} cannot be used beside --engine vllm: {reason}")
     if settings.device not in ("auto", "cpu"):
         raise ValueError(
