@@ -241,8 +241,8 @@ class PromptLens:
             logits = self._logits(self._normed[:, start:stop].flatten(0, 1))
             if best is None:
                 best = torch.full((batch, logits.shape[1]), -math.inf)
-            # In one operation: a logsumexp and a difference go over the table more often. The largest entry of a row is the one
-            # from which what was taken off can be told exactly enough.
+            # In one operation: a logsumexp and a difference go over the table more often. From the largest entry of a
+            # row it can be told exactly enough what was taken off.
             log_probs = logits.log_softmax(-1)
             torch.maximum(best[row], log_probs.amax(0).cpu(), out=best[row])
             total = logits.amax(-1) - log_probs.amax(-1)
