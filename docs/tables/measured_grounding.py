@@ -91,16 +91,17 @@ def _sources(files: Sequence[Mapping[str, Any]], paths: Sequence[Any]) -> list[s
         chosen = "" if repair == "drop" else f" --set grounding.repair={repair}"
         lines.append(
             f"`vlm-guard eval --model builtin --data {data['name']} --count {data['images']} --task grounding{chosen} "
-            f"{methods} --out DIR` ({path})"
+            f"{methods} --out DIR` ({path}; {results['environment']['hardware']['processor']})"
         )
         lines.append("")
-    hardware, versions = files[0]["environment"]["hardware"], files[0]["environment"]["versions"]
+    versions = {f"torch {known['torch']}, transformers {known['transformers']}" for known in _versions(files)}
     note = files[0]["profile"]["facts"]["grounding_score"]["note"]
-    lines.append(
-        f"{hardware['processor']}, torch {versions['torch']}, transformers {versions['transformers']}. The weights of "
-        f"the score are the profile's: {note}."
-    )
+    lines.append(f"{'; '.join(sorted(versions))}. The weights of the score are the profile's: {note}.")
     return [*lines, ""]
+
+
+def _versions(files: Sequence[Mapping[str, Any]]) -> list[Mapping[str, str]]:
+    return [results["environment"]["versions"] for results in files]
 
 
 def _repair_of(results: Mapping[str, Any]) -> str:
