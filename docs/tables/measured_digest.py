@@ -162,7 +162,7 @@ def differences(kind: str, split: str) -> dict[str, dict[str, Any]]:
 
 def _runs(kind: str, split: str) -> Iterator[dict[str, Any]]:
     """The main run and those of its own that there are."""
-    for part in ("", "opera_", "pope_"):
+    for part in ("", "newer_", "opera_", "pope_"):
         path = EVALUATIONS / f"{kind}_{part}{split}.json"
         if path.is_file() or not part:
             yield json.loads(path.read_text(encoding="utf-8"))
