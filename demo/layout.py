@@ -9,7 +9,7 @@ import gradio as gr
 from vlm_guard.demo import panels
 from vlm_guard.demo.answering import LONGEST_PROMPT
 from vlm_guard.demo.context import DemoContext
-from vlm_guard.demo.limited_slider import LimitedSlider
+from vlm_guard.demo.limited_slider import limited
 from vlm_guard.demo.look_panel import ALL_HEADS, METHOD_LAYERS, head_choices, layer_choices
 from vlm_guard.demo.marked_answer import legend_html
 from vlm_guard.demo.method_options import method_choices, setting_text
@@ -130,12 +130,14 @@ def _picture_column(page: Page) -> None:
     )
     parts["option_holder"] = gr.Accordion("Options of the method", open=False, elem_id="vg-options")
     with gr.Accordion("Generation", open=False, elem_id="vg-generation"):
-        parts["temperature"] = LimitedSlider(
-            0, 2, value=0, step=0.1, label="Temperature", info="0 is greedy search.", elem_id="vg-temperature"
+        parts["temperature"] = limited(
+            gr.Slider(
+                0, 2, value=0, step=0.1, label="Temperature", info="0 is greedy search.", elem_id="vg-temperature"
+            )
         )
         parts["seed"] = gr.Number(0, label="Seed, the same for both answers", precision=0, elem_id="vg-seed")
-        parts["max_tokens"] = LimitedSlider(
-            8, 512, value=96, step=8, label="Longest answer, tokens", elem_id="vg-tokens"
+        parts["max_tokens"] = limited(
+            gr.Slider(8, 512, value=96, step=8, label="Longest answer, tokens", elem_id="vg-tokens")
         )
     with gr.Row(elem_classes="vg-run"):
         parts["run"] = gr.Button("Compare", variant="primary", scale=3, min_width=100, elem_id="vg-run")

@@ -3,15 +3,19 @@
 import gradio as gr
 
 
-class LimitedSlider(gr.Slider):
-    """A slider that takes the nearest limit for what lies beyond it.
+def limited(slider: gr.Slider) -> gr.Slider:
+    """Let a slider take the nearest limit for what lies beyond it.
 
-    The browser moves such a number by itself, but a busy page may send it before. Gradio's own slider would answer that
-    with an error.
+    The browser moves such a number by itself, but a busy page may send it before. Gradio's slider would answer that with
+    an error. (A class of its own would be no better: Gradio writes a file beside the source of every such class.)
+
+    Args:
+        slider: just made.
     """
+    taken = slider.preprocess
 
-    is_template = True  # drawn as Gradio's own
+    def preprocess(payload: float) -> float:
+        return taken(min(max(payload, slider.minimum), slider.maximum))
 
-    def preprocess(self, payload: float) -> float:
-        """The number, within the limits."""
-        return super().preprocess(min(max(payload, self.minimum), self.maximum))
+    vars(slider)["preprocess"] = preprocess
+    return slider

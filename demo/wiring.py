@@ -13,7 +13,7 @@ from vlm_guard.demo.answering import GenerationSettings
 from vlm_guard.demo.comparing import USER_ERRORS
 from vlm_guard.demo.copying import as_command, as_python
 from vlm_guard.demo.layout import Page
-from vlm_guard.demo.limited_slider import LimitedSlider
+from vlm_guard.demo.limited_slider import limited
 from vlm_guard.demo.marked_answer import legend_html, message_html
 from vlm_guard.demo.method_options import OptionControl, chosen_methods, controls_of, setting_text
 from vlm_guard.demo.pictures import Picture
@@ -135,7 +135,7 @@ def option_component(control: OptionControl, value: Any) -> Any:
         "elem_id": f"vg-option-{control.method}-{control.name}",
     }
     if control.kind == "slider":
-        return LimitedSlider(control.low, control.high, value=value, step=control.step, **common)
+        return limited(gr.Slider(control.low, control.high, value=value, step=control.step, **common))
     if control.kind == "choice":
         return gr.Dropdown(list(control.choices), value=value, **common)
     if control.kind == "switch":
