@@ -18,7 +18,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def visitor(address):
-    window = Visitor(address)
+    window = Visitor(address).open()  # here, so that any part of these tests runs by itself
     yield window
     window.close()
 
