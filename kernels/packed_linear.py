@@ -87,14 +87,18 @@ def _state(weight: Tensor) -> tuple[int, int, torch.dtype]:
 
 def _obstacle(weight: Tensor) -> str:
     """Why weights cannot be packed; empty if they can."""
-    name = f"{str(weight.dtype).removeprefix('torch.')} on {weight.device}"
+    # Asked at every product, so that the words are put together only where there is one.
     if weight.device.type != "cpu" or weight.dtype not in packable_types():
-        return name
-    if weight.is_inference():  # these do not tell when they are written to
-        return f"{name} made in inference mode"
-    if type(weight) not in (nn.Parameter, Tensor) or type(weight.data) is not Tensor:
-        return f"{name} of the class {type(weight.data).__name__}"
-    return "" if weight.numel() else f"{name} without values"
+        more = ""
+    elif weight.is_inference():  # these do not tell when they are written to
+        more = " made in inference mode"
+    elif type(weight) not in (nn.Parameter, Tensor) or type(weight.data) is not Tensor:
+        more = f" of the class {type(weight.data).__name__}"
+    elif not weight.numel():
+        more = " without values"
+    else:
+        return ""
+    return f"{str(weight.dtype).removeprefix('torch.')} on {weight.device}{more}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +151,7 @@ def pack_linear_layers(model: nn.Module) -> PackedLayers:
     if not packable_types():
         raise ValueError("weights are packed by oneDNN, which this torch was built without")
     begun = perf_counter()
-    obstacles = {layer: obstacle for layer, obstacle in _linear_layers(model)}
+    obstacles = dict(_linear_layers(model))
     forwards = []
     for layer, obstacle in obstacles.items():
         if not obstacle:

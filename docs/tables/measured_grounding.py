@@ -94,14 +94,11 @@ def _sources(files: Sequence[Mapping[str, Any]], paths: Sequence[Any]) -> list[s
             f"{methods} --out DIR` ({path}; {results['environment']['hardware']['processor']})"
         )
         lines.append("")
-    versions = {f"torch {known['torch']}, transformers {known['transformers']}" for known in _versions(files)}
+    known = [results["environment"]["versions"] for results in files]
+    versions = {f"torch {each['torch']}, transformers {each['transformers']}" for each in known}
     note = files[0]["profile"]["facts"]["grounding_score"]["note"]
     lines.append(f"{'; '.join(sorted(versions))}. The weights of the score are the profile's: {note}.")
     return [*lines, ""]
-
-
-def _versions(files: Sequence[Mapping[str, Any]]) -> list[Mapping[str, str]]:
-    return [results["environment"]["versions"] for results in files]
 
 
 def _repair_of(results: Mapping[str, Any]) -> str:
