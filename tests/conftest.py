@@ -69,7 +69,7 @@ def zoo_model(_zoo_cache: dict[tuple[str, torch.dtype], ZooModel]) -> Callable[.
         if key not in _zoo_cache or not is_pristine(_zoo_cache[key].model):
             _zoo_cache[key] = build(family, dtype=dtype)
         for module in _zoo_cache[key].model.modules():
-            if hasattr(module, "rope_deltas"):
+            if "rope_deltas" in vars(module):
                 module.rope_deltas = None
         return _zoo_cache[key]
 

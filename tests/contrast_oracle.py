@@ -31,7 +31,7 @@ def with_tokens(zoo, inputs: dict[str, Any], ids: list[int], generated: int) -> 
 def next_logits(zoo, inputs: dict[str, Any], ids: list[int], generated: int = 0) -> Tensor:
     """[V] logits after `ids`, whose last `generated` were generated, from one whole forward pass."""
     for module in zoo.model.modules():
-        if hasattr(module, "rope_deltas"):
+        if "rope_deltas" in vars(module):
             module.rope_deltas = None
     with torch.no_grad():
         # A family whose inner language model generates takes prompts without a picture there only.

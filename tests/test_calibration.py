@@ -158,6 +158,18 @@ def test_the_measured_profile_serves_var(tmp_path, monkeypatch):
     assert find_profile(build("gemma3").config) is None
 
 
+def test_a_profile_that_was_written_anew_or_taken_away_is_noticed(tmp_path, monkeypatch):
+    """Profiles are kept once they are read; a file of the same length in its place is another one all the same."""
+    monkeypatch.setenv("VLM_GUARD_PROFILES", str(tmp_path))
+    zoo = build("llava")
+    for dimension in (3, 4):
+        facts = {"sink_dimensions": Fact(value=[dimension], source="calibrated", note="n")}
+        new_profile(zoo.model, "mine", facts).save(tmp_path / "mine.json")
+        assert find_profile(zoo.config).value("sink_dimensions") == [dimension]
+    (tmp_path / "mine.json").unlink()
+    assert (find_profile(zoo.config) or Profile(name="none", match={})).name != "mine"
+
+
 def test_shipped_profiles_are_sound():
     names = [profile.name for profile in all_profiles()]
     assert "llava-llama-2-7b" in names and len(set(names)) == len(names)

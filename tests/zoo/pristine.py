@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -26,23 +26,32 @@ class _Record:
 _RECORDS: weakref.WeakKeyDictionary[nn.Module, _Record] = weakref.WeakKeyDictionary()
 
 
-def _implementations(model: PreTrainedModel) -> dict[str, str | None]:
-    return {
-        name: module.config._attn_implementation
-        for name, module in model.named_modules()
-        if isinstance(module, PreTrainedModel)
-    }
+def _look(model: PreTrainedModel) -> _Record:
+    """The model as it is now, in one walk over its modules; its weights are not copied."""
+    attributes: dict[str, frozenset[str]] = {}
+    implementations: dict[str, str | None] = {}
+    weights: dict[str, torch.Tensor] = {}
+    for name, module in model.named_modules():
+        own, parameters, buffers = vars(module), module._parameters, module._buffers
+        attributes[name] = frozenset(own.keys() - _TRANSIENT | parameters.keys() | buffers.keys())
+        if isinstance(module, PreTrainedModel):
+            implementations[name] = module.config._attn_implementation
+        for held in (parameters, buffers):
+            for key, tensor in held.items():
+                if tensor is not None and tensor.is_floating_point() and key not in module._non_persistent_buffers_set:
+                    weights[f"{name}.{key}"] = tensor
+    return _Record(attributes=attributes, implementations=implementations, weights=weights, training=model.training)
 
 
-def _attributes(model: nn.Module) -> dict[str, frozenset[str]]:
-    return {
-        name: (frozenset(vars(module)) - _TRANSIENT) | module._buffers.keys() | module._parameters.keys()
-        for name, module in model.named_modules()
-    }
-
-
-def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+def _hooks(model: nn.Module) -> list[str]:
+    """The hooks that transformers has not put on itself."""
+    found = []
+    for name, module in model.named_modules():
+        for kind in _HOOKS:
+            for hook in vars(module)[kind].values():
+                if getattr(hook, "__module__", "") not in _LEFT_BY_TRANSFORMERS:
+                    found.append(f"{kind} of {name or 'the model'}: {hook}")
+    return found
 
 
 def _same(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:
@@ -52,38 +61,29 @@ def _same(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:
 
 def record(model: PreTrainedModel) -> None:
     """Remember ``model`` as it is now; ``assert_pristine`` compares with this."""
-    _RECORDS[model] = _Record(
-        attributes=_attributes(model),
-        implementations=_implementations(model),
-        weights={name: tensor.clone() for name, tensor in _weights(model).items()},
-        training=model.training,
-    )
+    seen = _look(model)
+    _RECORDS[model] = replace(seen, weights={name: tensor.clone() for name, tensor in seen.weights.items()})
 
 
 def differences(model: PreTrainedModel) -> list[str]:
     """What is not as ``record`` saw it, one sentence each; empty for an untouched model."""
     if model not in _RECORDS:
         raise ValueError("this model was not built by the zoo; call zoo.pristine.record(model) first")
-    seen, found = _RECORDS[model], []
-    for name, module in model.named_modules():
-        for kind in _HOOKS:
-            hooks = getattr(module, kind).values()
-            foreign = [hook for hook in hooks if getattr(hook, "__module__", "") not in _LEFT_BY_TRANSFORMERS]
-            found += [f"{kind} of {name or 'the model'}: {hook}" for hook in foreign]
-    now = _attributes(model)
-    for name in seen.attributes.keys() | now.keys():
-        before, after = seen.attributes.get(name, frozenset()), now.get(name, frozenset())
-        if before != after:
-            found.append(f"attributes of {name or 'the model'}: +{sorted(after - before)} -{sorted(before - after)}")
-    for name, implementation in _implementations(model).items():
+    seen, now, found = _RECORDS[model], _look(model), _hooks(model)
+    if now.attributes != seen.attributes:
+        for name in seen.attributes.keys() | now.attributes.keys():
+            before, after = (look.attributes.get(name, frozenset()) for look in (seen, now))
+            if before != after:
+                more, less = sorted(after - before), sorted(before - after)
+                found.append(f"attributes of {name or 'the model'}: +{more} -{less}")
+    for name, implementation in now.implementations.items():
         if seen.implementations.get(name) != implementation:
             old = seen.implementations.get(name)
             found.append(f"attention of {name or 'the model'}: {old} became {implementation}")
-    if model.training != seen.training:
-        found.append(f"training: {seen.training} became {model.training}")
-    weights = _weights(model)
-    names = sorted(seen.weights.keys() | weights.keys())
-    changed = [name for name in names if not _same(seen.weights.get(name), weights.get(name))]
+    if now.training != seen.training:
+        found.append(f"training: {seen.training} became {now.training}")
+    names = sorted(seen.weights.keys() | now.weights.keys())
+    changed = [name for name in names if not _same(seen.weights.get(name), now.weights.get(name))]
     if changed:
         found.append(f"weights changed: {', '.join(changed)}")
     return found

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -125,7 +126,8 @@ def all_profiles(*, shipped_only: bool = False) -> Iterator[Profile]:
     """The user's profiles, then the shipped ones."""
     for folder in (SHIPPED,) if shipped_only else (user_profiles(), SHIPPED):
         for path in sorted(folder.glob("*.json")):
-            yield read_profile(path)
+            state = path.stat()
+            yield _read_once(path, (state.st_mtime_ns, state.st_size, state.st_ino))
 
 
 def find_profile(config: Any) -> Profile | None:
@@ -164,6 +166,12 @@ def short_value(value: Any) -> str:
     """A fact's value for people to look at; of packed numbers only the beginning."""
     text = str(value)
     return text if not isinstance(value, str) or len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text)} characters)"
+
+
+@lru_cache(maxsize=64)
+def _read_once(path: Path, state: tuple[int, int, int]) -> Profile:
+    """The profile of a file in this state; every `wrap` looks through all files, which change once in a while."""
+    return read_profile(path)
 
 
 def _lookup(config: Any, path: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -52,6 +53,15 @@ def _draw_block(stage: str, recipe: Recipe, first: int, last: int) -> list[np.nd
     return [pixels, patches, types, objects, has_second, second]
 
 
+def _each(draw: Callable[..., list[np.ndarray]], starts: list[int], ends: list[int], workers: int) -> Iterator[list]:
+    """The blocks in their order, drawn by so many processes; one needs none beside this."""
+    if workers == 1:
+        yield from map(draw, starts, ends)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(draw, starts, ends)
+
+
 def draw_pictures(folder: Path, stage: str, recipe: Recipe) -> SceneStore:
     """Draw the pictures of a stage into `folder`, or open them if they are there already.
 
@@ -80,10 +90,9 @@ def draw_pictures(folder: Path, stage: str, recipe: Recipe) -> SceneStore:
         starts = list(range(0, count, _BLOCK))
         ends = [min(count, start + _BLOCK) for start in starts]
         draw = partial(_draw_block, stage, recipe)
-        with ProcessPoolExecutor(recipe.workers, mp_context=get_context("spawn")) as pool:
-            for start, end, block in zip(starts, ends, pool.map(draw, starts, ends)):
-                for array, part in zip(arrays, block):
-                    array[start:end] = part
+        for start, end, block in zip(starts, ends, _each(draw, starts, ends, min(recipe.workers, len(starts)))):
+            for array, part in zip(arrays, block):
+                array[start:end] = part
         for array in arrays:
             array.flush()
         marker.write_text(json.dumps(wanted), encoding="utf-8")

@@ -101,9 +101,9 @@ def test_a_short_run_learns_resumes_and_loads(tmp_path):
 
     torch.set_num_threads(1)
     recipe = Recipe(
-        vision_minutes=0.1,
-        joint_minutes=0.1,
-        finish_minutes=0.05,
+        vision_minutes=0.04,
+        joint_minutes=0.05,
+        finish_minutes=0.025,
         scenes=1000,
         workers=1,
         vision_batch=8,
@@ -120,9 +120,9 @@ def test_a_short_run_learns_resumes_and_loads(tmp_path):
     assert 0 < lines[-1]["caption_loss"] < 20
     assert not torch.equal(model.lm_head.weight, new_model(0).lm_head.weight)
     stage, elapsed = restore(tmp_path, model)
-    assert stage == "joint" and elapsed == pytest.approx(6, abs=0.1)
+    assert stage == "joint" and elapsed == pytest.approx(3, abs=0.1)
     steps = read_progress(tmp_path / "checkpoint.safetensors")["steps"]
-    train_stage(0, model, recipe, "joint", tmp_path, elapsed - 3)
+    train_stage(0, model, recipe, "joint", tmp_path, elapsed - 1.5)
     assert read_progress(tmp_path / "checkpoint.safetensors")["steps"] > steps
     train_stage(0, model, recipe, "finish", tmp_path, 0.0)
     last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
