@@ -44,6 +44,9 @@ from vlm_guard.method import (
 _LEAST = -80.0
 """Of a log-probability whose exponential is computed; float32 has denormals below -87."""
 
+_IN_CACHE = 2**19
+"""Numbers of a tensor that a CPU has at hand, a few of them at a time; larger ones go through memory at every step."""
+
 
 @register("dola")
 @dataclass(frozen=True, kw_only=True)
@@ -108,9 +111,14 @@ class DoLa(Method):
 
     def combine_layers(self, final: Tensor, early: Tensor, layers: tuple[int, ...]) -> Tensor:
         """Per row, log p_final - strength log p_early of its farthest early layer, on plausible tokens."""
-        log_final, log_early = final.log_softmax(-1), early.log_softmax(-1)
-        chosen = layer_divergence(log_final, log_early, self.divergence).argmax(0)
-        farthest = log_early[chosen, torch.arange(final.shape[0], device=final.device)]
+        log_final, rows = final.log_softmax(-1), torch.arange(final.shape[0], device=final.device)
+        farthest, most = log_final, final.new_full(rows.shape, -math.inf)
+        for part in early.split(_layers_at_once(early)):
+            log_early = part.log_softmax(-1)
+            found, layer = layer_divergence(log_final, log_early, self.divergence).max(0)
+            # Of equal ones the earliest stays.
+            farthest = torch.where((found > most)[:, None], log_early[layer, rows], farthest)
+            most = torch.maximum(most, found)
         return cut_implausible(log_final - self.strength * farthest, log_final, self.plausibility)
 
 
@@ -122,9 +130,9 @@ def layer_divergence(log_final: Tensor, log_early: Tensor, kind: str = "textbook
         log_early: [E, B, V] of the early layers.
         kind: "textbook", (KL(p || M) + KL(q || M)) / 2, or "reversed", (KL(M || p) + KL(M || q)) / 2.
     """
-    # A dozen layers times the vocabulary: every further tensor of that size costs as much as the arithmetic. And
-    # numbers so small that they are stored as denormals take a processor ten times as long, so no probability is taken
-    # for less than e^-80; all such tokens together change a divergence by less than 1e-28.
+    # Every further tensor of this size costs as much as the arithmetic. And numbers so small that they are stored as
+    # denormals take a processor ten times as long, so no probability is taken for less than e^-80; all such tokens
+    # together change a divergence by less than 1e-28.
     early = log_early.clamp_min(_LEAST).exp_()
     final = log_final.clamp_min(_LEAST).exp_()
     middle = final + early
@@ -132,6 +140,13 @@ def layer_divergence(log_final: Tensor, log_early: Tensor, kind: str = "textbook
     if kind == "reversed":
         gaps = (2 * log_middle).sub_(log_final).sub_(log_early)
         return middle.mul_(gaps).sum(-1) / 4
-    from_final = (log_final - log_middle).mul_(final).sum(-1)
-    from_early = log_middle.neg_().add_(log_early).mul_(early).sum(-1)
+    from_early = early.mul_(log_early - log_middle).sum(-1)
+    from_final = log_middle.neg_().add_(log_final).mul_(final).sum(-1)
     return (from_final + from_early) / 2
+
+
+def _layers_at_once(early: Tensor) -> int:
+    """How many layers of [E, B, V] are compared together: on a CPU what stays in its caches, elsewhere all."""
+    if early.device.type != "cpu":
+        return max(1, early.shape[0])
+    return max(1, _IN_CACHE // early[0].numel()) if early.shape[0] else 1

@@ -43,6 +43,18 @@ def test_every_row_has_its_own_layer():
     assert torch.allclose(mixed, expected)
 
 
+@pytest.mark.parametrize("in_cache", [1, 2 * 12, 5 * 2 * 12])
+def test_it_is_the_same_however_many_layers_are_compared_at_once(monkeypatch, in_cache):
+    torch.manual_seed(1)
+    final, early = torch.randn(2, 12), torch.randn(5, 2, 12)
+    early[4] = early[1]
+    divergence = layer_divergence(final.log_softmax(-1), early.log_softmax(-1))
+    chosen = early[divergence.argmax(0), torch.arange(2)]
+    monkeypatch.setattr("vlm_guard.methods.dola._IN_CACHE", in_cache)
+    found = DoLa(plausibility=0.0).combine_layers(final, early, tuple(range(5)))
+    assert torch.equal(found, final.log_softmax(-1) - chosen.log_softmax(-1))
+
+
 @pytest.mark.parametrize("final_norm", [False, True])
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_generation_equals_hidden_states_read_out_by_hand(zoo_model, final_norm, use_cache):
