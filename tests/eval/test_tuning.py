@@ -1,24 +1,30 @@
 """Choosing a method without labels: what is asked, how settings are ranked, when one may be chosen, what is saved."""
 
+import io
 import json
 import math
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from vlm_guard import cli, wrap
+from vlm_guard.eval.report.fitting import folded_label
 from vlm_guard.eval.run.models import load_model
 from vlm_guard.eval.run.statistics import LEAST_PICTURES
 from vlm_guard.eval.tuning import run as tuning_run
 from vlm_guard.eval.tuning.candidates import candidates
 from vlm_guard.eval.tuning.choice import Caption, choose, estimate, spearman
 from vlm_guard.eval.tuning.pictures import pictures_of_data, pictures_of_folder
+from vlm_guard.eval.tuning.report import print_tuning
 from vlm_guard.eval.tuning.votes import LENS, SELF_CHECK, Votes, collect_votes, foreign_nouns
 from vlm_guard.families.profiles import read_profile
 from vlm_guard.method.model_choice import FACT
 
+EVALUATIONS = Path(__file__).resolve().parents[2] / "eval" / "results"
 PRESENT, ABSENT = [f"thing{index}" for index in range(4)], [f"ghost{index}" for index in range(4)]
 
 
@@ -189,6 +195,19 @@ def test_with_annotations_the_true_rank_is_told(tmp_path, capsys):
     labels = json.loads(capsys.readouterr().out)["labels"]
     assert labels["settings"].keys() == {"none", "pai:gain=0.4"} and labels["true_rank"] in (1, 2)
     assert labels["spearman_chair_i"] in (-1, 1, None)
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_settings_and_objections_stand_in_the_terminal_in_full(width):
+    runs = json.loads((EVALUATIONS / "tune_seeds.json").read_text(encoding="utf-8"))["runs"]
+    report = {**runs[1], "model": "builtin", "refused": {}, "profile": None}
+    console = Console(width=width, record=True, file=io.StringIO())
+    print_tuning(console, report)
+    tables = console.export_text().split("\nchosen: ")[0]
+    assert max(map(len, tables.splitlines())) <= width and "…" not in tables
+    for item in report["settings"]:
+        assert all(line.strip() in tables for line in folded_label(item["setting"], width).split("\n"))
+        assert {word for objection in item["objections"] for word in objection.split()} <= {*tables.split()}
 
 
 @pytest.mark.parametrize("arguments", [[], ["--images", "x", "--data", "scenes:common"]])
