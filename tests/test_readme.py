@@ -8,6 +8,7 @@ from PIL import Image
 
 from measured_digest import verdict
 from readme_tables import PAGES, SECTIONS, with_tables
+from run_command import run_command
 from vlm_guard.builtin_model import BUILTIN_DIR
 from vlm_guard.method.index import INDEX_FILE, index_text
 
@@ -95,6 +96,29 @@ BELOW, ABOUT, ABOVE = {"low": -2, "high": -1}, {"low": -1, "high": 1}, {"low": 1
 )
 def test_the_words_for_what_a_method_does_follow_from_the_intervals(chair_i, recall, words):
     assert verdict(chair_i, recall) == words
+
+
+def test_the_command_of_a_run_names_what_is_not_the_default():
+    model = {"name": "smol", "dtype": "bfloat16", "packed_weights": True}
+    tasks = {
+        "chair": {"max_new_tokens": 96},
+        "pope": {"max_new_tokens": 10, "origin": "built, 2 per image and strategy"},
+        "grounding": {"max_new_tokens": 96, "repair": "rewrite"},
+    }
+    methods = [{"label": "none"}, {"label": "pai:gain=0.4"}]
+    data = {"name": "scenes:common:31", "images": 60}
+    run = {"model": model, "tasks": tasks, "methods": methods, "data": data, "decoding": {"batch_size": 20}}
+    assert run_command(run) == (
+        "vlm-guard eval --model smol --dtype bfloat16 --pack-weights --data scenes:common:31 --count 60 "
+        "--task chair,pope,grounding --max-new-tokens 96 --pope-per-image 2 --set grounding.max_new_tokens=96 "
+        "--set grounding.repair=rewrite --batch-size 20 --method none --method pai:gain=0.4 --out DIR"
+    )
+    tasks = {"chair": {"max_new_tokens": 512}, "pope": {"max_new_tokens": 10, "origin": "built, 6 per image"}}
+    model = {"name": "builtin", "dtype": "float32"}
+    assert run_command(run | {"model": model, "tasks": tasks, "decoding": {"batch_size": 16}}) == (
+        "vlm-guard eval --model builtin --data scenes:common:31 --count 60 --task chair,pope --method none "
+        "--method pai:gain=0.4 --out DIR"
+    )
 
 
 def test_ci_runs_the_readmes_test_command():

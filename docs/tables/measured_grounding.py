@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from run_command import run_command
+
 from measured_table import EVALUATIONS, ROOT, TIMINGS
 
 _SCORES = (
@@ -35,7 +37,7 @@ def _score_lines(files: Sequence[Mapping[str, Any]]) -> list[str]:
         if _repair_of(results) != "drop":
             continue  # The same captions and scores once more, repaired in another way.
         summary, estimates = plain["grounding"], plain["estimates"]
-        name = f"`{results['data']['name']}`, {results['data']['images']}"
+        name = f"{_place(results)}, {results['data']['images']}"
         for part, label in _NAMES.items():
             cells = [_interval(estimates.get(f"grounding.{measure}.{part}")) for measure, _ in _SCORES]
             error = _interval(estimates["grounding.ece"]) if part == "score" else ""
@@ -65,7 +67,7 @@ def _repair_lines(files: Sequence[Mapping[str, Any]]) -> list[str]:
             words = found["change.words"]
             lost = method["grounding"]["lost_objects"]
             cells = [
-                f"`{results['data']['name']}`",
+                _place(results),
                 f"`{method['label']}`",
                 f"`{_repair_of(results)}`",
                 f"{100 * before:.1f}",
@@ -85,20 +87,20 @@ def _repair_lines(files: Sequence[Mapping[str, Any]]) -> list[str]:
 def _sources(files: Sequence[Mapping[str, Any]], paths: Sequence[Any]) -> list[str]:
     lines = []
     for results, path in zip(files, paths, strict=True):
-        methods = " ".join(f"--method {method['label']}" for method in results["methods"])
-        data = results["data"]
-        repair = _repair_of(results)
-        chosen = "" if repair == "drop" else f" --set grounding.repair={repair}"
-        lines.append(
-            f"`vlm-guard eval --model builtin --data {data['name']} --count {data['images']} --task grounding{chosen} "
-            f"{methods} --out DIR` ({path}; {results['environment']['hardware']['processor']})"
-        )
+        lines.append(f"`{run_command(results)}` ({path}; {results['environment']['hardware']['processor']})")
         lines.append("")
     known = [results["environment"]["versions"] for results in files]
     versions = {f"torch {each['torch']}, transformers {each['transformers']}" for each in known}
-    note = files[0]["profile"]["facts"]["grounding_score"]["note"]
-    lines.append(f"{'; '.join(sorted(versions))}. The weights of the score are the profile's: {note}.")
+    lines.append(f"{'; '.join(sorted(versions))}. The weights of the score are the profile's:")
+    notes = {results["model"]["name"]: results["profile"]["facts"]["grounding_score"]["note"] for results in files}
+    lines += [f"of `{model}` {note}." for model, note in notes.items()]
     return [*lines, ""]
+
+
+def _place(results: Mapping[str, Any]) -> str:
+    """The scenes of a run, and the model where it is another than the built-in one."""
+    model = results["model"]["name"]
+    return f"`{results['data']['name']}`" if model == "builtin" else f"`{model}`, `{results['data']['name']}`"
 
 
 def _repair_of(results: Mapping[str, Any]) -> str:

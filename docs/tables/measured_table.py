@@ -1,10 +1,11 @@
 """The measured numbers of docs/results.md, read from committed result files and from nothing else."""
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from run_command import run_command
 
 from vlm_guard.bench.generate import NOT_PACKED
 from vlm_guard.bench.paired_timing import comes_at_once
@@ -59,17 +60,13 @@ def _evaluation(path: Path) -> str:
     """One table: the value of every method with its 95 % interval, and the paired difference to the first."""
     results = json.loads(path.read_text(encoding="utf-8"))
     methods, data, model = results["methods"], results["data"], results["model"]
-    names = " ".join(f"--method {entry['label']}" for entry in methods)
-    tasks = ",".join(results["tasks"])
     columns = [column for column in _COLUMNS if column[0] in methods[0]["estimates"]]
     fair = [column for column in _FAIR_COLUMNS if any(column[0] in entry["estimates"] for entry in methods)]
     lines = [
         f"`{model['name']}` on `{data['name']}`, {data['images']} scenes, greedy, in percent (words: mean). In "
         "brackets the paired difference to the plain model with its 95 % bootstrap interval, bold where that leaves "
         "out 0.",
-        f"`vlm-guard eval --model {model['name']}{_weights(model)} --data {data['name']} --count {data['images']} "
-        f"--task {tasks}{_per_image(results['tasks'])} {names} "
-        f"--out DIR` ({path.relative_to(ROOT)})",
+        f"`{run_command(results)}` ({path.relative_to(ROOT)})",
         "",
         "| method | " + " | ".join(title for _, title in (*columns, *fair)) + " | tokens/s | peak memory |",
         "|---" * (len(columns) + len(fair) + 3) + "|",
@@ -84,18 +81,6 @@ def _evaluation(path: Path) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def _weights(model: dict[str, Any]) -> str:
-    """The flags for other weights than the float32 ones of a CPU, as they lie in memory."""
-    dtype = "" if model["dtype"] == "float32" else f" --dtype {model['dtype']}"
-    return f"{dtype} --pack-weights" if model.get("packed_weights") else dtype
-
-
-def _per_image(tasks: dict[str, Any]) -> str:
-    """The flag for another number of questions than POPE's six."""
-    built = re.match(r"built, (\d+) per image", tasks.get("pope", {}).get("origin", ""))
-    return "" if built is None or built[1] == "6" else f" --pope-per-image {built[1]}"
 
 
 def _evaluation_row(
