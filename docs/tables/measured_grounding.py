@@ -4,9 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from run_command import run_command
-
 from measured_table import EVALUATIONS, ROOT, TIMINGS
+from run_command import run_command
 
 _SCORES = (
     ("auroc", "AUROC"),

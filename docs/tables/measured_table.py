@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from run_command import run_command
-
 from vlm_guard.bench.generate import NOT_PACKED
 from vlm_guard.bench.paired_timing import comes_at_once
 
