@@ -3,10 +3,10 @@
 Decoding multiplies one row, or a few, with every weight of a model. torch hands weights to its libraries as they lie in
 memory, one output after the other. oneDNN has a layout of its own, which it reads faster, and can be given weights that
 are in it already. That takes the memory of these weights a second time. How much is gained depends on the processor
-and the type: `speed_up` measures it, docs/performance.md has tables.
+and the type: `benchmark.linear.speed_up` measures it, docs/performance.md has tables.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from time import perf_counter
@@ -189,33 +189,3 @@ def packable_types() -> tuple[torch.dtype, ...]:
         return ()
     narrow = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return (torch.float32, torch.bfloat16) if narrow else (torch.float32,)
-
-
-def speed_up(dtype: torch.dtype, rows: int, *, outputs: int = 4096, inputs: int = 4096, calls: int = 15) -> float:
-    """How many times faster a product with packed weights is on this processor: the ratio of two medians.
-
-    Args:
-        dtype: of the weights.
-        rows: that are multiplied with them.
-        outputs: of the layer.
-        inputs: of the layer.
-        calls: timed of each, in turn.
-
-    Raises:
-        ValueError: weights of this type cannot be packed here.
-    """
-    if dtype not in packable_types():
-        raise ValueError(f"{dtype} weights cannot be packed on this processor")
-    layer = nn.Linear(inputs, outputs, bias=False, dtype=dtype)
-    given = torch.randn(rows, inputs, dtype=dtype)
-    forward = PackedForward(layer)
-    times: dict[Callable[[Tensor], Any], list[float]] = {forward: [], layer: []}
-    with torch.no_grad():
-        for number in range(calls + 3):
-            for call, found in times.items():
-                begun = perf_counter()
-                call(given)
-                if number >= 3:  # The first calls set things up.
-                    found.append(perf_counter() - begun)
-    median = {call: sorted(found)[len(found) // 2] for call, found in times.items()}
-    return median[layer] / median[forward]

@@ -12,7 +12,8 @@ import vlm_guard.kernels.packed_linear as packed_linear
 from vlm_guard.bench.random_prompts import noise_pictures
 from vlm_guard.cli import main
 from vlm_guard.eval.run.models import load_model
-from vlm_guard.kernels.packed_linear import PackedForward, pack_linear_layers, packable_types, speed_up
+from vlm_guard.kernels.benchmark.linear import speed_up
+from vlm_guard.kernels.packed_linear import PackedForward, pack_linear_layers, packable_types
 
 TYPES = packable_types()
 pytestmark = pytest.mark.skipif(not TYPES, reason="this torch was built without oneDNN")

@@ -105,7 +105,8 @@ def attention_backends() -> dict[str, str]:
 
 def packed_weights() -> str:
     """What `--pack-weights` gains on this processor, measured now with layers of 4,096 inputs and outputs."""
-    from vlm_guard.kernels.packed_linear import packable_types, speed_up
+    from vlm_guard.kernels.benchmark.linear import speed_up
+    from vlm_guard.kernels.packed_linear import packable_types
 
     types = packable_types()
     if not types:
