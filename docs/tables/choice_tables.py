@@ -1,6 +1,7 @@
 """The tables about the default method, gates and tuning, from the files of their runs."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,21 +36,28 @@ def gates_markdown() -> str:
 
 
 def tuning_markdown() -> str:
-    """What `tune` chose on each seed, and what the annotations say of it."""
-    content = json.loads((_RESULTS / "tune_seeds.json").read_text(encoding="utf-8"))
+    """What `tune` chose on each seed, and what the annotations say of it, for each way to find mentions."""
     lines = [
-        "| scenes | chosen | its true place | best by annotations | right | rank correlation |",
-        "|---|---|---|---|---|---|",
+        "| model | scenes | words | chosen | its true place | best by annotations | right | rank correlation |",
+        "|---" * 8 + "|",
     ]
-    for run in content["runs"]:
-        labels = run["labels"]
-        rank = labels["true_rank"]
-        place = "loses recall" if rank is None else f"{rank} of {labels['keeping_recall']}"
-        right = "yes" if labels["right"] else "no"
-        lines.append(
-            f"| `{run['data']}` | `{run['chosen']}` | {place} | `{labels['best']}` | {right} | "
-            f"{labels['spearman_chair_i']:.2f} |"
-        )
+    for path in sorted(_RESULTS.glob("tune_seeds*.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        words = re.search(r"--words (\w+)", content["command"])
+        for run in content["runs"]:
+            labels = run["labels"]
+            rank = labels["true_rank"]
+            cells = [
+                f"`{content['model']}`",
+                f"`{run['data']}`",
+                words[1] if words else "",
+                f"`{run['chosen']}`",
+                "loses recall" if rank is None else f"{rank} of {labels['keeping_recall']}",
+                f"`{labels['best']}`",
+                "yes" if labels["right"] else "no",
+                f"{labels['spearman_chair_i']:.2f}",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
