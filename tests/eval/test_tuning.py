@@ -76,6 +76,15 @@ def test_nothing_is_chosen_where_nothing_falls_or_the_pictures_are_few():
     assert label == "none" and f"at least {LEAST_PICTURES}" in reason
 
 
+def test_a_fall_of_less_than_half_a_point_is_not_worth_a_method():
+    found = estimated(none=(3, 2), hardly=(3, 1.97), enough=(3, 1.93))
+    falls = {label: found[label].changes["absent.self_check"].value for label in ("hardly", "enough")}
+    assert -0.005 < falls["hardly"] < 0 and falls["enough"] < -0.005
+    assert found["hardly"].objections == ("absent mentions fall by less than 0.5 points",)
+    assert found["enough"].objections == ()
+    assert choose([found["none"], found["hardly"]], 200)[0] == "none"
+
+
 def test_both_votes_must_agree():
     pictures = range(100)
     captions = {"none": captions_with(pictures, 3, 2), "good": captions_with(pictures, 3, 0.5)}
