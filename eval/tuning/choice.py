@@ -1,9 +1,9 @@
 """From captions and votes to a choice: estimates with intervals, and the rule that picks one setting or none.
 
 The rule keeps two axes apart, since one number made of both chose worse. A setting may be chosen where, against the
-plain model and by every vote, the share of absent mentions falls, by the self-check by half a point or more; where present
-things are not fewer; and where captions stay about as long. Of those it is the one with the largest fall by the self-check; its interval is told, since
-one that holds 0 may be chance. With too few pictures nothing is chosen.
+plain model and by every vote, the share of absent mentions falls, by the self-check by half a point or more; where
+present things are not fewer; and where captions stay about as long. Of those it is the one with the largest fall by the
+self-check; its interval is told, since one that holds 0 may be chance. With too few pictures nothing is chosen.
 """
 
 from collections.abc import Mapping, Sequence
