@@ -24,7 +24,7 @@ class Measured:
 
 
 BUILTIN = Measured(kinds=("builtin", "tuned"), splits=("common", "broken"))
-SMOL = Measured(kinds=("smol",), splits=("common", "broken", "small"))
+SMOL = Measured(kinds=("smol", "smol_tuned"), splits=("common", "broken", "small"))
 TIMED_MODEL = "llava-0.3b"
 TIMED_BATCHES = (1, 4)
 TIMED_DTYPE = "float32"
@@ -71,6 +71,10 @@ def _labels(measured: Measured) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """
     for kind in measured.kinds:
         found = [differences(kind, split) for split in measured.splits]
+        if kind == measured.kinds[0] and not all(found):
+            raise FileNotFoundError(
+                f"an evaluation {kind}_SPLIT.json is missing for one of {', '.join(measured.splits)}"
+            )
         for label in found[0]:
             if kind == measured.kinds[0] or ":" in label:
                 yield label, [entries.get(label, {}) for entries in found]
@@ -79,6 +83,8 @@ def _labels(measured: Measured) -> Iterator[tuple[str, list[dict[str, Any]]]]:
 # The best that can be said comes first.
 _SILENT = "names nothing"
 _VERDICTS = ("helps", "finds more", "costs recall", "no clear change", "names more, right and wrong", "worse", _SILENT)
+_SCORED = ("", "smol_")
+"""Models with runs of the task "grounding", in the names of their files."""
 _NOTHING, _NOT_RUN = "no clear change", "not measured"
 
 
@@ -88,6 +94,8 @@ def helps_markdown() -> str:
     found: list[tuple[list[int], str]] = []
     unchanged, worse, silent = [], [], []
     for label, entries in _labels(SMOL):
+        if ":" in label:
+            continue
         words = [_in_words(difference) for difference in entries]
         if {*words} <= {_NOTHING, _NOT_RUN}:
             unchanged.append(f"`{label}`")
@@ -110,19 +118,17 @@ def _elsewhere() -> str:
     """What helps on both splits of the built-in model, and what taking doubtful mentions out does to plain captions."""
     helping = [f"`{label}`" for label, found in _labels(BUILTIN) if {*map(_in_words, found)} == {"helps"}]
     said = f"On the 5 M model these settings help on `common` and `broken`: {', '.join(helping)}."
-    said += " Taking what a [score](docs/grounding.md) doubts out of plain captions moves CHAIR_i"
-    repaired = []
-    for model, name in (("", "it"), ("smol_", "`smol`")):
-        for split in BUILTIN.splits:
-            path = EVALUATIONS / f"grounding_{model}{split}.json"
-            if path.is_file():
-                found = json.loads(path.read_text(encoding="utf-8"))["methods"][0]["estimates"]
-                before, after, recall = (
-                    100 * found[f"grounding.repair.{part}"]["value"]
-                    for part in ("before.chair_i", "after.chair_i", "change.recall")
-                )
-                repaired.append(f"from {before:.1f} to {after:.1f} on `{split}` of {name} (recall {recall:+.1f})")
-    return f"{said} {', '.join(repaired)}."
+    moved = [", ".join(_repaired(f"grounding_{model}{split}", split) for split in BUILTIN.splits) for model in _SCORED]
+    said += " Taking out of plain captions what a [score](docs/grounding.md) doubts moves CHAIR_i"
+    return f"{said} {moved[0]}; on `smol` {moved[1]}."
+
+
+def _repaired(name: str, split: str) -> str:
+    """What the repair of plain captions moved in a run of the task "grounding"."""
+    found = json.loads((EVALUATIONS / f"{name}.json").read_text(encoding="utf-8"))["methods"][0]["estimates"]
+    parts = ("before.chair_i", "after.chair_i", "change.recall")
+    before, after, recall = (100 * found[f"grounding.repair.{part}"]["value"] for part in parts)
+    return f"from {before:.1f} to {after:.1f} on `{split}` (recall {recall:+.1f})"
 
 
 def _scenes(measured: Measured) -> str:
@@ -190,10 +196,10 @@ def differences(kind: str, split: str) -> dict[str, dict[str, Any]]:
 
 
 def _runs(kind: str, split: str) -> Iterator[dict[str, Any]]:
-    """The main run and those of its own that there are."""
+    """The main run and those of its own, as far as there are."""
     for part in ("", "newer_", "opera_", "pope_"):
         path = EVALUATIONS / f"{kind}_{part}{split}.json"
-        if path.is_file() or not part:
+        if path.is_file():
             yield json.loads(path.read_text(encoding="utf-8"))
 
 
