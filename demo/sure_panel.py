@@ -14,7 +14,7 @@ from vlm_guard.grounding.answers import GroundedAnswer
 from vlm_guard.grounding.mention import Mention, Verdict
 from vlm_guard.grounding.presence import with_article
 from vlm_guard.grounding.repair import Removed, Repaired
-from vlm_guard.grounding.score import REPAIR_BELOW, THRESHOLD
+from vlm_guard.grounding.score import THRESHOLD
 
 Side = Literal["plain", "guarded"]
 SIDES: tuple[Side, ...] = get_args(Side)
@@ -31,10 +31,6 @@ _PARTS = {
     "self_check": ("asked “Is there {noun} in the image?”", "above 0 is yes"),
     "position": ("place in the answer", "tokens in front of it"),
 }
-REPAIR_LIMIT = (
-    f"It takes out what scores below {REPAIR_BELOW:.2f} only. A doubtful mention (below {THRESHOLD:.2f}) that scores "
-    "more stays: cutting all of those would cost things that are there."
-)
 _BOX_COLOUR = "#d55e00"
 
 
@@ -176,12 +172,24 @@ def _repaired_html(grounded: GroundedAnswer) -> str:
     if repaired is None:
         return ""
     if not repaired.removed:
-        return f'<p class="vg-fine">Repair takes nothing out of it. {REPAIR_LIMIT}</p>'
+        return f'<p class="vg-fine">Repair takes nothing out of it. {_limit(repaired)}</p>'
     text = escape(repaired.text) if repaired.text else "(nothing is left)"
     gone = "; ".join(f"<del>{escape(part.text)}</del> ({_HOW[part.how]})" for part in repaired.removed)
     return (
         f'<p class="vg-answer vg-repaired"><strong>Repaired:</strong> {text}</p>'
-        f'<p class="vg-fine">{_count(repaired)}: {gone}. {REPAIR_LIMIT}</p>'
+        f'<p class="vg-fine">{_count(repaired)}: {gone}. {_limit(repaired)}</p>'
+    )
+
+
+def _limit(repaired: Repaired) -> str:
+    """What repair takes out, and what stays although it is doubtful."""
+    below = THRESHOLD if repaired.below is None else repaired.below
+    said = f"It takes out what scores below {below:.2f}"
+    if below >= THRESHOLD:
+        return f"{said}: all that is doubtful."
+    return (
+        f"{said} only. A doubtful mention (below {THRESHOLD:.2f}) that scores more stays: cutting all of those would "
+        "cost things that are there."
     )
 
 

@@ -1,22 +1,25 @@
-"""Weights of grounding scores for a profile, fitted to the scored mentions of finished runs."""
+"""Weights of grounding scores for a profile, and below what score repair acts, from the mentions of finished runs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from vlm_guard.eval.report.compare import compare_runs
 from vlm_guard.eval.tasks.grounding.counts import judged
+from vlm_guard.eval.tasks.grounding.finders import coco_mentions
+from vlm_guard.eval.tasks.grounding.repair_threshold import RECALL_SLACK, repair_threshold
 from vlm_guard.eval.tasks.grounding.unlabelled import has_truth
 from vlm_guard.families.profiles import Fact
-from vlm_guard.grounding.score import FACT, fit_weights
+from vlm_guard.grounding.score import FACT, REPAIR_FACT, fit_weights
 
 
-def weights_fact(folders: Sequence[Path], known: Fact | None = None) -> dict[str, Fact]:
-    """The fact of a profile that turns parts into probabilities.
+def weights_facts(folders: Sequence[Path], known: Mapping[str, Fact]) -> dict[str, Fact]:
+    """The facts of a profile that turn parts into probabilities and say below which of them repair acts.
 
     Args:
         folders: of `vlm-guard eval --task grounding`, all of one model, prompt and set of parts; of each the baseline's
             mentions are taken.
-        known: the weights that the profile has; those of other sets of parts stay.
+        known: what the profile has; weights of other sets of parts stay.
 
     Raises:
         FileNotFoundError: a folder holds no finished run.
@@ -25,6 +28,7 @@ def weights_fact(folders: Sequence[Path], known: Fact | None = None) -> dict[str
     parts: list[str] | None = None
     model = None
     mentions = []
+    captions: list[tuple[str, Mapping[str, Any]]] = []
     names = []
     for folder in folders:
         compared = compare_runs([folder])
@@ -46,15 +50,28 @@ def weights_fact(folders: Sequence[Path], known: Fact | None = None) -> dict[str
                 f"{folder} is about pictures without labels, so nobody knows which mentions are wrong and no "
                 "weights can be fitted; give a run on --data coco:FOLDER or scenes:SPLIT"
             )
-        mentions += [mention for record in answered for mention in judged(record["score"])]
+        captions += [(record["text"], record["score"]) for record in answered]
     if parts is None:
         raise ValueError("give at least one folder that 'vlm-guard eval --task grounding' has written")
+    mentions = [mention for _, score in captions for mention in judged(score)]
     fitted = fit_weights(
         [{part: mention.values[part] for part in parts} for mention in mentions],
         [mention.good for mention in mentions],
     )
     rounded = {name: round(value, 4) for name, value in fitted.items()}
     wrong = sum(not mention.good for mention in mentions)
-    note = f"logistic regression on {len(mentions)} mentions, {wrong} of them wrong, of {' and '.join(names)}"
-    value = {} if known is None else dict(known.value)
-    return {FACT: Fact(value=value | {"+".join(sorted(parts)): rounded}, source="calibrated", note=note)}
+    runs = " and ".join(names)
+    note = f"logistic regression on {len(mentions)} mentions, {wrong} of them wrong, of {runs}"
+    # Labelled pictures know MSCOCO's objects only.
+    below = repair_threshold(captions, rounded, coco_mentions)
+    repair_note = f"the highest that costs at most {100 * RECALL_SLACK:g} points of recall on {runs}"
+    return {
+        FACT: _with(known.get(FACT), parts, rounded, note),
+        REPAIR_FACT: _with(known.get(REPAIR_FACT), parts, below, repair_note),
+    }
+
+
+def _with(known: Fact | None, parts: Sequence[str], value: Any, note: str) -> Fact:
+    """The fact with the value for a set of parts."""
+    values = {} if known is None else dict(known.value)
+    return Fact(value=values | {"+".join(sorted(parts)): value}, source="calibrated", note=note)

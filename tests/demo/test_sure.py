@@ -11,7 +11,7 @@ from vlm_guard.eval.scenes.recognise import SCORES_SAY_NOTHING
 from vlm_guard.grounding import Box, Mention
 from vlm_guard.grounding.answers import GroundedAnswer
 from vlm_guard.grounding.presence import with_article
-from vlm_guard.grounding.repair import drop_doubtful
+from vlm_guard.grounding.repair import Removed, Repaired, drop_doubtful
 
 
 @pytest.fixture
@@ -58,6 +58,18 @@ def test_both_answers_are_scored_and_shown(context, compared):
     assert mention.score == pytest.approx(1 / (1 + math.exp(-total)))
     assert f"x = {weights['bias']:.2f}" in mention_html(compared.picture.image, mention, weights)
     assert "not fitted" in mention_html(compared.picture.image, mention)
+
+
+@pytest.mark.parametrize(
+    ("below", "said"), [(0.42, "below 0.42 only. A doubtful mention"), (0.5, "below 0.50: all that is doubtful.")]
+)
+def test_what_repair_takes_out_is_said(compared, below, said):
+    """The limit is the model's; where it is that of a verdict, nothing doubtful stays."""
+    for removed in ((), (Removed(text="a cat", start=0, end=5, nouns=("cat",), how="item"),)):
+        repaired = Repaired(text="A dog.", removed=removed, below=below)
+        grounded = GroundedAnswer(text="A dog.", mentions=[], repaired=repaired)
+        checked = Checked(number=1, answers={"plain": grounded, "guarded": grounded})
+        assert said in sure_html({"plain": compared.plain}, checked, repair=True)
 
 
 def test_nothing_is_shown_before_there_are_scores(compared, context):

@@ -10,7 +10,7 @@ from small_coco import make_coco_folder
 from vlm_guard.cli import main
 from vlm_guard.eval.data.datasets import open_dataset
 from vlm_guard.eval.report.compare import compare_runs
-from vlm_guard.eval.report.grounding_weights import weights_fact
+from vlm_guard.eval.report.grounding_weights import weights_facts
 from vlm_guard.eval.report.page import build_report
 from vlm_guard.eval.report.plots import save_plots
 from vlm_guard.eval.report.tables import render_table
@@ -27,11 +27,13 @@ from vlm_guard.eval.tasks.grounding.curves import (
     risk_coverage,
     risk_coverage_area,
 )
+from vlm_guard.eval.tasks.grounding.finders import coco_mentions
+from vlm_guard.eval.tasks.grounding.repair_threshold import repair_threshold
 from vlm_guard.eval.tasks.grounding.repairing import repair_counts, repair_losses, repair_metrics
 from vlm_guard.eval.tasks.grounding.task import GroundingSettings, GroundingTask
 from vlm_guard.eval.tasks.grounding.unlabelled import doubt_counts, doubt_metrics, doubt_summary
-from vlm_guard.families.profiles import read_profile
-from vlm_guard.grounding.score import weights_of
+from vlm_guard.families.profiles import Fact, read_profile
+from vlm_guard.grounding.score import REPAIR_BELOW, repair_below_of, weights_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -179,10 +181,54 @@ def test_weights_go_into_a_profile(finished, tmp_path, capsys):
         main(["calibrate", "builtin", "--grounding", str(finished), "--out", str(path)])
     assert stopped.value.code == 0, capsys.readouterr().err
     profile = read_profile(path)
-    assert list(profile.facts) == ["grounding_score"] and "8 pictures" in profile.facts["grounding_score"].note
+    assert list(profile.facts) == ["grounding_score", "grounding_repair_below"]
+    assert all("8 pictures" in fact.note for fact in profile.facts.values())
     fitted = read_results(finished).methods[0].grounding["fitted_weights"]["lens+self_check"]
     assert weights_of(profile, ("self_check", "lens")) == pytest.approx(fitted, abs=1e-4)
     assert weights_of(profile, ("lens",)) is None
+    records = read_records(finished / "none" / "samples.jsonl")[0].values()
+    captions = [(record["text"], record["score"]) for record in records]
+    below = repair_threshold(captions, profile.value("grounding_score")["lens+self_check"], coco_mentions)
+    assert repair_below_of(profile, ("self_check", "lens")) == below <= 0.5
+    assert repair_below_of(profile, ("lens",)) == repair_below_of(None, ("lens",)) == REPAIR_BELOW
+    again = weights_facts(
+        [finished], profile.facts | {"grounding_repair_below": Fact(value={"lens": 0.2}, source="code")}
+    )
+    assert again["grounding_repair_below"].value == {"lens": 0.2, "lens+self_check": below}
+    profile.facts["grounding_repair_below"].value["lens"] = 3
+    with pytest.raises(ValueError, match="grounding_repair_below of profile 'builtin' has 3; it must hold scores"):
+        repair_below_of(profile, ("lens",))
+
+
+def caption_with(*scores):
+    """A caption of one thing a sentence, each with a score, as a record has it; the first two things are there."""
+    nouns = ("dog", "cat", "bus", "car")[: len(scores)]
+    text = " ".join(f"There is a {noun}." for noun in nouns)
+    places = [text.index(noun) for noun in nouns]
+    mentions = [
+        {
+            "text": noun,
+            "noun": noun,
+            "start": start,
+            "end": start + 3,
+            "token_span": [place, place + 1],
+            "score": 0.5,
+            "parts": {"lens": math.log(score / (1 - score))},
+        }
+        for place, (noun, start, score) in enumerate(zip(nouns, places, scores))
+    ]
+    return text, {"objects": ["dog", "cat"], "mentions": mentions}
+
+
+def test_repair_goes_as_far_as_the_recall_allows(monkeypatch):
+    """Of four objects one may be lost here: the cat of 0.205, but not the dog of 0.305 as well."""
+    weights = {"bias": 0.0, "lens": 1.0}
+    captions = [caption_with(0.9, 0.205, 0.1), caption_with(0.305, 0.8, 0.02)]
+    monkeypatch.setattr("vlm_guard.eval.tasks.grounding.repair_threshold.RECALL_SLACK", 0.25)
+    assert repair_threshold(captions, weights, coco_mentions) == 0.30
+    monkeypatch.setattr("vlm_guard.eval.tasks.grounding.repair_threshold.RECALL_SLACK", 0.2)
+    assert repair_threshold(captions, weights, coco_mentions) == 0.20
+    assert repair_threshold([caption_with(0.9, 0.8, 0.7)], weights, coco_mentions) == 0.5, "what is likely stays"
 
 
 def test_refusals(finished, tmp_path, capsys):
@@ -257,6 +303,6 @@ def test_pictures_without_labels_have_scores_and_no_truth(tmp_path):
     with pytest.raises(ValueError, match="no risk to plot"):
         save_plots(compared, tmp_path)
     with pytest.raises(ValueError, match="without labels, so nobody knows"):
-        weights_fact([out])
+        weights_facts([out], {})
     with pytest.raises(ValueError, match="know MSCOCO's objects only"):
         GroundingTask(open_dataset("scenes:common", 1), GroundingSettings(words="nouns"))

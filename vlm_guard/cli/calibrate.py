@@ -37,8 +37,9 @@ def command(
     """Measure what methods need to know about a model, and save it as a profile.
 
     Attention sinks (VAR), the layers that look at the image (layers=image), ZeroTuning's strength, IRI's recovery
-    rates and VTI's directions; with --grounding, what turns grounding scores into probabilities. wrap and eval find the
-    profile by themselves afterwards. What the profile already has and is not measured again stays.
+    rates and VTI's directions; with --grounding, what turns grounding scores into probabilities, and below which of
+    them repair acts. wrap and eval find the profile by themselves afterwards. What the profile already has and is not
+    measured again stays.
     """
     import json
     from dataclasses import asdict
@@ -61,10 +62,9 @@ def command(
     facts: dict[str, Fact] = {}
     refusals: dict[str, str] = {}
     if grounding:
-        from vlm_guard.eval.report.grounding_weights import weights_fact
-        from vlm_guard.grounding.score import FACT
+        from vlm_guard.eval.report.grounding_weights import weights_facts
 
-        facts |= weights_fact(grounding, None if earlier is None else earlier.facts.get(FACT))
+        facts |= weights_facts(grounding, {} if earlier is None else earlier.facts)
     loaded = load_model(model, dtype=dtype, device=device, device_map=device_map, trust_remote_code=trust_remote_code)
     messages = Console(stderr=True)
     if not grounding or only is not None:

@@ -14,7 +14,7 @@ from vlm_guard.grounding.measured import Measured, ReadAnswer
 from vlm_guard.grounding.mention import Mention, Verdict
 from vlm_guard.grounding.repair import Repaired, drop_doubtful, to_take_out
 from vlm_guard.grounding.rewrite import Rewriter
-from vlm_guard.grounding.score import score_of, weights_of
+from vlm_guard.grounding.score import repair_below_of, score_of, weights_of
 from vlm_guard.grounding.settings import Grounding
 from vlm_guard.grounding.shared_prompt import AnsweredPrompt, require_prompt
 from vlm_guard.runtime.generate_arguments import generate_arguments
@@ -85,7 +85,10 @@ def ground(
     ]
     if settings.repair is None:
         return scored
-    taken_out = [to_take_out(answer.mentions, settings.repair_below) for answer in scored]
+    below = settings.repair_below
+    if below is None:
+        below = repair_below_of(guard.target.profile, settings.parts)
+    taken_out = [to_take_out(answer.mentions, below) for answer in scored]
     if settings.repair == "drop":
         repaired = [drop_doubtful(answer.text, mentions) for answer, mentions in zip(scored, taken_out)]
     else:
@@ -93,11 +96,13 @@ def ground(
 
         def score(ids: Tensor) -> list[list[Mention]]:
             new = ground(guard, inputs, ids, only_scored, states=states)
-            return [to_take_out(answer.mentions, settings.repair_below) for answer in new]
+            return [to_take_out(answer.mentions, below) for answer in new]
 
         rewriter = Rewriter(guard, prompt, inputs, generate or guard.generate, score)
         repaired = rewriter.repair([answer.text for answer in scored], taken_out)
-    return [replace(answer, repaired=mended) for answer, mended in zip(scored, repaired, strict=True)]
+    return [
+        replace(answer, repaired=replace(mended, below=below)) for answer, mended in zip(scored, repaired, strict=True)
+    ]
 
 
 def grounded_generate(

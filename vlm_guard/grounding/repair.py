@@ -85,10 +85,12 @@ class Repaired:
     Attributes:
         text: what is left; empty where nothing is.
         removed: what was taken out, in order.
+        below: what scored less was taken out; None where something else decided.
     """
 
     text: str
     removed: tuple[Removed, ...] = ()
+    below: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,9 @@ from vlm_guard.families.profiles import Profile
 FACT = "grounding_score"
 THRESHOLD = 0.5
 """Of a verdict: as likely as not."""
+REPAIR_FACT = "grounding_repair_below"
 REPAIR_BELOW = 0.06
-"""Chosen on scenes of the built-in model (seed 603), where recall falls by half a point; docs/results.md has others."""
+"""Of a model whose profile does not say below what score repair takes mentions out; the built-in model's."""
 _LARGEST = 30.0
 _RIDGE = 1e-3
 _STEPS = 50
@@ -42,6 +43,21 @@ def weights_of(profile: Profile | None, parts: Sequence[str]) -> dict[str, float
             f"it must hold a number for bias, {', '.join(sorted(parts))}"
         )
     return {key: float(value) for key, value in weights.items()}
+
+
+def repair_below_of(profile: Profile | None, parts: Sequence[str]) -> float:
+    """Below what score of a set of parts repair takes mentions out; `REPAIR_BELOW` where the profile does not say.
+
+    Raises:
+        ValueError: the profile's entry is no score.
+    """
+    measured = None if profile is None else profile.value(REPAIR_FACT)
+    below = (measured or {}).get("+".join(sorted(parts)), REPAIR_BELOW)
+    if isinstance(below, bool) or not isinstance(below, int | float) or not 0 <= below <= 1:
+        raise ValueError(
+            f"{REPAIR_FACT} of profile {profile.name if profile else ''!r} has {below!r}; it must hold scores, 0 to 1"
+        )
+    return float(below)
 
 
 def score_of(parts: Mapping[str, float], weights: Mapping[str, float] | None) -> float | None:

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 from vlm_guard.grounding.mention import MentionFinder
 from vlm_guard.grounding.nouns import find_mentions
 from vlm_guard.grounding.presence import QUESTION
-from vlm_guard.grounding.score import REPAIR_BELOW, THRESHOLD
+from vlm_guard.grounding.score import THRESHOLD
 
 Part = Literal["lens", "self_check", "logp", "dependence", "position"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -29,8 +29,8 @@ class Grounding:
         threshold: a mention with at least this score is grounded.
         repair: "drop" takes doubtful mentions out by rules, a sentence as a whole where no rule can cut it; "rewrite"
             lets the model write such a sentence once more, without them. None leaves answers as they are.
-        repair_below: a mention is taken out if its score is below this. That takes more than doubt: with every mention
-            some of what is true goes as well.
+        repair_below: a mention is taken out if its score is below this. None takes what the model's profile says,
+            measured so that hardly anything true goes too (`vlm-guard calibrate --grounding`), else 0.06.
         lens_layers: the layers that the lens reads, see `lens_layers`; None for the default.
     """
 
@@ -39,7 +39,7 @@ class Grounding:
     question: str = QUESTION
     threshold: float = THRESHOLD
     repair: Repair | None = None
-    repair_below: float = REPAIR_BELOW
+    repair_below: float | None = None
     lens_layers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -48,7 +48,7 @@ class Grounding:
             raise ValueError(f"grounding parts are {list(self.parts)}; allowed: {', '.join(PARTS)}")
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"the threshold of grounding is {self.threshold}; allowed: 0 to 1")
-        if not 0 <= self.repair_below <= 1:
+        if self.repair_below is not None and not 0 <= self.repair_below <= 1:
             raise ValueError(f"repair_below is {self.repair_below}; allowed: 0 to 1")
         if self.repair is not None and self.repair not in REPAIRS:
             raise ValueError(f"repair is {self.repair!r}; allowed: {', '.join(REPAIRS)}, or None")

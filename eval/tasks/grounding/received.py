@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from vlm_guard.eval.tasks.shared.received import Count, Name, Received
+from vlm_guard.grounding.score import REPAIR_BELOW
 
 
 class _Mention(Received):
@@ -22,6 +23,7 @@ class _Repaired(Received):
     nouns: list[str]
     removed: list[str]
     faults: list[str]
+    below: Annotated[float, Field(ge=0, le=1)] = REPAIR_BELOW
 
 
 class GroundingScoreReceived(Received):

@@ -39,6 +39,7 @@ def repair_record(before: str, repaired: Repaired, find: MentionFinder) -> dict[
         "text": repaired.text,
         "nouns": [mention.noun for mention in find(repaired.text)],
         "removed": [part.how for part in repaired.removed],
+        "below": repaired.below,
         "faults": faults_of(repaired.text, before),
     }
 
@@ -73,7 +74,9 @@ def repair_losses(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if repaired is None:
             continue
         named = {mention["noun"] for mention in score["mentions"]}
-        kept = {m["noun"] for m in score["mentions"] if m["score"] is None or m["score"] >= REPAIR_BELOW}
+        # Records of earlier versions do not say it.
+        below = repaired.get("below", REPAIR_BELOW)
+        kept = {m["noun"] for m in score["mentions"] if m["score"] is None or m["score"] >= below}
         lost = named.intersection(score["objects"]) - set(repaired["nouns"])
         found["with_others"] += len(lost & kept)
         found["by_own_score"] += len(lost - kept)
