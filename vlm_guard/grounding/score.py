@@ -5,7 +5,8 @@
 The weights stand in the model's profile under `grounding_score`, for each set of parts that was fitted
 ("lens+self_check": {"bias": ..., "lens": ..., "self_check": ...}); `vlm-guard eval --task grounding` prints them.
 Without them the mean of the log odds that `lens` and `self_check` stand for is taken as it is, and nobody has measured
-how right such a score is.
+how right such a score is. Below what score repair takes mentions out stands there too, under
+`grounding_repair_below`, likewise by set of parts.
 """
 
 import math
