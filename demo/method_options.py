@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from vlm_guard.method.base import Method
+from vlm_guard.method.hooks import offered_options
 from vlm_guard.method.method_text import is_outside
 from vlm_guard.method.registry import method_class, method_names, resolve_methods
 
@@ -64,7 +65,7 @@ def controls_of(name: str) -> list[OptionControl]:
     if is_outside(name):
         # `wrap` runs a method's file when it is named; a visitor of a page must not choose what is run.
         raise ValueError(f"{name!r} is none of this page's methods: {', '.join(guarding_methods())}")
-    return [_control(name, item) for item in method_class(name).options()]
+    return [_control(name, item) for item in offered_options(method_class(name))]
 
 
 def _control(method: str, item: Any) -> OptionControl:

@@ -8,7 +8,8 @@ from transformers import LogitsProcessor
 
 from vlm_guard import wrap
 from vlm_guard.method.gate import Gate
-from vlm_guard.method.hooks import hooks_of
+from vlm_guard.method.hooks import hooks_of, offered_options
+from vlm_guard.method.index import refuse_option
 from vlm_guard.method.registry import method_class, method_names
 from zoo import UNEQUAL_PROMPTS, Prompt, assert_pristine
 
@@ -109,6 +110,18 @@ def test_methods_without_steps_take_no_gate(zoo_model, name):
     zoo = zoo_model("llava")
     with pytest.raises(ValueError, match=f"{name} does nothing at single steps"):
         wrap(zoo.model, method_cases.processor(name, "llava") or object(), name, gate=ALWAYS)
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_a_gate_is_offered_where_it_is_taken(name):
+    offered = [item.name for item in offered_options(method_class(name))]
+    assert ("gate" in offered) == (name in STEPPING)
+
+
+@pytest.mark.parametrize("name", ["carve", "opera"])
+def test_the_command_line_says_why_a_method_takes_no_gate(name):
+    with pytest.raises(ValueError, match=rf"{name} takes no gate: it does nothing at single steps.*max_p<0\.5"):
+        refuse_option(name, "gate", "max_p<0.5")
 
 
 def test_a_gate_is_written_like_any_setting_and_stands_in_results(zoo_model):

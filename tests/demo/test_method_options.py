@@ -2,6 +2,7 @@ import shlex
 from dataclasses import dataclass
 
 import pytest
+from torch import Tensor
 
 import vlm_guard.method.registry as method_module
 from vlm_guard.demo.answering import GenerationSettings
@@ -14,6 +15,7 @@ from vlm_guard.demo.method_options import (
     method_choices,
 )
 from vlm_guard.method.base import Method, option
+from vlm_guard.method.hooks import offered_options
 from vlm_guard.method.registry import method_class, method_names, register
 
 
@@ -27,6 +29,8 @@ def every_kind(monkeypatch):
     class EveryKind(Method):
         """One option of each kind."""
 
+        stations = ("logits",)
+
         share: float = option(0.5, help="a share", range=(0.0, 1.0))
         count: int = option(3, help="a count", range=(1, 20))
         wide: float = option(5.0, help="wide", range=(0.0, 1e6))
@@ -34,6 +38,9 @@ def every_kind(monkeypatch):
         way: str = option("up", help="a way", choices=("up", "down"))
         flag: bool = option(False, help="a flag")
         layers: str = option("2-", help="layers")
+
+        def edit_logits(self, logits: Tensor, first: Tensor, step: int) -> Tensor:
+            return logits
 
     return EveryKind
 
@@ -57,7 +64,7 @@ def test_controls_come_from_the_fields(every_kind):
 def test_every_registered_method_is_offered_with_every_option(name):
     assert name in guarding_methods() and name in [value for _, value in method_choices()]
     controls = controls_of(name)
-    assert [control.name for control in controls] == [item.name for item in method_class(name).options()]
+    assert [control.name for control in controls] == [item.name for item in offered_options(method_class(name))]
     for control in controls:
         if control.kind == "slider":
             assert control.low <= control.default <= control.high

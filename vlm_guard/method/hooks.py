@@ -4,8 +4,8 @@ Everything that has to know it asks here: what has to be followed while the mode
 are read by cross-attention, whether two branches may share the beginning of a prompt, whether a step can be compiled.
 """
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import Field, dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from vlm_guard.method.base import Method, Station
 
@@ -55,6 +55,16 @@ HOOKS: dict[str, Hook] = {
 def hooks_of(method: Method | type[Method]) -> dict[str, Hook]:
     """The hooks that a method defines."""
     return {name: hook for name, hook in HOOKS.items() if method.overrides(name)}
+
+
+def takes_gate(method: Method | type[Method]) -> bool:
+    """Whether there are single steps at which the method could be left out."""
+    return not method.overrides("search") and any(hook.per_step for hook in hooks_of(method).values())
+
+
+def offered_options(method: type[Method]) -> "tuple[Field[Any], ...]":
+    """The options that people are offered: those of the method, with a gate only where it can have one."""
+    return tuple(item for item in method.options() if item.name != "gate" or takes_gate(method))
 
 
 def acts_before_logits(method: Method | type[Method]) -> bool:

@@ -124,6 +124,11 @@ def refuse_option(name: str, option: str, value: Any) -> None:
         ValueError: it is ruled out; the message says what is allowed.
     """
     options = {item["name"]: item for item in described_method(name)["options"]}
+    if option == "gate" and option not in options:
+        raise ValueError(
+            f"{name} takes no gate: it does nothing at single steps of an answer, or decides over many at once; leave "
+            f"out gate={shown(value)}"
+        )
     if option not in options:
         near = difflib.get_close_matches(option, options, n=1, cutoff=0.4)
         hint = f" Did you mean {near[0]!r}?" if near else ""

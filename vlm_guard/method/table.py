@@ -5,7 +5,7 @@ from typing import Any
 
 from vlm_guard.families.profiles import settings_by_model
 from vlm_guard.method.base import Method
-from vlm_guard.method.hooks import HOOKS
+from vlm_guard.method.hooks import HOOKS, offered_options
 from vlm_guard.method.option_types import type_words
 from vlm_guard.method.registry import method_class, method_names
 
@@ -24,7 +24,7 @@ def describe_class(cls: type[Method]) -> dict[str, Any]:
         "stations": list(cls.stations),
         "needs": list(cls.needs),
         "compiles": cls.compiles,
-        "options": [_describe_option(cls, item) for item in cls.options()],
+        "options": [_describe_option(cls, item) for item in offered_options(cls)],
         "settings": [{"option": name} | asdict(setting) for name, setting in settings_by_model(cls.name)],
     }
 
