@@ -18,7 +18,8 @@ times and s >= 10, the beams return to the answer up to s and choose a token beh
 without penalty. A place is returned to at most `candidates` times, then the one before it.
 
 Where the values come from: 5 beams, 5 candidates, scale 50, threshold 15, strength 1 and a window of 512 are the
-released code's command line; `variant=fast` is its README's (1 candidate, threshold 25).
+released code's command line; `variant=fast` is its README's (1 candidate, threshold 25). All beams begin as one, and
+with one candidate behind each nothing ever parts them, so `fast` is greedy decoding that can go back.
 
 The release runs each candidate through the model by itself, beside the step: 1 + C passes a token. Here all candidates
 of all beams are tokens of one pass over one cache (`vlm_guard/contrast/candidate_passes.py`), which also gives the next
