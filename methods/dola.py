@@ -112,10 +112,11 @@ class DoLa(Method):
     def combine_layers(self, final: Tensor, early: Tensor, layers: tuple[int, ...]) -> Tensor:
         """Per row, log p_final - strength log p_early of its farthest early layer, on plausible tokens."""
         log_final, rows = final.log_softmax(-1), torch.arange(final.shape[0], device=final.device)
+        p_final = _probabilities(log_final)
         farthest, most = log_final, final.new_full(rows.shape, -math.inf)
         for part in early.split(_layers_at_once(early)):
             log_early = part.log_softmax(-1)
-            found, layer = layer_divergence(log_final, log_early, self.divergence).max(0)
+            found, layer = _divergence(log_final, p_final, log_early, self.divergence).max(0)
             # Of equal ones the earliest stays.
             farthest = torch.where((found > most)[:, None], log_early[layer, rows], farthest)
             most = torch.maximum(most, found)
@@ -130,11 +131,21 @@ def layer_divergence(log_final: Tensor, log_early: Tensor, kind: str = "textbook
         log_early: [E, B, V] of the early layers.
         kind: "textbook", (KL(p || M) + KL(q || M)) / 2, or "reversed", (KL(M || p) + KL(M || q)) / 2.
     """
-    # Every further tensor of this size costs as much as the arithmetic. And numbers so small that they are stored as
-    # denormals take a processor ten times as long, so no probability is taken for less than e^-80; all such tokens
-    # together change a divergence by less than 1e-28.
-    early = log_early.clamp_min(_LEAST).exp_()
-    final = log_final.clamp_min(_LEAST).exp_()
+    return _divergence(log_final, _probabilities(log_final), log_early, kind)
+
+
+def _probabilities(logs: Tensor) -> Tensor:
+    """Of log-probabilities, none less than e^-80: all such tokens together change a divergence by less than 1e-28.
+
+    Numbers so small that they are stored as denormals take a processor ten times as long.
+    """
+    return logs.clamp_min(_LEAST).exp_()
+
+
+def _divergence(log_final: Tensor, final: Tensor, log_early: Tensor, kind: str) -> Tensor:
+    """`layer_divergence`, with the last layer's probabilities [B, V] beside their logarithms."""
+    # Every further tensor of this size costs as much as the arithmetic.
+    early = _probabilities(log_early)
     middle = final + early
     log_middle = middle.log().sub_(math.log(2))
     if kind == "reversed":

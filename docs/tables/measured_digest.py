@@ -129,7 +129,7 @@ def _elsewhere() -> str:
 
 def _repaired(name: str, split: str) -> str:
     """What the repair of plain captions moved in a run of the task "grounding"."""
-    found = json.loads((EVALUATIONS / f"{name}.json").read_text(encoding="utf-8"))["methods"][0]["estimates"]
+    found = _results(name)["methods"][0]["estimates"]
     parts = ("before.chair_i", "after.chair_i", "change.recall")
     before, after, recall = (100 * found[f"grounding.repair.{part}"]["value"] for part in parts)
     return f"from {before:.1f} to {after:.1f} on `{split}` (recall {recall:+.1f})"
@@ -140,7 +140,7 @@ def _scenes(measured: Measured) -> str:
     kind = measured.kinds[0]
     told = [", ".join(f"{scenes(kind, split)} of `{split}`" for split in measured.splits)]
     for part, name in (("pope", "POPE"), ("opera", "`opera`")):
-        apart = [split for split in measured.splits if (EVALUATIONS / f"{kind}_{part}_{split}.json").is_file()]
+        apart = [split for split in measured.splits if _is_measured(f"{kind}_{part}_{split}")]
         told += [f"{name} {scenes(f'{kind}_{part}', split)} of `{split}`" for split in apart]
     return f"Scenes: {'; '.join(told)}."
 
@@ -152,8 +152,8 @@ def run_costs(measured: Measured, split: str) -> dict[str, tuple[str, str]]:
     the runs on `split` that the scores are from.
     """
     found = {}
-    alone = EVALUATIONS / f"speed_{measured.kinds[0]}_{split}.json"
-    timed = [json.loads(alone.read_text(encoding="utf-8"))] if alone.is_file() else []
+    alone = f"speed_{measured.kinds[0]}_{split}"
+    timed = [_results(alone)] if _is_measured(alone) else []
     for results in (*timed, *(results for kind in measured.kinds for results in _runs(kind, split))):
         plain = results["methods"][0]["cost"]["tokens_per_second"]
         for entry in results["methods"][1:]:
@@ -208,15 +208,24 @@ def differences(kind: str, split: str) -> dict[str, dict[str, Any]]:
 def _runs(kind: str, split: str) -> Iterator[dict[str, Any]]:
     """The main run and those of its own, as far as there are."""
     for part in ("", "newer_", "opera_", "pope_"):
-        path = EVALUATIONS / f"{kind}_{part}{split}.json"
-        if path.is_file():
-            yield json.loads(path.read_text(encoding="utf-8"))
+        name = f"{kind}_{part}{split}"
+        if _is_measured(name):
+            yield _results(name)
+
+
+def _is_measured(name: str) -> bool:
+    return (EVALUATIONS / f"{name}.json").is_file()
+
+
+def _results(name: str) -> dict[str, Any]:
+    """The content of a result file."""
+    results: dict[str, Any] = json.loads((EVALUATIONS / f"{name}.json").read_text(encoding="utf-8"))
+    return results
 
 
 def scenes(kind: str, split: str) -> int:
     """How many pictures an evaluation has."""
-    results = json.loads((EVALUATIONS / f"{kind}_{split}.json").read_text(encoding="utf-8"))
-    return int(results["data"]["images"])
+    return int(_results(f"{kind}_{split}")["data"]["images"])
 
 
 def _change(difference: Mapping[str, float] | None) -> str:

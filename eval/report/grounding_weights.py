@@ -10,7 +10,7 @@ from vlm_guard.eval.tasks.grounding.finders import coco_mentions
 from vlm_guard.eval.tasks.grounding.repair_threshold import RECALL_SLACK, repair_threshold
 from vlm_guard.eval.tasks.grounding.unlabelled import has_truth
 from vlm_guard.families.profiles import Fact
-from vlm_guard.grounding.score import FACT, REPAIR_FACT, fit_weights
+from vlm_guard.grounding.score import FACT, REPAIR_FACT, fit_weights, name_of
 
 
 def weights_facts(folders: Sequence[Path], known: Mapping[str, Fact]) -> dict[str, Fact]:
@@ -74,4 +74,4 @@ def weights_facts(folders: Sequence[Path], known: Mapping[str, Fact]) -> dict[st
 def _with(known: Fact | None, parts: Sequence[str], value: Any, note: str) -> Fact:
     """The fact with the value for a set of parts."""
     values = {} if known is None else dict(known.value)
-    return Fact(value=values | {"+".join(sorted(parts)): value}, source="calibrated", note=note)
+    return Fact(value=values | {name_of(parts): value}, source="calibrated", note=note)

@@ -198,6 +198,9 @@ def test_weights_go_into_a_profile(finished, tmp_path, capsys):
     profile.facts["grounding_repair_below"].value["lens"] = 3
     with pytest.raises(ValueError, match="grounding_repair_below of profile 'builtin' has 3; it must hold scores"):
         repair_below_of(profile, ("lens",))
+    profile.facts["grounding_repair_below"] = Fact(value=0.3, source="calibrated")
+    with pytest.raises(ValueError, match=r"has '0\.3'; it must hold scores"):
+        repair_below_of(profile, ("lens",))
 
 
 def caption_with(*scores):

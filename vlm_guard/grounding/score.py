@@ -27,6 +27,11 @@ _RIDGE = 1e-3
 _STEPS = 50
 
 
+def name_of(parts: Sequence[str]) -> str:
+    """The name of a set of parts in a profile: "lens+self_check"."""
+    return "+".join(sorted(parts))
+
+
 def weights_of(profile: Profile | None, parts: Sequence[str]) -> dict[str, float] | None:
     """The fitted weights of a set of parts, with "bias"; None where the profile has none.
 
@@ -34,7 +39,7 @@ def weights_of(profile: Profile | None, parts: Sequence[str]) -> dict[str, float
         ValueError: the profile's entry is not one.
     """
     fitted = None if profile is None else profile.value(FACT)
-    name = "+".join(sorted(parts))
+    name = name_of(parts)
     if fitted is None or name not in fitted:
         return None
     weights = fitted[name]
@@ -52,8 +57,8 @@ def repair_below_of(profile: Profile | None, parts: Sequence[str]) -> float:
     Raises:
         ValueError: the profile's entry is no score.
     """
-    measured = None if profile is None else profile.value(REPAIR_FACT)
-    below = (measured or {}).get("+".join(sorted(parts)), REPAIR_BELOW)
+    measured = {} if profile is None else profile.value(REPAIR_FACT) or {}
+    below = measured.get(name_of(parts), REPAIR_BELOW) if isinstance(measured, dict) else str(measured)
     if isinstance(below, bool) or not isinstance(below, int | float) or not 0 <= below <= 1:
         raise ValueError(
             f"{REPAIR_FACT} of profile {profile.name if profile else ''!r} has {below!r}; it must hold scores, 0 to 1"

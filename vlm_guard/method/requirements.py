@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from vlm_guard.families.architecture import Architecture
 from vlm_guard.families.layers import layer_ranges
-from vlm_guard.method.hooks import acts_before_logits, hooks_of
+from vlm_guard.method.hooks import acts_before_logits, takes_gate
 
 if TYPE_CHECKING:
     from vlm_guard.method.base import Method
@@ -27,16 +27,12 @@ def refuse_unmet_needs(methods: "Sequence[Method]", target: "GuardTarget") -> No
                 f"cross-attention layers: {method.cross_attention}; vhr and the contrast methods work there"
             )
         _refuse_unseen_rows(method, target)
-        if method.gate and not any(hook.per_step for hook in hooks_of(method).values()):
-            raise ValueError(
-                f"{method.name} does nothing at single steps of an answer, so a gate has none to choose from; leave "
-                f"out gate={method.gate!r}"
-            )
-        if method.gate and method.overrides("search"):
-            raise ValueError(
-                f"{method.name} decides over many steps at once, by a search of its own, so a gate has no single step "
-                f"to open; leave out gate={method.gate!r}"
-            )
+        if method.gate and not takes_gate(method):
+            if method.overrides("search"):
+                why = "decides over many steps at once, by a search of its own, so a gate has no single step to open"
+            else:
+                why = "does nothing at single steps of an answer, so a gate has none to choose from"
+            raise ValueError(f"{method.name} {why}; leave out gate={method.gate!r}")
 
 
 def _refuse_unseen_rows(method: "Method", target: "GuardTarget") -> None:

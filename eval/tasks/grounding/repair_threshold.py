@@ -36,7 +36,7 @@ def repair_threshold(
         below = hundredth / 100
         for place, (text, objects, mentions) in enumerate(scored):
             # The others are repaired as they were at the threshold in front of this one.
-            if any(mention.score is not None and below - 0.01 <= mention.score < below for mention in mentions):
+            if any(mention.score is not None and best <= mention.score < below for mention in mentions):
                 repaired = drop_doubtful(text, to_take_out(mentions, below)).text
                 found[place] = len(objects & {mention.noun for mention in find(repaired)})
         if before - sum(found) > allowed:

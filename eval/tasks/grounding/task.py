@@ -30,7 +30,7 @@ from vlm_guard.eval.tasks.shared.metric import Column, Metric
 from vlm_guard.eval.tasks.shared.registry import register_task
 from vlm_guard.eval.tasks.shared.settings import TaskSettings, setting
 from vlm_guard.grounding.answers import ground
-from vlm_guard.grounding.score import fit_weights
+from vlm_guard.grounding.score import fit_weights, name_of
 from vlm_guard.grounding.settings import PARTS, REPAIRS, Grounding
 
 if TYPE_CHECKING:
@@ -243,7 +243,7 @@ def fitted_weights(mentions: Sequence[Any], parts: Sequence[str]) -> dict[str, d
         fitted = fit_weights(values, [mention.good for mention in kept])
     except ValueError:
         return None
-    return {"+".join(sorted(parts)): fitted}
+    return {name_of(parts): fitted}
 
 
 def _how_often(records: Sequence[Record], name: str) -> dict[str, int]:
