@@ -27,6 +27,14 @@ OFFERS = [
     "act:move_fraction=1,threshold=0.02,heads=3:5-7,4:0-4",
     "zerotuning",
     "zerotuning:factor=0.1,heads=2:6-7,3:0-5",
+    "vaf",
+    "spin",
+    "hgai",
+    "ritual",
+    "lqcd",
+    "var:sink_dimensions=72,sink_threshold=4,min_visual_mass=0,min_content_share=0,move_fraction=1",
+    "gift:strength=20,saliency_layer=1",
+    "vhr",
 ]
 
 

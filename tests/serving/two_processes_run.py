@@ -18,7 +18,7 @@ PROMPT = "USER: <image>\nPlease describe this image in detail. ASSISTANT:"
 if __name__ == "__main__":
     methods, *paths = sys.argv[1:]
     options = {"dtype": "float32", "enforce_eager": True, "max_model_len": 256, "max_num_seqs": 16, "block_size": 32}
-    llm = LLM(str(BUILTIN_DIR), tensor_parallel_size=2, **options, **engine_options(methods))
+    llm = LLM(str(BUILTIN_DIR), tensor_parallel_size=2, **options | engine_options(methods))
     names = ["none", *Declaration.read(methods).offers]
     jobs = [(name, path) for name in names for path in paths]
     prompts = [{"prompt": PROMPT, "multi_modal_data": {"image": Image.open(path).convert("RGB")}} for _, path in jobs]
