@@ -34,6 +34,7 @@ def stack_edits(edits: Sequence[AttentionEdit | None], heads: int) -> AttentionE
     return AttentionEdit(
         bias=_described([None if edit is None else edit.bias for edit in given]),
         gain=_described([None if edit is None else edit.gain for edit in given]),
+        slope=_described([None if edit is None else edit.slope for edit in given]),
         segments=_segments([None if edit is None else edit.segments for edit in given]) if policies else None,
         policy=policies[0].policy if policies else None,
         policy_rows=_policy_rows(given) if policies else None,

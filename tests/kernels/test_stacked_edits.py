@@ -16,13 +16,15 @@ def edits_of(kind):
     lengths = (5, 7, 11)
     if kind == "gain":
         return [AttentionEdit(gain=torch.rand(1, 1, 1, length)) for length in lengths]
+    if kind == "slope":
+        return [AttentionEdit(slope=torch.rand(1, HEADS, 1, length)) for length in lengths]
     if kind == "bias per head":
         return [AttentionEdit(bias=torch.randn(1, HEADS, 1, length)) for length in lengths]
     if kind == "gain and bias":
         return [
             AttentionEdit(gain=torch.rand(1, 1, 1, 5), bias=torch.randn(1, HEADS, 1, 9)),
             AttentionEdit(gain=torch.rand(1, HEADS, 1, 7)),
-            AttentionEdit(bias=torch.randn(1, 1, 1, 3)),
+            AttentionEdit(bias=torch.randn(1, 1, 1, 3), slope=torch.rand(1, 1, 1, 6)),
         ]
     if kind == "sinks of each head":
         policy = MoveSinksToRest(move_fraction=0.7)
@@ -41,6 +43,7 @@ def edits_of(kind):
 
 KINDS = [
     "gain",
+    "slope",
     "bias per head",
     "gain and bias",
     "sinks of each head",

@@ -39,6 +39,7 @@ ATTENTION = [
     "act:move_fraction=1,threshold=0.05",
     "zerotuning",
     "vaf",
+    "vaf:form=signed",
     "spin",
     "hgai",
     VAR,

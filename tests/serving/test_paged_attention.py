@@ -19,6 +19,8 @@ OFFERS = [
     "softpag",
     "softpag:scope=answer,perturbation=identity",
     "spin",
+    "vaf:layers=all",
+    "vaf:layers=all,form=signed",
     "var:sink_dimensions=72,sink_threshold=1,min_visual_mass=0,min_content_share=0,move_fraction=1",
     "zerotuning:factor=0.5+pai:pai.gain=0.5,pai.guidance=1",
 ]
