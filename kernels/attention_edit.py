@@ -98,9 +98,10 @@ class Segments:
             fixed.folded(policy, keys, dtype)
         return fixed
 
-    def from_key(self, first_key: int) -> "Segments":
-        """The segments seen by a sliding layer whose cache starts at absolute position `first_key`."""
-        return self if first_key <= 0 else Segments(self.ids[..., first_key:])
+    def of_keys(self, first_key: int, keys: int) -> "Segments":
+        """The segments of `keys` = K keys from absolute position `first_key` on; see `AttentionEdit.of_keys`."""
+        part = _of_keys(self.ids, first_key, keys)
+        return self if part is self.ids else Segments(part)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -189,19 +190,26 @@ class AttentionEdit:
         """Whether it changes nothing."""
         return not self.changes_weights and self.head_scale is None and self.self_mix is None
 
-    def from_key(self, first_key: int) -> "AttentionEdit":
-        """The edit as a layer sees it whose cache has dropped the keys in front of absolute position `first_key`."""
-        if first_key <= 0:
+    def of_keys(self, first_key: int, keys: int) -> "AttentionEdit":
+        """The edit of `keys` = K keys from absolute position `first_key` on, of an edit that describes the prompt's.
+
+        A sliding layer's cache has dropped the keys in front of these, and of a prompt that is read in pieces those
+        behind them are still to come.
+        """
+        scores = self.bias, self.gain, self.slope
+        bias, gain, slope = (None if part is None else _described_or_none(part, first_key, keys) for part in scores)
+        segments = None if self.segments is None else self.segments.of_keys(first_key, keys)
+        if all(part is given for part, given in zip((bias, gain, slope, segments), (*scores, self.segments))):
             return self
-        factors, bias = self.bias_factors, _from_key(self.bias, first_key)
+        factors = self.bias_factors
         if factors is not None and bias is not None:
-            over_keys = factors.over_keys[:, first_key:]
+            over_keys = _of_keys(factors.over_keys, first_key, keys)
             factors = BiasFactors(over_keys=over_keys, head_gate=factors.head_gate)
         return AttentionEdit(
             bias=bias,
-            gain=_from_key(self.gain, first_key),
-            slope=_from_key(self.slope, first_key),
-            segments=None if self.segments is None else self.segments.from_key(first_key),
+            gain=gain,
+            slope=slope,
+            segments=segments,
             policy=self.policy,
             policy_rows=self.policy_rows,
             head_scale=self.head_scale,
@@ -252,9 +260,18 @@ class AttentionEdit:
         )
 
 
-def _from_key(described: Tensor | None, first_key: int) -> Tensor | None:
-    """[..., P] without its first keys; None where nothing is left, as keys that are not described are not changed."""
-    return None if described is None or described.shape[-1] <= first_key else described[..., first_key:]
+def _of_keys(described: Tensor, first_key: int, keys: int) -> Tensor:
+    """What [..., P] says of `keys` keys from `first_key` on; the tensor itself where that is all."""
+    first_key = max(0, first_key)
+    if not first_key and described.shape[-1] <= keys:
+        return described
+    return described[..., first_key : first_key + keys]
+
+
+def _described_or_none(described: Tensor, first_key: int, keys: int) -> Tensor | None:
+    """The same; None where it says nothing, as keys that are not described are not changed."""
+    part = _of_keys(described, first_key, keys)
+    return part if part.shape[-1] else None
 
 
 def _fixed_length(described: Tensor | None, keys: int) -> Tensor | None:

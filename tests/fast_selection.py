@@ -18,7 +18,7 @@ FILES = (
     "eval/test_records.py",
     "eval/test_settings.py",
     "eval/test_statistics.py",
-    "kernels/test_edit_from_key.py",
+    "kernels/test_edit_of_keys.py",
     "kernels/test_edit_points.py",
     "kernels/test_limits.py",
     "methods",

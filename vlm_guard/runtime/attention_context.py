@@ -106,7 +106,7 @@ class AttentionContext:
             if not wider and bound.method.rows != scope:
                 continue
             edit = bound.method.edit_attention(self.call(bound, rows))
-            edit = None if edit is None else edit.from_key(self.first_key)
+            edit = None if edit is None else edit.of_keys(self.first_key, self.given.key.shape[2])
             if edit is not None and not edit.is_empty:
                 merged = edit if merged is None else merged.merge(edit)
         return merged
