@@ -51,7 +51,7 @@ class LinearForm:
         selected = (combined >= self.thresholds).all(-1, keepdim=True)
         receiving_and_moved = combined[..., 3:]
         # Where nothing receives, the quotient is not finite, but then the row is not selected either.
-        return torch.where(selected, receiving_and_moved / combined[..., 3:4], _zero(combined.device, combined.dtype))
+        return torch.where(selected, receiving_and_moved / combined[..., 3:4], 0.0)
 
 
 class LinearPolicy:
@@ -142,8 +142,3 @@ def _linear_form(
     """The form on a device, made once."""
     matrices = (torch.tensor(values, device=device, dtype=dtype) for values in (combinations, thresholds, spread))
     return LinearForm(**dict(zip(("combinations", "thresholds", "spread"), matrices)))
-
-
-@lru_cache(maxsize=16)
-def _zero(device: torch.device, dtype: torch.dtype) -> Tensor:
-    return torch.zeros((), device=device, dtype=dtype)

@@ -1,11 +1,14 @@
 """The torch backend: vectorised, any device, no key is repeated and no more than a fixed block of rows is held."""
 
+from dataclasses import dataclass
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
 from vlm_guard.kernels.attention_edit import SEGMENT_COUNT, AttentionEdit, Segments
 from vlm_guard.kernels.edited_attention import AttentionProblem, EditedAttention
-from vlm_guard.kernels.policies import LinearPolicy
+from vlm_guard.kernels.policies import LinearForm, LinearPolicy
 from vlm_guard.kernels.reference import allowed_keys
 
 # Rows are processed in blocks so that the scores of one block stay within this many elements (64 MiB in float32):
@@ -13,6 +16,80 @@ from vlm_guard.kernels.reference import allowed_keys
 BLOCK_ELEMENTS = 16 * 1024 * 1024
 # What a float mask adds to hide a key: half of float16's lowest number, which no bias of positions reaches.
 LOWEST_SCORE = -3e4
+
+
+class Products(Protocol):
+    """The two products of attention, whose keys and values may lie anywhere.
+
+    The heads of one key-value group share its keys, so their rows are stacked instead of repeating the keys: N = B * G.
+    """
+
+    @property
+    def keys(self) -> int:
+        """K, keys of each row."""
+        ...
+
+    def scores(self, query: Tensor, wide: torch.dtype, decides: bool) -> Tensor:
+        """[N, R, K] products of queries [N, R, D] and keys in `wide`, at least float32; see `_products`."""
+        ...
+
+    def outputs(self, weights: Tensor) -> Tensor:
+        """[N, R, Dv] products of weights [N, R, K] and values, in the values' dtype."""
+        ...
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _DenseProducts:
+    """Those of keys [B, G, K, D] and values [B, G, K, Dv]."""
+
+    key: Tensor
+    value: Tensor
+
+    @property
+    def keys(self) -> int:
+        return self.key.shape[2]
+
+    def scores(self, query: Tensor, wide: torch.dtype, decides: bool) -> Tensor:
+        return _products(query, self.key.flatten(0, 1).transpose(1, 2), wide, decides)
+
+    def outputs(self, weights: Tensor) -> Tensor:
+        return torch.bmm(weights.to(self.value.dtype), self.value.flatten(0, 1))
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Redistribution:
+    """A linear policy folded into the segments of K keys, all as tensors.
+
+    Attributes:
+        form: the policy's.
+        combinations: [B or 1, H or 1, K, 5]. spread: [B or 1, H or 1, 2, K]; see `Segments.folded`.
+    """
+
+    form: LinearForm
+    combinations: Tensor
+    spread: Tensor
+
+    @classmethod
+    def of(cls, edit: AttentionEdit, keys: int, dtype: torch.dtype) -> "Redistribution | None":
+        """That of an edit; None where it has no policy, or one that cannot be folded."""
+        if edit.segments is None or not isinstance(edit.policy, LinearPolicy) or edit.policy_rows is not None:
+            return None
+        return cls(*edit.segments.folded(edit.policy, keys, dtype))
+
+    def apply(self, weights: Tensor) -> Tensor:
+        """The policy's weights [B, H, R, K], without the masses in between."""
+        batch, heads, count, _ = weights.shape
+        if torch.compiler.is_compiling() and weights.device.type == "cpu":
+            # Sums and products of single elements are fused with the softmax; products of matrices are not.
+            sums = [(weights * column[..., None, :]).sum(-1) for column in self.combinations.unbind(-1)]
+            constant, moved = self.form.selected_gain(torch.stack(sums, -1)).unsqueeze(-2).unbind(-1)
+            given, received = self.spread[..., None, 0, :], self.spread[..., None, 1, :]
+            return weights * (1 + constant * given + moved * received)
+        combined = torch.bmm(_flat(weights, self.combinations), _flat_matrix(self.combinations, batch, heads))
+        gain = self.form.selected_gain(combined.view(batch, heads, count, 5))
+        one = weights.new_ones(())
+        factors = torch.baddbmm(one, _flat(gain, self.combinations), _flat_matrix(self.spread, batch, heads))
+        return weights * factors.view(weights.shape)
 
 
 def torch_attention(problem: AttentionProblem) -> EditedAttention:
@@ -32,18 +109,31 @@ def torch_attention(problem: AttentionProblem) -> EditedAttention:
 
 
 def _attend(problem: AttentionProblem, rows: slice) -> EditedAttention:
-    edit, key, value = problem.edit, problem.key, problem.value
+    return attend_with(problem, rows, _DenseProducts(problem.key, problem.value))
+
+
+def attend_with(
+    problem: AttentionProblem, rows: slice, products: Products, moves: Redistribution | None = None
+) -> EditedAttention:
+    """Edited attention of some rows with the products of any store of keys and values.
+
+    Args:
+        problem: its key and value say how many groups and what size there are; they need not have all keys.
+        rows: which of its rows.
+        products: with all keys and values.
+        moves: the edit's policy, for an edit that is given without it.
+    """
+    edit = problem.edit
     query = problem.query if rows.stop - rows.start == problem.query.shape[2] else problem.query[:, :, rows]
     batch, heads, count, head_dim = query.shape
-    groups, keys = key.shape[1], key.shape[2]
+    groups, keys = problem.key.shape[1], products.keys
     per_group = heads // groups
     wide = torch.promote_types(query.dtype, torch.float32)
 
-    # The heads of one key-value group share its keys, so their rows are stacked instead of repeating the keys. Plain
-    # batched products of three-dimensional views: a decode step is short enough to feel each extra dispatch.
+    # Plain batched products of three-dimensional views: a decode step is short enough to feel each extra dispatch.
     stacked = query.reshape(batch * groups, per_group * count, head_dim)
     decides = edit.policy is not None or problem.return_weights or problem.return_statistics
-    scores = _products(stacked, key.flatten(0, 1).transpose(1, 2), wide, decides).view(batch, heads, count, keys)
+    scores = products.scores(stacked, wide, decides).view(batch, heads, count, keys)
     scores = _edit_scores(_finish_scores(scores, problem, rows), edit, rows)
     scores = _apply_mask(scores, problem, rows)
 
@@ -59,14 +149,15 @@ def _attend(problem: AttentionProblem, rows: slice) -> EditedAttention:
             weights = weights.masked_fill(unseen, 0)
 
     masses = None
-    if edit.segments is not None:
-        if isinstance(edit.policy, LinearPolicy) and edit.policy_rows is None and not problem.return_statistics:
-            weights = _redistribute(weights, edit.segments, edit.policy)
-        else:
-            weights, masses = _apply_policy(weights, edit.segments, edit, rows)
+    if moves is None and not problem.return_statistics:
+        moves = Redistribution.of(edit, keys, weights.dtype)
+    if moves is not None:
+        weights = moves.apply(weights)
+    elif edit.segments is not None:
+        weights, masses = _apply_policy(weights, edit.segments, edit, rows)
 
-    stacked_weights = weights.to(value.dtype).view(batch * groups, per_group * count, keys)
-    output = torch.bmm(stacked_weights, value.flatten(0, 1)).view(batch, heads, count, value.shape[-1])
+    output = products.outputs(weights.view(batch * groups, per_group * count, keys))
+    output = output.view(batch, heads, count, problem.value.shape[-1])
     output = _edit_output(output, problem, rows, per_group)
     return EditedAttention(
         output=output.transpose(1, 2).contiguous(),
@@ -131,17 +222,6 @@ def _products(query: Tensor, key: Tensor, wide: torch.dtype, decides: bool) -> T
     if query.is_cuda:
         return torch.bmm(query, key, out_dtype=wide)
     return torch.bmm(query.to(wide), key.to(wide)) if decides else torch.bmm(query, key).to(wide)
-
-
-def _redistribute(weights: Tensor, segments: Segments, policy: LinearPolicy) -> Tensor:
-    """The policy's weights [B, H, R, K] without the masses in between: its matrices are folded into the segments."""
-    batch, heads, count, keys = weights.shape
-    form, combinations, spread = segments.folded(policy, keys, weights.dtype)
-    combined = torch.bmm(_flat(weights, combinations), _flat_matrix(combinations, batch, heads))
-    gain = form.selected_gain(combined.view(batch, heads, count, 5))
-    one = weights.new_ones(())
-    factors = torch.baddbmm(one, _flat(gain, combinations), _flat_matrix(spread, batch, heads))
-    return weights * factors.view(weights.shape)
 
 
 def _apply_policy(weights: Tensor, segments: Segments, edit: AttentionEdit, rows: slice) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ import torch
 
 from vlm_guard.methods.vhr.method import vision_aware_heads
 from vlm_guard.runtime.attention import attend
+from vlm_guard.serving.vllm.block_attention import BlockAttention
 from vlm_guard.serving.vllm.observed_rows import ObservedRows
 from vlm_guard.serving.vllm.paged_attention import FinishedInput, LayerCall, StepPlanner, StepRows
 from vlm_guard.serving.vllm.rows import BESIDE, SHADOW, GuardedRequest, RowTable
@@ -29,8 +30,10 @@ OFFERS = [
 class Layout:
     """This test's: [blocks, 2, G, block size, D]."""
 
-    def places(self, blocks):
-        return blocks
+    part = BLOCK
+
+    def places(self, blocks, length):
+        return blocks[:, : -(-length // BLOCK)]
 
     def read(self, cache, blocks):
         rows, count = blocks.shape
@@ -93,7 +96,7 @@ def run(sequences, served, steps):
             value=value,
             output=output,
             cache=cache,
-            layout=Layout(),
+            attention=BlockAttention(Layout(), HEADS, compiles=False),
             scaling=DIM**-0.5,
         )
         if plan is not None:

@@ -1,6 +1,7 @@
 """vLLM's attention backend for the CPU, with the guarded rows of every step computed anew."""
 
-from functools import lru_cache
+import os
+from functools import cache, lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -16,9 +17,14 @@ from vllm.v1.attention.backends.cpu_attn import (
     CPUAttentionMetadataBuilder,
 )
 
-from vlm_guard.serving.vllm.paged_attention import PLAN, LayerCall, StepPlanner, StepRows
+from vlm_guard.serving.vllm.block_attention import BlockAttention
+from vlm_guard.serving.vllm.cpu_blocks import CPUBlocks
+from vlm_guard.serving.vllm.paged_attention import PLAN, LayerCall, StepPlan, StepPlanner, StepRows
 from vlm_guard.serving.vllm.process import ProcessGuards
 from vlm_guard.serving.vllm.rows import table_of
+
+COMPILE = "VLM_GUARD_COMPILE"
+"""The environment variable that is 0 where decoded rows are not to be compiled."""
 
 
 class GuardedCPUBuilder(CPUAttentionMetadataBuilder):
@@ -33,7 +39,7 @@ class GuardedCPUBuilder(CPUAttentionMetadataBuilder):
         with set_current_vllm_config(self.vllm_config):
             guards = ProcessGuards.of(self.vllm_config)
         self._table = table_of(self.vllm_config.instance_id)
-        self._planner = StepPlanner(guards.served, self._table, CPUBlocks(self.num_kv_heads))
+        self._planner = StepPlanner(guards.served, self._table, CPUBlocks(self.num_kv_heads, self.block_size))
         shape = self.num_kv_heads, self.block_size, self.head_dim, self.dtype
         if self.isa == "amx" and not reads_layout(*shape, self.isa):
             # AMX packs keys and values for its tiles; the vector kernel keeps them as they are.
@@ -70,7 +76,7 @@ class GuardedCPUAttention(CPUAttentionBackendImpl):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._index: int | None = None
-        self._layout = CPUBlocks(self.num_kv_heads)
+        self._attention: BlockAttention | None = None
         if self.attn_type != AttentionType.DECODER:
             return
         unserved = {
@@ -98,25 +104,30 @@ class GuardedCPUAttention(CPUAttentionBackendImpl):
         output_block_scale: Tensor | None = None,
     ) -> Tensor:
         """VLLM's attention of all rows, then the guarded ones; see `CPUAttentionBackendImpl.forward`."""
+        plan: StepPlan | None = None if attn_metadata is None else vars(attn_metadata).get(PLAN)
+        call = None
+        if plan is not None and attn_metadata is not None and self.attn_type == AttentionType.DECODER:
+            if self._index is None or self._attention is None:
+                self._index = extract_layer_index(layer.layer_name)
+                self._attention = block_attention(self.num_heads, self.num_kv_heads, kv_cache.shape[2])
+            call = LayerCall(
+                index=self._index,
+                query=query.view(-1, self.num_heads, self.head_size),
+                key=key.view(-1, self.num_kv_heads, self.head_size),
+                value=value.view(-1, self.num_kv_heads, self.head_size),
+                output=output.view(-1, self.num_heads, self.head_size),
+                cache=kv_cache,
+                attention=self._attention,
+                scaling=self.scale,
+                softcap=self.logits_soft_cap or None,
+                sinks=self.sinks,
+            )
+            if call.replaces(plan, attn_metadata.num_actual_tokens):
+                call.edit(plan)
+                return output
         super().forward(layer, query, key, value, kv_cache, attn_metadata, output, output_scale, output_block_scale)
-        plan = None if attn_metadata is None else vars(attn_metadata).get(PLAN)
-        if plan is None or self.attn_type != AttentionType.DECODER:
-            return output
-        if self._index is None:
-            self._index = extract_layer_index(layer.layer_name)
-        call = LayerCall(
-            index=self._index,
-            query=query.view(-1, self.num_heads, self.head_size),
-            key=key.view(-1, self.num_kv_heads, self.head_size),
-            value=value.view(-1, self.num_kv_heads, self.head_size),
-            output=output.view(-1, self.num_heads, self.head_size),
-            cache=kv_cache,
-            layout=self._layout,
-            scaling=self.scale,
-            softcap=self.logits_soft_cap or None,
-            sinks=self.sinks,
-        )
-        call.edit(plan)
+        if call is not None and plan is not None:
+            call.edit(plan)
         return output
 
 
@@ -134,31 +145,10 @@ class GuardedCPUBackend(CPUAttentionBackend):
         return GuardedCPUBuilder
 
 
-class CPUBlocks:
-    """The blocks of vLLM's CPU cache [blocks, G, block size, 2 D].
-
-    A block of a head is its keys, transposed [D, block size], and then its values [block size, D].
-
-    Args:
-        groups: G, key-value heads.
-    """
-
-    def __init__(self, groups: int) -> None:
-        self._groups = groups
-
-    def places(self, blocks: Tensor) -> Tensor:
-        """[N, G, n] long, numbers of the keys of a block and head; its values are the next one."""
-        heads = torch.arange(self._groups)[:, None]
-        return (blocks[:, None] * self._groups + heads) * 2
-
-    def read(self, cache: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [N, G, n * block size, D]; the keys lie in memory as [N, G, D, n * block size]."""
-        size, dim = cache.shape[2], cache.shape[3] // 2
-        rows, groups, count = places.shape
-        found, places = cache.view(-1, size * dim), places.flatten()
-        key = found.index_select(0, places).view(rows, groups, count, dim, size).transpose(2, 3)
-        value = found.index_select(0, places + 1).view(rows, groups, count * size, dim)
-        return key.reshape(rows, groups, dim, count * size).transpose(2, 3), value
+@cache
+def block_attention(heads: int, groups: int, block_size: int) -> BlockAttention:
+    """That of all layers of this process with these sizes, so that they share compiled functions."""
+    return BlockAttention(CPUBlocks(groups, block_size), heads, compiles=os.environ.get(COMPILE, "1") != "0")
 
 
 @lru_cache
@@ -169,6 +159,6 @@ def reads_layout(groups: int, block_size: int, dim: int, dtype: torch.dtype, isa
     halves = cache.view(2, groups, 2 * block_size, dim).chunk(2, dim=2)
     slots = torch.arange(2 * block_size).roll(block_size)
     ops.cpu_attn_reshape_and_cache(key, value, *halves, slots, isa, k_scale=1.0, v_scale=1.0, kv_cache_dtype="auto")
-    layout = CPUBlocks(groups)
-    found = layout.read(cache, layout.places(torch.tensor([[1, 0]])))
+    layout = CPUBlocks(groups, block_size)
+    found = layout.read(cache, layout.places(torch.tensor([[1, 0]]), 2 * block_size))
     return all(torch.equal(part[0].transpose(0, 1), given) for part, given in zip(found, (key, value)))

@@ -8,36 +8,25 @@ in one stacked edit.
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vlm_guard.kernels.attention_edit import AttentionEdit
-from vlm_guard.kernels.edited_attention import AttentionProblem, edited_attention
 from vlm_guard.kernels.stacked_edits import stack_edits
 from vlm_guard.method.base import Sign
 from vlm_guard.method.state import GenerationState
 from vlm_guard.runtime.attention import attend, edit_of_later_steps
 from vlm_guard.runtime.attention_context import AttentionInput
+from vlm_guard.serving.vllm.block_attention import BlockAttention, BlockCall, BlockEdit
+from vlm_guard.serving.vllm.block_layout import BlockLayout
 from vlm_guard.serving.vllm.observed_rows import ObservedRows
 from vlm_guard.serving.vllm.rows import GuardedRequest, RowTable
 from vlm_guard.serving.vllm.served_guards import EditedLayer, ServedGuard, ServedGuards
 
 PLAN = "vlm_guard_plan"
 """The attribute of vLLM's description of a step that holds what is guarded in it."""
-
-
-class BlockLayout(Protocol):
-    """How a backend keeps keys and values in the blocks of a layer's cache."""
-
-    def places(self, blocks: Tensor) -> Tensor:
-        """From block numbers [N, n] to where `read` finds them, for all layers."""
-        ...
-
-    def read(self, cache: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [N, G, n * block size, D] of a layer."""
-        ...
 
 
 @dataclass(eq=False, slots=True)
@@ -61,9 +50,9 @@ class RowRange:
 
     Attributes:
         request: the request. served: its guard. state: its generation, which has taken in these rows.
-        rows: where they are among the rows of the step.
+        row: of the request. rows: where its own are among the rows of the step.
         length: how many keys the last of them sees.
-        blocks: [n] long, the blocks of its cache.
+        blocks: [n] long, the blocks of its cache; none where it is edited together with others.
         mask: [1, 1, Q, length] bool; None for the first rows of a prompt, and for a single row.
         together: whether it is a single row that is edited together with those of other requests.
         text: the rows of its text alone, where they are read beside it in this step.
@@ -72,6 +61,7 @@ class RowRange:
     request: GuardedRequest
     served: ServedGuard
     state: GenerationState
+    row: int
     rows: slice
     length: int
     blocks: Tensor
@@ -87,25 +77,30 @@ class RowRange:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DecodeGroup:
-    """One row each of requests that share an offer and a branch.
+    """One row each of requests that share an offer and a branch, and have about as many keys.
 
     Attributes:
         served: their guard. side: their branch.
         requests: by row. states: their generations.
-        rows: [N] long, their rows in the step.
+        rows: their rows in the step; [N] long where they are not consecutive.
         places: of the blocks of their caches, which are padded with block 0; see `BlockLayout`.
         mask: [N, 1, 1, K] bool, the keys each may see.
-        edits: the stacked edits of layers that were asked for.
+        edits: the stacked edits of layers that were asked for; None where nothing is edited.
     """
 
     served: ServedGuard
     side: Sign
     requests: tuple[GuardedRequest, ...]
     states: tuple[GenerationState, ...]
-    rows: Tensor
+    rows: slice | Tensor
     places: Tensor
     mask: Tensor
-    edits: dict[int, AttentionEdit | None]
+    edits: dict[int, BlockEdit | None]
+
+    @property
+    def keys(self) -> int:
+        """K, as many keys as are read of each row."""
+        return self.mask.shape[-1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +150,7 @@ class StepPlanner:
         self._served = served
         self._table = table
         self._layout = layout
-        self._stacked: OrderedDict[tuple[int, ...], dict[int, AttentionEdit | None]] = OrderedDict()
+        self._stacked: OrderedDict[tuple[int, ...], dict[int, BlockEdit | None]] = OrderedDict()
 
     def plan(self, step: StepRows) -> StepPlan | None:
         """The plan of a step; None where nothing is guarded in it."""
@@ -179,7 +174,7 @@ class StepPlanner:
                 decoded.setdefault((found.served.offer.name, request.side), []).append(found)
             else:
                 ranges.append(found)
-        groups = [self._group(found, step.block_size) for found in decoded.values()]
+        groups = [self._group(alike, step) for found in decoded.values() for alike in _alike(found)]
         return StepPlan(ranges, groups, observed) if ranges or groups or observed else None
 
     def _range(
@@ -191,13 +186,14 @@ class StepPlanner:
         offset = length - count
         if not state.active or not served.layers[request.side] or (count > 1 and not _edits_any(served, state, count)):
             return None
-        if served.edits_like_answers(request.side) and length == len(request.prompt):
+        if served.edits_like_answers[request.side] and length == len(request.prompt):
             first = stop - 1  # Of a prompt only the row that predicts the answer is edited, just as the answer's are.
         single = stop - first == 1 and (first > step.starts[row] or not state.reading)
         mask = None
         if 1 < stop - first < length:
             mask = (torch.arange(length) <= torch.arange(offset, length)[:, None])[None, None]
-        blocks = step.block_table[row, : -(-length // step.block_size)].long()
+        together = single and served.is_steady[request.side]
+        blocks = _NO_BLOCKS if together else step.block_table[row, : -(-length // step.block_size)].long()
         text = None
         if request.streams is not None and state.reading and not request.streams.scales:
             beside = self._table.text_row(request)
@@ -206,34 +202,58 @@ class StepPlanner:
             request=request,
             served=served,
             state=state,
+            row=row,
             rows=slice(first, stop),
             length=length,
             blocks=blocks,
             mask=mask,
-            together=single and served.is_steady(request.side),
+            together=together,
             text=text,
         )
 
-    def _group(self, found: Sequence[RowRange], block_size: int) -> DecodeGroup:
-        lengths = torch.tensor([item.length for item in found])
-        longest = max(len(item.blocks) for item in found)
-        blocks = [torch.nn.functional.pad(item.blocks, (0, longest - len(item.blocks))) for item in found]
+    def _group(self, found: Sequence[RowRange], step: StepRows) -> DecodeGroup:
+        given = [item.length for item in found]
+        longest, lengths = max(given), torch.tensor(given)
         key = tuple(item.request.serial for item in found)
         edits = self._stacked.setdefault(key, {})
         self._stacked.move_to_end(key)
         while len(self._stacked) > self.KEPT:
             self._stacked.popitem(last=False)
-        keys = torch.arange(longest * block_size)
+        keys = torch.arange(-(-longest // self._layout.part) * self._layout.part)
+        count = -(-longest // step.block_size)
+        blocks = step.block_table[torch.tensor([item.row for item in found]), :count].long()
+        own = torch.arange(count) * step.block_size < lengths[:, None]
         return DecodeGroup(
             served=found[0].served,
             side=found[0].request.side,
             requests=tuple(item.request for item in found),
             states=tuple(item.state for item in found),
-            rows=torch.tensor([item.rows.start for item in found]),
-            places=self._layout.places(torch.stack(blocks)),
+            rows=_rows_of(found),
+            places=self._layout.places(blocks * own, longest),
             mask=(keys < lengths[:, None])[:, None, None],
             edits=edits,
         )
+
+
+_NO_BLOCKS = torch.empty(0, dtype=torch.long)
+
+
+def _rows_of(found: Sequence[RowRange]) -> slice | Tensor:
+    """Their rows in the step; a slice takes a view where a tensor takes a copy."""
+    rows = [item.rows.start for item in found]
+    first, stop = rows[0], rows[-1] + 1
+    return slice(first, stop) if rows == list(range(first, stop)) else torch.tensor(rows)
+
+
+def _alike(found: Sequence[RowRange]) -> list[list[RowRange]]:
+    """Rows in sets whose numbers of keys are within a factor of two: all of a set are computed as the longest is."""
+    sets: list[list[RowRange]] = []
+    left = list(found)
+    while left:
+        longest = max(item.length for item in left)
+        sets.append([item for item in left if 2 * item.length >= longest])
+        left = [item for item in left if 2 * item.length < longest]
+    return sets
 
 
 def _read_on(request: GuardedRequest, served: ServedGuard, row: int, step: StepRows) -> GenerationState:
@@ -264,7 +284,7 @@ class LayerCall:
         query: [T, H, D], key: [T, G, D], value: [T, G, D] of the rows of the step.
         output: [T, H, D], what vLLM's backend computed; edited rows are overwritten.
         cache: the layer's keys and values, as the backend keeps them.
-        layout: reads blocks of it.
+        attention: attends over its blocks.
         scaling: factor of q.k. softcap: of the scores, or None. sinks: [H] sink logits, or None.
     """
 
@@ -274,47 +294,60 @@ class LayerCall:
     value: Tensor
     output: Tensor
     cache: Tensor
-    layout: BlockLayout
+    attention: BlockAttention
     scaling: float
     softcap: float | None = None
     sinks: Tensor | None = None
 
+    def replaces(self, plan: StepPlan, rows: int) -> bool:
+        """Whether all of the step's `rows` get new weights here, so that nobody has to compute their output before."""
+        if plan.ranges or sum(len(group.requests) for group in plan.groups) < rows:
+            return False
+        edits = [self._edit_of(group) for group in plan.groups]
+        return all(edit is not None and edit.changes_weights for edit in edits)
+
     def edit(self, plan: StepPlan) -> None:
         """Overwrite the rows that are edited in this layer."""
         for group in plan.groups:
-            layer = group.served.layers[group.side].get(self.index)
-            if layer is not None:
-                self._edit_group(group, layer)
+            self._edit_group(group)
         for found in plan.ranges:
             layer = found.served.layers[found.request.side].get(self.index)
             if layer is not None:
                 self._edit_range(found, layer)
 
-    def _edit_group(self, group: DecodeGroup, layer: EditedLayer) -> None:
-        if self.index not in group.edits:
-            edits = [self._later_edit(request, state, layer) for request, state in zip(group.requests, group.states)]
-            group.edits[self.index] = stack_edits(edits, self.query.shape[1])
-        edit = group.edits[self.index]
-        if edit is None:
+    def _edit_group(self, group: DecodeGroup) -> None:
+        found = self._edit_of(group)
+        if found is None:
             return
+        edit, rows = found.edit, group.rows
         if not edit.changes_weights and edit.self_mix is None and edit.head_scale is not None:
-            self.output[group.rows] *= edit.head_scale[:, :, None].to(self.output.dtype)
+            self.output[rows] *= edit.head_scale[:, :, None].to(self.output.dtype)
             return
-        key, value = self.layout.read(self.cache, group.places)
-        own_value = None if edit.self_mix is None else self.value[group.rows][:, :, None]
-        problem = AttentionProblem(
-            query=self.query[group.rows][:, :, None],
-            key=key,
-            value=value,
-            edit=edit,
-            scaling=self.scaling,
+        call = BlockCall(
+            query=self.query[rows],
+            own_value=self.value[rows],
+            cache=self.cache,
+            places=group.places,
             mask=group.mask,
+            scaling=self.scaling,
             softcap=self.softcap,
-            sink_logits=self.sinks,
-            own_value=own_value,
-            return_statistics=False,
+            sinks=self.sinks,
         )
-        self.output[group.rows] = edited_attention(problem, layer.slot.guard.attention_backend).output[:, 0]
+        self.output[rows] = self.attention.attend(call, found)
+
+    def _edit_of(self, group: DecodeGroup) -> BlockEdit | None:
+        """The edit of a group's rows in this layer, made once for as long as no more keys have to be read at once."""
+        layer = group.served.layers[group.side].get(self.index)
+        if layer is None:
+            return None
+        known = group.edits.get(self.index)
+        if known is not None and known.keys != group.keys:
+            known = group.edits[self.index] = known.of_keys(group.keys)
+        if known is None and self.index not in group.edits:
+            edits = [self._later_edit(request, state, layer) for request, state in zip(group.requests, group.states)]
+            stacked = stack_edits(edits, self.query.shape[1])
+            known = group.edits[self.index] = None if stacked is None else BlockEdit.of(stacked, group.keys)
+        return known
 
     def _later_edit(self, request: GuardedRequest, state: GenerationState, layer: EditedLayer) -> AttentionEdit | None:
         """The edit of a request's decode steps, made once for each layer."""
@@ -327,13 +360,13 @@ class LayerCall:
         return request.edits[self.index]
 
     def _edit_range(self, found: RowRange, layer: EditedLayer) -> None:
-        rows = found.rows
+        rows, layout = found.rows, self.attention.layout
         if found.begins:
             key, value = (part[rows].transpose(0, 1)[None] for part in (self.key, self.value))
         else:
             key, value = (
                 part[:, :, : found.length]
-                for part in self.layout.read(self.cache, self.layout.places(found.blocks[None]))
+                for part in layout.read(self.cache, layout.places(found.blocks[None], found.length))
             )
         kwargs: dict[str, Any] = {"scaling": self.scaling}
         if self.softcap is not None:

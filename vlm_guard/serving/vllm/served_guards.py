@@ -83,14 +83,18 @@ class ServedGuard:
             with self.guard.reading.running(state, state.findings):
                 bound.method.begin_forward(call)
 
-    def is_steady(self, side: Sign) -> bool:
-        """Whether the edits of a branch stay the same through an answer."""
-        return all(method.steady for method in self.offer.edited(side))
+    @cached_property
+    def is_steady(self) -> Mapping[Sign, bool]:
+        """By branch, whether its edits stay the same through an answer."""
+        return {side: all(method.steady for method in self.offer.edited(side)) for side in SIDES}
 
-    def edits_like_answers(self, side: Sign) -> bool:
-        """Whether all that is edited of a branch's prompt is its last row, in the way of the answer's rows."""
-        methods = self.offer.edited(side)
-        return self.is_steady(side) and all(m.rows == "answer" and m.whole_prompt is None for m in methods)
+    @cached_property
+    def edits_like_answers(self) -> Mapping[Sign, bool]:
+        """By branch, whether all that is edited of a prompt is its last row, in the way of the answer's rows."""
+        only = {
+            side: all(m.rows == "answer" and m.whole_prompt is None for m in self.offer.edited(side)) for side in SIDES
+        }
+        return {side: self.is_steady[side] and only[side] for side in SIDES}
 
     @property
     def visual_token_ids(self) -> tuple[int, ...]:

@@ -1,0 +1,162 @@
+"""Edited attention of one new token each of several requests, over the blocks where their keys and values lie.
+
+Compiled it reads every key and value once, where they are; uncompiled they are gathered first, which costs several
+times as much.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from vlm_guard.kernels.attention_edit import AttentionEdit
+from vlm_guard.kernels.edited_attention import AttentionProblem, edited_attention
+from vlm_guard.kernels.torch_backend import Redistribution, attend_with
+from vlm_guard.runtime.graph_break import accepted
+from vlm_guard.serving.vllm.block_layout import BlockLayout
+
+_Attend = Callable[..., Tensor]
+_STATIC = "_vlm_guard_static"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BlockEdit:
+    """The edit of rows that are decoded together, made for as many keys as are read of each.
+
+    Attributes:
+        given: as it was stacked.
+        keys: K, as many keys as are read of each row.
+        edit: the same described for exactly these keys.
+        without_policy: the same without its weight policy.
+        moves: this policy, folded into the segments; None where there is none that can be.
+    """
+
+    given: AttentionEdit
+    keys: int
+    edit: AttentionEdit
+    without_policy: AttentionEdit
+    moves: Redistribution | None
+
+    @classmethod
+    def of(cls, given: AttentionEdit, keys: int) -> "BlockEdit":
+        """Made for `keys` keys."""
+        edit = given.with_fixed_shapes(keys, torch.float32)
+        return cls(
+            given=given,
+            keys=keys,
+            edit=edit,
+            without_policy=replace(edit, policy=None, policy_rows=None, segments=None),
+            moves=Redistribution.of(edit, keys, torch.float32),
+        )
+
+    def of_keys(self, keys: int) -> "BlockEdit":
+        """The same for another number of keys."""
+        return self.of(self.given, keys)
+
+    @property
+    def changes_weights(self) -> bool:
+        """Whether attention has to be computed anew."""
+        return self.edit.changes_weights
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BlockCall:
+    """One layer's attention of one new token each of N requests.
+
+    Attributes:
+        query: [N, H, D].
+        own_value: [N, G, D], values of the new tokens themselves.
+        cache: the layer's keys and values.
+        places: of the blocks of each request; see `BlockLayout`.
+        mask: [N, 1, 1, K] bool, the keys each may see.
+        scaling: factor of q.k. softcap: of the scores, or None. sinks: [H] sink logits, or None.
+    """
+
+    query: Tensor
+    own_value: Tensor
+    cache: Tensor
+    places: Tensor
+    mask: Tensor
+    scaling: float
+    softcap: float | None = None
+    sinks: Tensor | None = None
+
+    def problem(self, query: Tensor, key: Tensor, value: Tensor, edit: AttentionEdit) -> AttentionProblem:
+        """The operation, with an edit."""
+        return AttentionProblem(
+            query=query,
+            key=key,
+            value=value,
+            edit=edit,
+            scaling=self.scaling,
+            mask=self.mask,
+            softcap=self.softcap,
+            sink_logits=self.sinks,
+            own_value=None if edit.self_mix is None else self.own_value[:, :, None],
+            return_statistics=False,
+        )
+
+
+class BlockAttention:
+    """Attends with the edits of one process.
+
+    Args:
+        layout: of the cache's blocks.
+        heads: H, query heads.
+        compiles: whether steps are compiled, one graph for each kind of edit; made when first met and kept on disk
+            by torch. Where that fails a warning says so, and all steps are computed uncompiled from then on.
+    """
+
+    def __init__(self, layout: BlockLayout, heads: int, compiles: bool = True) -> None:
+        self.layout = layout
+        self._compiles = compiles
+        self._compiled: dict[tuple[bool, ...], _Attend] = {}
+        # Only requests and their lengths come and go. A graph that knows the other sizes has no division in its loops;
+        # numbers of Python would be taken for sizes that change.
+        self._heads = _of_static_size(torch.empty(heads))
+
+    def attend(self, call: BlockCall, edit: BlockEdit) -> Tensor:
+        """The outputs [N, H, D] of a call with an edit."""
+        if self._compiles and (edit.moves is not None or edit.edit.policy is None):
+            _of_static_size(call.cache)
+            try:
+                return self._attend_of(call, edit)(call, edit.without_policy, edit.moves, self.layout, self._heads)
+            except torch._dynamo.exc.TorchDynamoException as error:
+                self._compiles = False
+                _log.warning(
+                    "guarded steps cannot be compiled here, so they take longer; answers are the same. vLLM's CPU "
+                    "backend wants a C++ compiler (%s)",
+                    str(error).strip().splitlines()[0],
+                )
+        key, value = self.layout.read(call.cache, call.places)
+        return edited_attention(call.problem(call.query[:, :, None], key, value, edit.edit), "torch").output[:, 0]
+
+    def _attend_of(self, call: BlockCall, edit: BlockEdit) -> _Attend:
+        """The compiled function for calls of this kind; every kind has graphs, and a limit of them, of its own."""
+        described = edit.without_policy
+        terms = described.bias, described.gain, described.slope, described.head_scale, described.self_mix, edit.moves
+        kind = tuple(term is not None for term in (*terms, call.sinks, call.softcap))
+        if kind not in self._compiled:
+            isolated = accepted(torch.compile, isolate_recompiles=True)
+            self._compiled[kind] = torch.compile(_attend, dynamic=True, **isolated)
+        return self._compiled[kind]
+
+
+def _attend(
+    call: BlockCall, edit: AttentionEdit, moves: Redistribution | None, layout: BlockLayout, heads: Tensor
+) -> Tensor:
+    products = layout.products(call.cache, call.places)
+    query = call.query.view(-1, heads.shape[0], 1, call.query.shape[2])
+    problem = call.problem(query, products.one, products.one, edit)
+    return attend_with(problem, slice(0, 1), products, moves).output[:, 0]
+
+
+def _of_static_size(tensor: Tensor) -> Tensor:
+    """The tensor, whose sizes a graph may take for granted."""
+    if _STATIC not in vars(tensor):
+        torch._dynamo.mark_static(tensor)
+        setattr(tensor, _STATIC, True)
+    return tensor
