@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 from vllm.v1.sample.logits_processor.interface import BatchUpdate, LogitsProcessor, MoveDirectionality
 
+from vlm_guard.method.base import Method
 from vlm_guard.serving.vllm.checkpoint_names import accept_new_names
 from vlm_guard.serving.vllm.declaration import Declaration
 from vlm_guard.serving.vllm.plugin import refuse_unregistered
 from vlm_guard.serving.vllm.process import ProcessGuards
-from vlm_guard.serving.vllm.rows import GuardedRequest, table_of
+from vlm_guard.serving.vllm.rows import GuardedRequest, PairedRows, table_of
 from vlm_guard.serving.vllm.shared_tokens import share_next_tokens
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ class GuardedRows(LogitsProcessor):
         """
         pairs = list(self._table.pairs(logits.shape[0]))
         share_next_tokens(pairs, logits.device)
+        # Those of one offer at the same token of their answers are contrasted together.
+        alike: dict[tuple[str, int], tuple[Method, list[PairedRows]]] = {}
         for pair in pairs:
             step = len(pair.request.answer)
             if step != len(pair.other.answer):
@@ -79,10 +82,14 @@ class GuardedRows(LogitsProcessor):
                     f"the branches of a pair are out of step: {step} and {len(pair.other.answer)} tokens"
                 )
             served = self._guards.served.asked(pair.request.extra_args)
-            if served is None or served.contrast is None:
-                continue
-            positive, negative = (logits[row : row + 1].float() for row in (pair.positive, pair.negative))
-            mixed = served.contrast.method.combine_logits(positive, negative, step)
-            logits[pair.asked] = mixed[0].to(logits.dtype)
-            logits[pair.shadow] = logits[pair.asked]
+            if served is not None and served.contrast is not None:
+                alike.setdefault((served.offer.name, step), (served.contrast.method, []))[1].append(pair)
+        for (_, step), (method, group) in alike.items():
+            positive, negative = (
+                logits[torch.tensor([getattr(pair, side) for pair in group], device=logits.device)].float()
+                for side in ("positive", "negative")
+            )
+            mixed = method.combine_logits(positive, negative, step).to(logits.dtype)
+            for rows in ([pair.asked for pair in group], [pair.shadow for pair in group]):
+                logits[torch.tensor(rows, device=logits.device)] = mixed
         return logits
