@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from choice_tables import default_markdown, gates_markdown, tuning_markdown
+from measured_serving import serving_markdown
 from measured_smol import behaviour_markdown, premises_markdown
 from which_method import which_markdown
 
@@ -56,6 +57,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "gates": gates_markdown,
     "tuning": tuning_markdown,
     "grounding": grounding_markdown,
+    "serving": serving_markdown,
     "rooms": rooms_markdown,
     "codemap": code_map_markdown,
     "api": api_markdown,
@@ -73,6 +75,7 @@ PAGES = (
     "docs/performance.md",
     "docs/reproduction.md",
     "docs/results.md",
+    "docs/serving.md",
     "docs/smol-model.md",
     "docs/tasks.md",
 )

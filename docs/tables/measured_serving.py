@@ -1,0 +1,78 @@
+"""What guards cost inside vLLM, and what an hour of random load gave, read from committed result files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from measured_table import TIMINGS
+
+ROOT = Path(__file__).resolve().parents[2]
+# Of the plain model's throughput: what the project set out to keep of it, for edits of attention.
+_GOAL = 0.85
+
+
+def serving_markdown() -> str:
+    """Every measured model with its table, then the load."""
+    parts = [_throughput(path) for path in sorted(TIMINGS.glob("serving_*.json")) if "load" not in path.name]
+    return "\n".join([*parts, *(_load(path) for path in sorted(TIMINGS.glob("serving_load*.json")))])
+
+
+def _throughput(path: Path) -> str:
+    result = json.loads(path.read_text(encoding="utf-8"))
+    machine, engine = result["machine"], result["engine"]
+    counts = list(result["plain_tokens_per_second"])
+    plain = ", ".join(f"{rate} at {count}" for count, rate in result["plain_tokens_per_second"].items())
+    memory = ", ".join(f"{size} MiB {name}" for name, size in result["peak_memory_mib"].items())
+    lines = [
+        f"`{result['model']}`, {engine['dtype']}: share of the plain model's throughput in the same engine, median of "
+        f"{result['rounds']} rounds (20th to 80th percentile), answers of {result['new_tokens']} tokens.",
+        "",
+        f"| method | {' | '.join(f'{count} at once' for count in counts)} | of transformers' batch of {counts[-1]} |",
+        f"|---|{'---|' * (len(counts) + 1)}",
+    ]
+    for name, shares in result["share_of_plain"].items():
+        cells = [_share(shares[count]) for count in counts]
+        lines.append(f"| `{name}` | {' | '.join(cells)} | {result['times_transformers'][name]:.1f}x |")
+    lines += [
+        f"| none | 1 | {' | '.join('1' for _ in counts[1:])} | {result['times_transformers']['none']:.1f}x |",
+        "",
+        f"The plain model: {plain} tokens/s. Peak memory of the process: {memory}. {machine['processor']}, "
+        f"{machine['torch_threads']} threads, torch {machine['versions']['torch']}, vLLM {machine['versions']['vllm']}, "
+        f"transformers {machine['versions']['transformers']}; `{result['command']}` ({path.relative_to(ROOT)}).",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _share(share: dict[str, float]) -> str:
+    text = f"{share['median']:.2f} ({share['p20']:.2f}-{share['p80']:.2f})"
+    return f"**{text}**" if share["median"] >= _GOAL else text
+
+
+def _load(path: Path) -> str:
+    result = json.loads(path.read_text(encoding="utf-8"))
+    counts: dict[str, Any] = result["counts"]
+    kinds = ", ".join(f"{counts[kind]} {words}" for kind, words in _KINDS.items())
+    memory = result["memory_mib"]
+    steady = memory[len(memory) // 5 :]
+    return "\n".join(
+        [
+            f"Random load on the server of the built-in model, {result['minutes']:g} minutes, {result['clients']} "
+            f"clients, nine methods and the plain model: {result['requests']} requests ({kinds}); "
+            f"{len(result['wrong'])} answers other than transformers', {result['left_in_the_server']:g} requests left "
+            f"in the server, the slowest took {result['slowest_seconds']:g} s. Memory of all its processes: "
+            f"{memory[0]} MiB at the start, {steady[0]} MiB after a fifth of the time, {steady[-1]} MiB at the end "
+            f"(most: {max(memory)}). {result['machine']['processor']}; `{result['command']}` "
+            f"({path.relative_to(ROOT)}).",
+            "",
+        ]
+    )
+
+
+_KINDS = {
+    "whole": "whole answers",
+    "short": "cut at a length",
+    "stopped": "ended by a stop string",
+    "leaves": "clients that left",
+    "bad": "refused",
+}
