@@ -22,13 +22,13 @@ PATIENCE = 600
 
 
 @contextlib.contextmanager
-def served(model, declared, log):
+def served(model, declared, log, *more):
     """The address of a running server, and its process.
 
     Args:
         model: as the command takes it.
         declared: its methods.
-        log: a file for what it says.
+        log: a file for what it says. more: flags of vLLM's.
     """
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -38,7 +38,9 @@ def served(model, declared, log):
     flags = "--dtype float32 --enforce-eager --max-model-len 256 --max-num-seqs 16 --block-size 32 --host 127.0.0.1"
     command = [sys.executable, "-m", "vlm_guard", "serve", model, "--methods", declared, "--port", str(port)]
     with log.open("w") as output:
-        process = subprocess.Popen([*command, *flags.split()], env=os.environ | settings, stdout=output, stderr=output)
+        process = subprocess.Popen(
+            [*command, *flags.split(), *more], env=os.environ | settings, stdout=output, stderr=output
+        )
         address, end = f"http://127.0.0.1:{port}", time.monotonic() + PATIENCE
         try:
             while not answers(f"{address}/health"):

@@ -113,3 +113,8 @@ def test_a_real_language_model_answers_through_the_server_as_in_transformers(pic
     declared = {offer: None if offer == "none" else offer for offer in offers}
     expected, text_of = in_transformers("smol", declared, pictures[:2])
     assert found == {key: text_of(ids) for key, ids in expected.items()}
+
+
+def test_two_engines_behind_one_server_share_the_requests(pictures, expected, tmp_path):
+    with served("builtin", DECLARED, tmp_path / "server.log", "--data-parallel-size", "2") as (address, _):
+        assert everybody(address, pictures) == expected
