@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from vlm_guard.kernels.attention_edit import AttentionEdit
 from vlm_guard.kernels.edited_attention import AttentionProblem, edited_attention
@@ -19,6 +20,7 @@ from vlm_guard.serving.vllm.block_layout import BlockLayout
 
 _Attend = Callable[..., Tensor]
 _STATIC = "_vlm_guard_static"
+_TERMS = "bias", "gain", "slope", "head_scale", "self_mix"
 _log = logging.getLogger(__name__)
 
 
@@ -44,13 +46,12 @@ class BlockEdit:
     def of(cls, given: AttentionEdit, keys: int) -> "BlockEdit":
         """Made for `keys` keys."""
         edit = given.with_fixed_shapes(keys, torch.float32)
-        return cls(
-            given=given,
-            keys=keys,
-            edit=edit,
-            without_policy=replace(edit, policy=None, policy_rows=None, segments=None),
-            moves=Redistribution.of(edit, keys, torch.float32),
-        )
+        described = {name: getattr(edit, name) for name in _TERMS}
+        terms = {name: None if term is None else _own(term) for name, term in described.items()}
+        moves = Redistribution.of(edit, keys, torch.float32)
+        if moves is not None:
+            moves = replace(moves, combinations=_own(moves.combinations), spread=_own(moves.spread))
+        return cls(given=given, keys=keys, edit=edit, without_policy=replace(AttentionEdit(), **terms), moves=moves)
 
     def of_keys(self, keys: int) -> "BlockEdit":
         """The same for another number of keys."""
@@ -67,8 +68,8 @@ class BlockCall:
     """One layer's attention of one new token each of N requests.
 
     Attributes:
-        query: [N, H, D].
-        own_value: [N, G, D], values of the new tokens themselves.
+        query: [N, H, D]. Of a view a graph asks how it lies in its base, so no tensor here is one but the cache.
+        own_value: [N, G, D], values of the new tokens themselves, for edits that mix them in; else None.
         cache: the layer's keys and values.
         places: of the blocks of each request; see `BlockLayout`.
         mask: [N, 1, 1, K] bool, the keys each may see.
@@ -76,7 +77,7 @@ class BlockCall:
     """
 
     query: Tensor
-    own_value: Tensor
+    own_value: Tensor | None
     cache: Tensor
     places: Tensor
     mask: Tensor
@@ -95,7 +96,7 @@ class BlockCall:
             mask=self.mask,
             softcap=self.softcap,
             sink_logits=self.sinks,
-            own_value=None if edit.self_mix is None else self.own_value[:, :, None],
+            own_value=None if self.own_value is None else self.own_value[:, :, None],
             return_statistics=False,
         )
 
@@ -113,7 +114,7 @@ class BlockAttention:
     def __init__(self, layout: BlockLayout, heads: int, compiles: bool = True) -> None:
         self.layout = layout
         self._compiles = compiles
-        self._compiled: dict[tuple[bool, ...], _Attend] = {}
+        self._compiled: dict[tuple[bool | None, ...], _Attend] = {}
         # Only requests and their lengths come and go. A graph that knows the other sizes has no division in its loops;
         # numbers of Python would be taken for sizes that change.
         self._heads = _of_static_size(torch.empty(heads))
@@ -124,11 +125,11 @@ class BlockAttention:
             _of_static_size(call.cache)
             try:
                 return self._attend_of(call, edit)(call, edit.without_policy, edit.moves, self.layout, self._heads)
-            except torch._dynamo.exc.TorchDynamoException as error:
+            except (TorchDynamoException, FailOnRecompileLimitHit) as error:
                 self._compiles = False
                 _log.warning(
-                    "guarded steps cannot be compiled here, so they take longer; answers are the same. vLLM's CPU "
-                    "backend wants a C++ compiler (%s)",
+                    "guarded steps cannot be compiled here (torch needs a C++ compiler for it), so they take longer; "
+                    "answers are the same: %s",
                     str(error).strip().splitlines()[0],
                 )
         key, value = self.layout.read(call.cache, call.places)
@@ -136,12 +137,17 @@ class BlockAttention:
 
     def _attend_of(self, call: BlockCall, edit: BlockEdit) -> _Attend:
         """The compiled function for calls of this kind; every kind has graphs, and a limit of them, of its own."""
-        described = edit.without_policy
-        terms = described.bias, described.gain, described.slope, described.head_scale, described.self_mix, edit.moves
-        kind = tuple(term is not None for term in (*terms, call.sinks, call.softcap))
+        described, moves = edit.without_policy, edit.moves
+        # Where the heads have one thing in common its dimension is 1, for which there are graphs of their own.
+        of_heads = described.bias, described.gain, described.slope, None if moves is None else moves.spread
+        others = described.head_scale, described.self_mix, call.sinks, call.softcap
+        kind = (
+            *(None if term is None else term.shape[1] == 1 for term in of_heads),
+            *(term is not None for term in others),
+        )
         if kind not in self._compiled:
             isolated = accepted(torch.compile, isolate_recompiles=True)
-            self._compiled[kind] = torch.compile(_attend, dynamic=True, **isolated)
+            self._compiled[kind] = torch.compile(_attend, dynamic=True, fullgraph=True, **isolated)
         return self._compiled[kind]
 
 
@@ -152,6 +158,11 @@ def _attend(
     query = call.query.view(-1, heads.shape[0], 1, call.query.shape[2])
     problem = call.problem(query, products.one, products.one, edit)
     return attend_with(problem, slice(0, 1), products, moves).output[:, 0]
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """The tensor in memory of its own: of a view a graph would ask how it lies in the tensor that it is a view of."""
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _of_static_size(tensor: Tensor) -> Tensor:

@@ -34,7 +34,11 @@ class CPUBlocks:
         halves = (blocks[:, None] * self.groups + torch.arange(self.groups)[:, None]) * 2
         half = halves[..., None].expand(-1, -1, -1, parts)
         part = torch.arange(parts).expand_as(half)
-        return torch.stack((half, part, (half + 1) * parts + part)).flatten(3)[..., :count].contiguous()
+        return (
+            torch.stack((half, part, (half + 1) * parts + part))
+            .flatten(3)[..., :count]
+            .clone(memory_format=torch.contiguous_format)
+        )
 
     def read(self, cache: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [N, G, 32 m, D]."""

@@ -230,7 +230,7 @@ class StepPlanner:
             states=tuple(item.state for item in found),
             rows=_rows_of(found),
             places=self._layout.places(blocks * own, longest),
-            mask=(keys < lengths[:, None])[:, None, None],
+            mask=keys < lengths[:, None, None, None],
             edits=edits,
         )
 
@@ -324,8 +324,8 @@ class LayerCall:
             self.output[rows] *= edit.head_scale[:, :, None].to(self.output.dtype)
             return
         call = BlockCall(
-            query=self.query[rows],
-            own_value=self.value[rows],
+            query=self.query[rows].clone() if isinstance(rows, slice) else self.query[rows],
+            own_value=None if edit.self_mix is None else self.value[rows],
             cache=self.cache,
             places=group.places,
             mask=group.mask,
