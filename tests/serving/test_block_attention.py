@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 from vlm_guard.kernels.attention_edit import AttentionEdit, Segments
 from vlm_guard.kernels.edited_attention import edited_attention
 from vlm_guard.kernels.policies import MoveSinksToContent, MoveSinksToRest
+from vlm_guard.kernels.stacked_edits import stack_edits
 from vlm_guard.kernels.torch_backend import attend_with
 from vlm_guard.serving.vllm.block_attention import BlockAttention, BlockCall, BlockEdit
 from vlm_guard.serving.vllm.cpu_blocks import CPUBlocks
@@ -44,7 +46,7 @@ class Rows:
         torch.manual_seed(5)
         self.layout = CPUBlocks(GROUPS, SIZE)
         self.cache = torch.randn(9, GROUPS, SIZE, 2 * DIM, dtype=dtype)
-        blocks = torch.tensor([[3, 8], [1, 5], [7, 0]])
+        self.blocks = blocks = torch.tensor([[3, 8], [1, 5], [7, 0]])
         self.key, self.value = (torch.randn(3, GROUPS, max(LENGTHS), DIM, dtype=dtype) for _ in range(2))
         for row, length in enumerate(LENGTHS):
             for place in range(length):
@@ -84,6 +86,14 @@ class Rows:
         return edited_attention(problem, "reference").output[:, 0]
 
 
+def first_rows(edit, row):
+    """The edit of one request."""
+    terms = {name: getattr(edit, name) for name in ("bias", "gain", "slope", "head_scale", "self_mix")}
+    own = {name: None if term is None else term[row : row + 1] for name, term in terms.items()}
+    segments = None if edit.segments is None else Segments(edit.segments.ids[row : row + 1])
+    return AttentionEdit(**own, segments=segments, policy=edit.policy)
+
+
 @pytest.mark.parametrize(("sinks", "softcap"), [(False, None), (True, 2.0)])
 @pytest.mark.parametrize("kind", EDITS)
 def test_the_products_over_blocks_and_the_gathered_keys_give_what_the_reference_gives(kind, sinks, softcap):
@@ -118,7 +128,18 @@ def test_compiled_is_the_same_also_for_other_requests_and_lengths(kind, caplog):
     made = BlockEdit.of(edit, rows.keys)
     with caplog.at_level(logging.WARNING):
         assert (attention.attend(rows.call, made) - rows.reference(edit)).abs().max() < 1e-5
-    assert not caplog.records
+        for count in (1, 2):
+            some = replace(
+                rows.call,
+                query=rows.call.query[:count].clone(),
+                own_value=None,
+                places=rows.layout.places(rows.blocks[:count], max(LENGTHS[:count])),
+                mask=rows.call.mask[:count, ..., : -(-max(LENGTHS[:count]) // 32) * 32].clone(),
+            )
+            alone = stack_edits([first_rows(edit, row) for row in range(count)], HEADS)
+            found = attention.attend(some, BlockEdit.of(alone, some.mask.shape[-1]))
+            assert (found - rows.reference(edit)[:count]).abs().max() < 1e-5
+    assert not caplog.records, "it went on uncompiled"
     half = Rows(torch.bfloat16)
     error = (attention.attend(half.call, made).double() - half.reference(edit)).abs().max()
     eager = BlockAttention(half.layout, HEADS, compiles=False).attend(half.call, made)

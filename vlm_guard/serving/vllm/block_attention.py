@@ -7,6 +7,7 @@ times as much.
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,7 +48,7 @@ class BlockEdit:
         """Made for `keys` keys."""
         edit = given.with_fixed_shapes(keys, torch.float32)
         described = {name: getattr(edit, name) for name in _TERMS}
-        terms = {name: None if term is None else _own(term) for name, term in described.items()}
+        terms: dict[str, Any] = {name: None if term is None else _own(term) for name, term in described.items()}
         moves = Redistribution.of(edit, keys, torch.float32)
         if moves is not None:
             moves = replace(moves, combinations=_own(moves.combinations), spread=_own(moves.spread))
