@@ -59,7 +59,8 @@ def _load(path: Path) -> str:
         [
             f"Random load on the server of the built-in model, {result['minutes']:g} minutes, {result['clients']} "
             f"clients, nine methods and the plain model: {result['requests']} requests ({kinds}); "
-            f"{len(result['wrong'])} answers other than transformers', {result['left_in_the_server']:g} requests left "
+            f"{len(result['wrong'])} answers other than transformers', {counts.get('sent again', 0)} sent again because "
+            f"vLLM had lost a picture of a client that left, {result['left_in_the_server']:g} requests left "
             f"in the server, the slowest took {result['slowest_seconds']:g} s. Memory of all its processes: "
             f"{memory[0]} MiB at the start, {steady[0]} MiB after a fifth of the time, {steady[-1]} MiB at the end "
             f"(most: {max(memory)}). {result['machine']['processor']}; `{result['command']}` "
