@@ -20,6 +20,7 @@ def serving_markdown() -> str:
 def _throughput(path: Path) -> str:
     result = json.loads(path.read_text(encoding="utf-8"))
     machine, engine = result["machine"], result["engine"]
+    versions = machine["versions"]
     counts = list(result["plain_tokens_per_second"])
     plain = ", ".join(f"{rate} at {count}" for count, rate in result["plain_tokens_per_second"].items())
     memory = ", ".join(f"{size} MiB {name}" for name, size in result["peak_memory_mib"].items())
@@ -37,8 +38,8 @@ def _throughput(path: Path) -> str:
         f"| none | 1 | {' | '.join('1' for _ in counts[1:])} | {result['times_transformers']['none']:.1f}x |",
         "",
         f"The plain model: {plain} tokens/s. Peak memory of the process: {memory}. {machine['processor']}, "
-        f"{machine['torch_threads']} threads, torch {machine['versions']['torch']}, vLLM {machine['versions']['vllm']}, "
-        f"transformers {machine['versions']['transformers']}; `{result['command']}` ({path.relative_to(ROOT)}).",
+        f"{machine['torch_threads']} threads, torch {versions['torch']}, vLLM {versions['vllm']}, transformers "
+        f"{versions['transformers']}; `{result['command']}` ({path.relative_to(ROOT)}).",
         "",
     ]
     return "\n".join(lines)
@@ -59,8 +60,8 @@ def _load(path: Path) -> str:
         [
             f"Random load on the server of the built-in model, {result['minutes']:g} minutes, {result['clients']} "
             f"clients, nine methods and the plain model: {result['requests']} requests ({kinds}); "
-            f"{len(result['wrong'])} answers other than transformers', {counts.get('sent again', 0)} sent again because "
-            f"vLLM had lost a picture of a client that left, {result['left_in_the_server']:g} requests left "
+            f"{len(result['wrong'])} answers other than transformers', {counts.get('sent again', 0)} sent again "
+            f"because vLLM had lost a picture of a client that left, {result['left_in_the_server']:g} requests left "
             f"in the server, the slowest took {result['slowest_seconds']:g} s. Memory of all its processes: "
             f"{memory[0]} MiB at the start, {steady[0]} MiB after a fifth of the time, {steady[-1]} MiB at the end "
             f"(most: {max(memory)}). {result['machine']['processor']}; `{result['command']}` "

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from choice_tables import default_markdown, gates_markdown, tuning_markdown
-from measured_serving import serving_markdown
 from measured_smol import behaviour_markdown, premises_markdown
 from which_method import which_markdown
 
@@ -20,6 +19,7 @@ from generate_features import features_markdown
 from house import ROOT
 from measured_digest import digest_markdown, digest_smol_markdown, helps_markdown
 from measured_grounding import grounding_markdown
+from measured_serving import serving_markdown
 from measured_table import (
     linear_markdown,
     measured_markdown,
