@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -18,13 +18,32 @@ BACKENDS = ("reference", "torch", "triton")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class KeyBlocks:
+    """Where keys and values lie that are kept in blocks, as serving engines keep them.
+
+    Attributes:
+        table: [B, n] int32 or long, the numbers of each batch row's blocks, in order.
+        keys: K, how many keys of these blocks there are; the last block may be filled in part.
+    """
+
+    table: Tensor
+    keys: int
+
+    def gather(self, parts: Tensor) -> Tensor:
+        """[B, G, K, D] of blocks [blocks, G, block size, D]."""
+        found = parts[self.table.long()].transpose(1, 2)
+        return found.flatten(2, 3)[:, :, : self.keys]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class AttentionProblem:
     """One call: queries of the edited rows, all keys and values, and how they may be combined.
 
     Attributes:
         query: [B, H, R, D], only the rows to compute.
-        key: [B, G, K, D], not repeated for grouped queries (H is a multiple of G).
-        value: [B, G, K, Dv].
+        key: [B, G, K, D], not repeated for grouped queries (H is a multiple of G); [blocks, G, block size, D] with
+            `blocks`.
+        value: [B, G, K, Dv]; [blocks, G, block size, Dv] with `blocks`.
         edit: what to change.
         scaling: factor of q.k.
         mask: [B or 1, 1 or H, R, K], bool (True = attend) or float (added to the scores); None masks nothing.
@@ -33,6 +52,7 @@ class AttentionProblem:
         sink_logits: [H] learned logits that join the softmax without a value, as in gpt-oss.
         position_bias: [B or 1, H, R, K], added to the scores.
         own_value: [B, G, R, Dv] values of the rows themselves; needed by `edit.self_mix`.
+        blocks: where each batch row's keys and values are among those given; None: they are the batch row's own.
         return_weights: also return the edited weights [B, H, R, K].
         return_statistics: also return masses and logsumexp; a backend that gets them for nothing may do so anyway.
     """
@@ -48,6 +68,7 @@ class AttentionProblem:
     sink_logits: Tensor | None = None
     position_bias: Tensor | None = None
     own_value: Tensor | None = None
+    blocks: KeyBlocks | None = None
     return_weights: bool = False
     return_statistics: bool = True
 
@@ -59,6 +80,17 @@ class AttentionProblem:
             raise ValueError(f"query has head dim {self.query.shape[-1]}, key {self.key.shape[-1]}: must be equal")
         if self.edit.self_mix is not None:
             self.mixed_value()
+
+    @property
+    def key_count(self) -> int:
+        """K, keys of each batch row."""
+        return self.key.shape[2] if self.blocks is None else self.blocks.keys
+
+    def gathered(self) -> "AttentionProblem":
+        """The same with keys and values of each batch row side by side."""
+        if self.blocks is None:
+            return self
+        return replace(self, key=self.blocks.gather(self.key), value=self.blocks.gather(self.value), blocks=None)
 
     def mixed_value(self) -> Tensor:
         """`own_value`, which an edit with `self_mix` needs.

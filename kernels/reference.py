@@ -13,6 +13,7 @@ from vlm_guard.kernels.edited_attention import AttentionProblem, EditedAttention
 
 def reference_attention(problem: AttentionProblem) -> EditedAttention:
     """Edited attention by the definition in `attention_edit`; all but the output and its products at least float32."""
+    problem = problem.gathered()
     query, edit = problem.query, problem.edit
     heads_per_group = query.shape[1] // problem.key.shape[1]
     key = problem.key.repeat_interleave(heads_per_group, 1)

@@ -94,6 +94,7 @@ class Redistribution:
 
 def torch_attention(problem: AttentionProblem) -> EditedAttention:
     """Edited attention with plain torch operations; see `AttentionProblem` for shapes."""
+    problem = problem.gathered()
     batch, heads, rows, _ = problem.query.shape
     block = max(1, BLOCK_ELEMENTS // (batch * heads * problem.key.shape[2]))
     if rows <= block or problem.return_weights:

@@ -67,6 +67,8 @@ def triton_attention(problem: AttentionProblem) -> EditedAttention:
         edit.head_scale,
         edit.self_mix,
         problem.return_weights,
+        None if problem.blocks is None else problem.blocks.table,
+        None if problem.blocks is None else problem.blocks.keys,
     )
     if policy_code == OUTSIDE_POLICY and edit.policy is not None and edit.segments is not None:
         output, weights = _apply_outside_policy(problem, edit.policy, edit.segments, output, masses, weights)
@@ -89,8 +91,8 @@ def unsupported_reason(problem: AttentionProblem) -> str | None:
     for name, size in (("head", query.shape[-1]), ("value", value.shape[-1])):
         if not SMALLEST_DIM <= size <= LARGEST_DIM:
             return f"the {name} dimension is {size}; supported are {SMALLEST_DIM} to {LARGEST_DIM}"
-    if query.shape[2] == 0 or key.shape[2] == 0:
-        return f"there are {query.shape[2]} rows and {key.shape[2]} keys; at least one of each is needed"
+    if query.shape[2] == 0 or problem.key_count == 0:
+        return f"there are {query.shape[2]} rows and {problem.key_count} keys; at least one of each is needed"
     if TRITON_VERSION < OLDEST_TRITON:
         return f"Triton {triton.__version__} cannot compile the kernels; 3.7 or later is needed"
     if not INTERPRETED:
@@ -176,6 +178,8 @@ def segment_attention(
     head_scale: Tensor | None,
     self_mix: Tensor | None,
     want_weights: bool,
+    block_table: Tensor | None = None,
+    key_count: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`launch_attention` as one operator that `torch.compile` neither looks into nor breaks its graph at."""
     return launch_attention(**locals())
@@ -191,5 +195,6 @@ def _segment_attention_shapes(
     batch, heads, rows, _ = query.shape
     results = allocate_results(query, rows, heads, value.shape[3], segmented, outside, False, False)
     masses = query.new_empty(0, dtype=torch.float32) if results.masses is None else results.masses
-    weights_shape = (batch, heads, rows, key.shape[2]) if bound["want_weights"] else (0,)
+    keys = key.shape[2] if bound.get("key_count") is None else bound["key_count"]
+    weights_shape = (batch, heads, rows, keys) if bound["want_weights"] else (0,)
     return results.output, masses, results.logsumexp, query.new_empty(weights_shape, dtype=torch.float32)

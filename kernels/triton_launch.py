@@ -59,9 +59,13 @@ def launch_attention(
     head_scale: Tensor | None,
     self_mix: Tensor | None,
     want_weights: bool,
+    block_table: Tensor | None = None,
+    key_count: int | None = None,
     parameters: LaunchParameters | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Launch the kernels on flat arguments (the fields of `AttentionProblem` and `AttentionEdit`).
+
+    With a `block_table` the keys and values are blocks, and `key_count` = K of each batch row's are there.
 
     Returns:
         output [B, R, H, Dv] (with a policy outside the kernels [B, R, H, 4, Dv] float32, one share per segment),
@@ -73,11 +77,12 @@ def launch_attention(
             return launch_attention(
                 query, key, value, scaling, softcap, mask, row_positions, sink_logits, position_bias, own_value,
                 bias, gain, slope, segment_ids, policy_code, policy_constants, policy_heads, policy_rows, head_scale,
-                self_mix, want_weights, parameters,
+                self_mix, want_weights, block_table, key_count, parameters,
             )  # fmt: skip
     segmented, outside = segment_ids is not None, policy_code == OUTSIDE_POLICY
     batch, heads, rows, head_dim = query.shape
-    groups, keys, value_dim = key.shape[1], key.shape[2], value.shape[3]
+    groups, value_dim = key.shape[1], value.shape[3]
+    keys = key.shape[2] if key_count is None else key_count
     if parameters is None:
         sizes = AttentionSizes(
             batch=batch, heads=heads, groups=groups, rows=rows, keys=keys, head_dim=head_dim, value_dim=value_dim,
@@ -92,6 +97,7 @@ def launch_attention(
     shape = Shape(
         per_tile, per_group // per_tile, head_dim, value_dim, power_of_two(head_dim, at_least=16),
         power_of_two(value_dim, at_least=16), parameters.block_m, parameters.block_n, parameters.block_s, widen,
+        0 if block_table is None else key.shape[2],
     )  # fmt: skip
     score_terms = ScoreTerms(
         scaling, softcap,
@@ -115,14 +121,15 @@ def launch_attention(
         head_scale, _strides(head_scale, 3), self_mix, _strides(self_mix, 3),
         own_value, None if own_value is None else own_value.stride(),
     )  # fmt: skip
-    keys_values = KeyValues(key, key.stride(), value, value.stride())
+    table_strides = None if block_table is None else block_table.stride()
+    keys_values = KeyValues(key, key.stride(), value, value.stride(), block_table, table_strides)
     results = allocate_results(query, rows, heads, value_dim, segmented, outside, want_weights, widen)
     arguments = (query, query.stride(), keys_values, score_terms)
-    _launch(arguments, weight_terms, output_terms, results, policy_code, parameters, shape)
+    _launch(arguments, keys, weight_terms, output_terms, results, policy_code, parameters, shape)
 
     weights = query.new_empty(0, dtype=torch.float32)
     if want_weights:
-        weights = _launch_weights(arguments, results, outside, shape)
+        weights = _launch_weights(arguments, keys, results, outside, shape)
     output = results.output.to(query.dtype) if widen and not outside else results.output
     masses = query.new_empty(0, dtype=torch.float32) if results.masses is None else results.masses
     return output, masses, results.logsumexp, weights
@@ -130,6 +137,7 @@ def launch_attention(
 
 def _launch(
     arguments: tuple,
+    keys: int,
     weight_terms: WeightTerms,
     output_terms: OutputTerms,
     results: Results,
@@ -137,9 +145,9 @@ def _launch(
     parameters: LaunchParameters,
     shape: Shape,
 ) -> None:
-    query, _, keys_values, terms = arguments
+    query, _, _, terms = arguments
     batch, heads, rows, _ = query.shape
-    groups, keys = heads // shape.per_group, keys_values.key.shape[2]
+    groups = heads // shape.per_group
     segments = 4 if terms.segment_ids is not None else 1
     splits = parameters.splits
     options = {"num_warps": parameters.warps, "num_stages": parameters.stages, **FUSED_MULTIPLY_ADD}
@@ -170,11 +178,10 @@ def _launch(
         )  # fmt: skip
 
 
-def _launch_weights(arguments: tuple, results: Results, outside: bool, shape: Shape) -> Tensor:
+def _launch_weights(arguments: tuple, keys: int, results: Results, outside: bool, shape: Shape) -> Tensor:
     """Per-key weights; with a policy outside the kernels they are not yet multiplied by its factors."""
-    query, _, keys_values, terms = arguments
+    query, _, _, terms = arguments
     batch, heads, rows, _ = query.shape
-    keys = keys_values.key.shape[2]
     weights = query.new_empty((batch, heads, rows, keys), dtype=torch.float32)
     groups = heads // shape.per_group
     shape = shape._replace(block_m=16, block_n=32)

@@ -12,12 +12,17 @@ Strides = tuple[Any, ...]
 
 
 class KeyValues(NamedTuple):
-    """Keys [B, G, K, D] and values [B, G, K, Dv], read in place by their strides."""
+    """Keys [B, G, K, D] and values [B, G, K, Dv], read in place by their strides.
+
+    With a `block_table` [B, n] they are [blocks, G, block size, ...], and the table says whose blocks these are.
+    """
 
     key: Tensor
     key_strides: Strides
     value: Tensor
     value_strides: Strides
+    block_table: Tensor | None
+    block_table_strides: Strides | None
 
 
 class ScoreTerms(NamedTuple):
@@ -121,7 +126,7 @@ class Shape(NamedTuple):
     A tile takes its query lines from `per_group` heads; `kv_share` such tiles read the same keys (1 where a tile takes
     all heads of a key-value group, the heads per group where it takes one). `block_m` query lines, `block_n` keys of a
     chunk, `block_s` gathered sink keys; `widen` turns every loaded tile to float32 (the interpreter has no bfloat16
-    arithmetic).
+    arithmetic). `block_size` keys of a block of the cache; 0 without a block table.
     """
 
     per_group: int
@@ -134,6 +139,7 @@ class Shape(NamedTuple):
     block_n: int
     block_s: int
     widen: bool
+    block_size: int
 
 
 class Lines(NamedTuple):

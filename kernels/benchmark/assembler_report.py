@@ -25,7 +25,7 @@ from triton.runtime import driver
 from vlm_guard.kernels import triton_backend, triton_launch
 from vlm_guard.kernels.attention_edit import AttentionEdit, Segments
 from vlm_guard.kernels.benchmark.measure import write_json
-from vlm_guard.kernels.edited_attention import AttentionProblem
+from vlm_guard.kernels.edited_attention import AttentionProblem, KeyBlocks
 from vlm_guard.kernels.launch_parameters import DeviceLimits
 from vlm_guard.kernels.policies import MoveSinksToContent
 
@@ -40,6 +40,15 @@ MODELS = (
     ("Qwen3-VL-8B", 32, 8, 128),
     ("head dimension 64", 16, 16, 64),
     ("head dimension 256", 8, 4, 256),
+)
+# (query rows, whether the edit has segments, keys of a block where they lie in blocks)
+CALLS = (
+    (1, True, None),
+    (1, False, None),
+    (1, True, 16),
+    (1, False, 16),
+    (1024, True, None),
+    (1024, False, None),
 )
 
 
@@ -128,16 +137,31 @@ def _read_usage(name: str, compiled: Any) -> CompiledKernel:
     )
 
 
-def compile_model(device: DeviceLimits, heads: int, groups: int, head_dim: int, rows: int, keys: int, segmented: bool,
-                  dtype: torch.dtype = torch.bfloat16) -> list[CompiledKernel]:  # fmt: skip
-    """Compile what one call with VAR's policy (or without segments) launches."""
+def compile_model(
+    device: DeviceLimits,
+    heads: int,
+    groups: int,
+    head_dim: int,
+    rows: int,
+    keys: int,
+    segmented: bool,
+    dtype: torch.dtype = torch.bfloat16,
+    block_size: int | None = None,
+) -> list[CompiledKernel]:
+    """Compile what one call with VAR's policy (or without segments) launches; with a `block_size` over blocks."""
     ids = torch.zeros(1, keys, dtype=torch.uint8)
     policy = MoveSinksToContent(move_fraction=0.6, min_content_share=0.8, min_visual_mass=0.2)
     edit = AttentionEdit(segments=Segments(ids), policy=policy) if segmented else AttentionEdit()
+    blocks, shape = None, (1, groups, keys, head_dim)
+    if block_size is not None:
+        count = keys // block_size
+        blocks = KeyBlocks(table=torch.zeros(1, count, dtype=torch.int32), keys=keys)
+        shape = (count, groups, block_size, head_dim)
     problem = AttentionProblem(
         query=torch.empty(1, heads, rows, head_dim, dtype=dtype),
-        key=torch.empty(1, groups, keys, head_dim, dtype=dtype),
-        value=torch.empty(1, groups, keys, head_dim, dtype=dtype),
+        key=torch.empty(shape, dtype=dtype),
+        value=torch.empty(shape, dtype=dtype),
+        blocks=blocks,
         edit=edit,
         scaling=head_dim**-0.5,
         row_positions=torch.arange(keys - rows, keys)[None] if rows > 1 else None,
@@ -155,13 +179,12 @@ def main() -> None:
     spilling = 0
     for device_name, device in DEVICES.items():
         for model, heads, groups, head_dim in MODELS:
-            for rows, segmented in ((1, True), (1, False), (1024, True), (1024, False)):
-                compiled = compile_model(device, heads, groups, head_dim, rows, 2048, segmented)
+            for rows, segmented, block_size in CALLS:
+                compiled = compile_model(device, heads, groups, head_dim, rows, 2048, segmented, block_size=block_size)
                 spilling += sum(kernel.stack > 0 for kernel in compiled)
-                entries += [
-                    {"device": device_name, "model": model, "rows": rows, "segmented": segmented} | asdict(kernel)
-                    for kernel in compiled
-                ]
+                call = {"device": device_name, "model": model, "rows": rows, "segmented": segmented}
+                call |= {} if block_size is None else {"block_size": block_size}
+                entries += [call | asdict(kernel) for kernel in compiled]
     out = parser.parse_args().out
     write_json(out, {"triton": triton.__version__, "keys": 2048, "dtype": "bfloat16", "kernels": entries})
     print(f"{len(entries)} launches compiled, {spilling} of them spill: {out}")

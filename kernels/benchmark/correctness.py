@@ -18,7 +18,7 @@ from torch import Tensor
 from vlm_guard.kernels.attention_edit import AttentionEdit
 from vlm_guard.kernels.benchmark.cases import Case, build_problem, interpreter_cases, torch_cases, whole_grid
 from vlm_guard.kernels.benchmark.random_cases import random_cases
-from vlm_guard.kernels.edited_attention import AttentionProblem, EditedAttention, load_backend
+from vlm_guard.kernels.edited_attention import AttentionProblem, EditedAttention, KeyBlocks, load_backend
 from vlm_guard.kernels.policies import MoveSinksToContent, MoveSinksToRest
 from vlm_guard.kernels.reference import reference_attention
 
@@ -134,12 +134,41 @@ def tied_rows(problem: AttentionProblem, masses: Tensor | None, tolerance: float
     return torch.stack(unsure).any(0) & ~fails
 
 
-def check_case(case: Case, dtype: torch.dtype, device: torch.device, backend: str) -> Comparison:
-    """Errors of one backend on one case, against float64, with their budgets."""
+def in_blocks(problem: AttentionProblem, size: int) -> AttentionProblem:
+    """The same problem with its keys and values in blocks of `size` in any order, among blocks of noise."""
+    batch, _, keys, _ = problem.key.shape
+    count = -(-keys // size)
+    generator = torch.Generator().manual_seed(batch * 1000 + keys)
+    order = torch.randperm(batch * count + 2, generator=generator)[: batch * count].view(batch, count)
+    table = order.to(torch.int32).to(problem.key.device)
+
+    def scatter(given: Tensor) -> Tensor:
+        whole = torch.nn.functional.pad(given, (0, 0, 0, count * size - keys), value=3.0)
+        parts = whole.unflatten(2, (count, size)).transpose(1, 2)
+        blocks = torch.full_like(parts[:1, 0], 7.0).repeat(batch * count + 2, 1, 1, 1)
+        blocks[table.long().flatten()] = parts.flatten(0, 1)
+        return blocks
+
+    blocks = KeyBlocks(table=table, keys=keys)
+    return replace(problem, key=scatter(problem.key), value=scatter(problem.value), blocks=blocks)
+
+
+def check_case(
+    case: Case, dtype: torch.dtype, device: torch.device, backend: str, block_size: int | None = None
+) -> Comparison:
+    """Errors of one backend on one case, against float64, with their budgets.
+
+    Args:
+        case: sizes and edits.
+        dtype: of the inputs.
+        device: where it runs.
+        backend: which is checked.
+        block_size: give it keys and values in blocks of so many.
+    """
     problem = replace(build_problem(case, dtype, device), return_weights=True)
     exact = reference_attention(in_float64(problem))
     eager = reference_attention(problem)
-    given = load_backend(backend)(problem)
+    given = load_backend(backend)(problem if block_size is None else in_blocks(problem, block_size))
     # The torch backend, like eager attention, rounds q.k to the inputs' dtype; the fused kernels keep float32.
     terms = rounding_terms(problem, exact, rounds_scores=backend == "torch")
     # Masses have a budget of their own, so the error they were measured to have says which rows may tie.
@@ -185,10 +214,12 @@ def _largest(given: Tensor, wanted: Tensor) -> float:
     return difference.masked_fill(given.double() == wanted.double(), 0).max().item()
 
 
-def check_many(cases: list[tuple[Case, str]], device: torch.device, backend: str) -> Iterator[Comparison]:
+def check_many(
+    cases: list[tuple[Case, str]], device: torch.device, backend: str, block_size: int | None = None
+) -> Iterator[Comparison]:
     """`check_case` for (case, dtype name) pairs."""
     for case, dtype in cases:
-        yield check_case(case, DTYPES[dtype], device, backend)
+        yield check_case(case, DTYPES[dtype], device, backend, block_size)
 
 
 def find_races(device: torch.device, backend: str, repeats: int = 30) -> list[str]:
@@ -216,6 +247,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100, help="random cases to draw")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draw")
     parser.add_argument("--part", default="0/1", help="I/N: every Nth case, beginning with case I")
+    parser.add_argument("--block-size", type=int, help="keys and values in blocks of so many, as servers keep them")
     options = parser.parse_args()
     part, parts = map(int, options.part.split("/"))
     lists = {
@@ -224,7 +256,8 @@ def main() -> None:
         "grid": whole_grid,
         "random": lambda: random_cases(options.count, options.seed),
     }
-    for comparison in check_many(lists[options.cases]()[part::parts], torch.device(options.device), options.backend):
+    chosen, device = lists[options.cases]()[part::parts], torch.device(options.device)
+    for comparison in check_many(chosen, device, options.backend, options.block_size):
         line = {field.name: getattr(comparison, field.name) for field in fields(comparison)}
         print(json.dumps(line | {"passed": comparison.passed}), flush=True)
 

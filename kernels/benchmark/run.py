@@ -262,14 +262,19 @@ def _line(cell: Cell, entries: list[dict[str, Any]]) -> str:
 
 
 def check_in_parallel(
-    seconds: float, backend: str = "triton", cases: str = "grid", device: str = "cuda"
+    seconds: float,
+    backend: str = "triton",
+    cases: str = "grid",
+    device: str = "cuda",
+    block_size: int | None = None,
 ) -> list[dict[str, Any]]:
     """Check a list of cases split over processes: on a GPU nearly all the time goes into compiling variants.
 
-    Cases that are not done after `seconds` are left out.
+    Cases that are not done after `seconds` are left out. With a `block_size` keys and values lie in blocks.
     """
     workers = max(1, min(14, (os.cpu_count() or 2) - 2))
     command = [sys.executable, "-m", "vlm_guard.kernels.benchmark.correctness", "--backend", backend, "--cases", cases]
+    command += [] if block_size is None else ["--block-size", str(block_size)]
     with tempfile.TemporaryDirectory() as folder:
         outputs = [Path(folder) / f"part{number}.jsonl" for number in range(workers)]
         running = []
@@ -302,11 +307,16 @@ def gpu_check(folder: Path) -> bool:
         raise RuntimeError("the GPU check needs a CUDA device; on the CPU run the tests")
     device, begun = torch.device("cuda"), time.perf_counter()
     machine, grid = describe_machine(device), whole_grid()
-    checked = check_in_parallel(seconds=190)
-    failed = [result for result in checked if not result["passed"]]
+    checked = check_in_parallel(seconds=150)
+    in_blocks = check_in_parallel(seconds=40, cases="random", block_size=16)
+    failed = [result for result in (*checked, *in_blocks) if not result["passed"]]
     result = {"machine": machine, "cases": len(grid), "checked": len(checked), "failed": failed, "results": checked}
-    write_json(folder / "correctness.json", result)
-    print(f"correctness: {len(checked)} of {len(grid)} cases checked, {len(failed)} failed", flush=True)
+    write_json(folder / "correctness.json", result | {"results_in_blocks": in_blocks})
+    print(
+        f"correctness: {len(checked)} of {len(grid)} cases checked, and {len(in_blocks)} with keys in blocks, "
+        f"{len(failed)} failed",
+        flush=True,
+    )
     races = find_races(device, "triton")
     write_json(folder / "races.json", {"machine": machine, "differing": races})
     print(f"races: {len(races)} cases differ between repeated runs", flush=True)

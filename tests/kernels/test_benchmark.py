@@ -107,11 +107,12 @@ def test_prefill_tiles():
 def test_kernels_compile_without_spilling(name):
     report = pytest.importorskip("vlm_guard.kernels.benchmark.assembler_report")
     device = report.DEVICES[name]
-    for rows, expected in (
-        (1, {"decode_kernel", "merge_kernel"}),
-        (512, {"segment_list_kernel", "segmented_prefill_kernel"}),
+    for rows, block_size, expected in (
+        (1, None, {"decode_kernel", "merge_kernel"}),
+        (1, 16, {"decode_kernel", "merge_kernel"}),
+        (512, None, {"segment_list_kernel", "segmented_prefill_kernel"}),
     ):
-        compiled = report.compile_model(device, 28, 4, 128, rows, 2048, segmented=True)
+        compiled = report.compile_model(device, 28, 4, 128, rows, 2048, segmented=True, block_size=block_size)
         assert {kernel.kernel for kernel in compiled} == expected
         for kernel in compiled:
             assert kernel.stack == kernel.local == 0, kernel

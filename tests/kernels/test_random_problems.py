@@ -52,10 +52,35 @@ def test_fused_kernels_interpreted():
     assert not failed, failed[:3]
 
 
+@pytest.mark.parametrize("size", [1, 7, 64])
+def test_torch_backend_with_keys_in_blocks(size):
+    comparisons = [check_case(case, DTYPES[name], CPU, "torch", size) for case, name in random_cases(60)]
+    failed = [one for one in comparisons if not one.passed]
+    assert not failed, failed[:3]
+
+
+@pytest.mark.parametrize("size", [16, 24])
+def test_fused_kernels_interpreted_with_keys_in_blocks(size):
+    """Decode steps and prompts; the blocks lie in any order among blocks of noise."""
+    lines = run_interpreted("--cases", "random", "--count", "24", "--block-size", str(size))
+    assert len(lines) == 24
+    failed = [line for line in lines if not line["passed"]]
+    assert not failed, failed[:3]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_fused_kernels_on_a_gpu():
     cases = random_cases(400, largest_rows=200, largest_keys=700)
     checked = (check_case(case, DTYPES[name], torch.device("cuda"), "triton") for case, name in cases)
+    failed = [comparison for comparison in checked if not comparison.passed]
+    assert not failed, failed[:3]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_fused_kernels_on_a_gpu_with_keys_in_blocks():
+    cases = random_cases(200, largest_rows=200, largest_keys=700)
+    checked = (check_case(case, DTYPES[name], torch.device("cuda"), "triton", 16) for case, name in cases)
     failed = [comparison for comparison in checked if not comparison.passed]
     assert not failed, failed[:3]

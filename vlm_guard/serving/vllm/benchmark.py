@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 
-from vlm_guard.bench.random_prompts import noise_pictures
 from vlm_guard.builtin_model import builtin, shipped_folder
 from vlm_guard.guard import wrap
 from vlm_guard.kernels.benchmark.measure import describe_machine, note_on_load, ratio_quantiles
@@ -51,6 +51,13 @@ Answer = Callable[[str, int], None]
 """Answers so many prompts at once with an offer."""
 
 
+def noise(size: int) -> list[Image.Image]:
+    """Pictures of noise, each with a side of `size` pixels, the same at every call."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (PICTURES, size, size, 3), dtype=torch.uint8, generator=generator)
+    return [Image.fromarray(picture) for picture in pixels.numpy()]
+
+
 def text_of(processor: Any) -> str:
     """The prompt, as the chat template writes it."""
     content = [{"type": "image"}, {"type": "text", "text": ASK}]
@@ -68,7 +75,7 @@ def inside_vllm(llm: Any, processor: Any, size: int) -> Answer:
     """
     from vllm import SamplingParams
 
-    pictures, text = noise_pictures(PICTURES, size, 0), text_of(processor)
+    pictures, text = noise(size), text_of(processor)
     prompts = [{"prompt": text, "multi_modal_data": {"image": picture}} for picture in pictures]
 
     def answer(name: str, count: int) -> None:
@@ -80,7 +87,7 @@ def inside_vllm(llm: Any, processor: Any, size: int) -> Answer:
 
 def in_transformers(model: Any, processor: Any, size: int, offers: "Mapping[str, Offer]") -> Answer:
     """Answers of the same model in transformers, in one batch; reading the pictures is part of it, as in vLLM."""
-    pictures, text = noise_pictures(PICTURES, size, 0), text_of(processor)
+    pictures, text = noise(size), text_of(processor)
 
     def answer(name: str, count: int) -> None:
         shown = [[pictures[index % PICTURES]] for index in range(count)]
