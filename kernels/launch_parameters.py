@@ -14,7 +14,7 @@ MAX_SPLITS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionSizes:
-    """Sizes of one call: B batch, H heads, G groups, R rows, K keys, D and Dv, bytes of an element."""
+    """Sizes of one call: B batch, H heads, G groups, R rows, K keys, D and Dv, bytes of an element, and what it has."""
 
     batch: int
     heads: int
@@ -26,6 +26,7 @@ class AttentionSizes:
     element_bytes: int
     segmented: bool
     outside_policy: bool = False
+    in_blocks: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +90,9 @@ def _decode_launch(sizes: AttentionSizes, lines: int, device: DeviceLimits) -> L
         block_s=16,
         splits=_even_splits(chunks, min(wanted, _ceil(chunks, 2), MAX_SPLITS)),
         warps=4,
-        stages=_stages(width * block_n * sizes.element_bytes, device.shared_memory),
+        # Where a key is must be read first where keys lie in blocks, so that a third chunk does not get on its way and
+        # only takes registers.
+        stages=2 if sizes.in_blocks else _stages(width * block_n * sizes.element_bytes, device.shared_memory),
     )
 
 

@@ -87,6 +87,7 @@ def launch_attention(
         sizes = AttentionSizes(
             batch=batch, heads=heads, groups=groups, rows=rows, keys=keys, head_dim=head_dim, value_dim=value_dim,
             element_bytes=query.element_size(), segmented=segmented, outside_policy=outside,
+            in_blocks=block_table is not None,
         )  # fmt: skip
         parameters = choose_launch(sizes, INTERPRETER_DEVICE if INTERPRETED else _device_limits(query.device.index))
     widen = INTERPRETED and query.dtype == torch.bfloat16

@@ -68,15 +68,15 @@ def line_number(lines, groups, edited_rows, SHAPE: tl.constexpr):
 
 
 @triton.jit
-def key_offsets(keys_values, strides, lines, keys, present, SHAPE: tl.constexpr):
-    """[N] int64, where the numbered keys (or values) of the tile's batch row and group begin."""
-    of_group = lines.group.to(tl.int64) * strides[1]
+def key_pointers(part, strides, keys_values, lines, keys, present, SHAPE: tl.constexpr):
+    """[N] pointers to where the numbered keys (or values) of the tile's batch row and group begin."""
+    base = part + lines.group.to(tl.int64) * strides[1]
     if keys_values.block_table is not None:
         table = keys_values.block_table + lines.batch.to(tl.int64) * keys_values.block_table_strides[0]
         places = keys // SHAPE.block_size * keys_values.block_table_strides[1]
         blocks = tl.load(table + places, mask=present, other=0).to(tl.int64)
-        return of_group + blocks * strides[0] + keys % SHAPE.block_size * strides[2]
-    return of_group + lines.batch.to(tl.int64) * strides[0] + keys * strides[2]
+        return base + blocks * strides[0] + keys % SHAPE.block_size * strides[2]
+    return base + lines.batch.to(tl.int64) * strides[0] + keys * strides[2]
 
 
 @triton.jit
@@ -84,8 +84,8 @@ def load_keys(keys_values, lines, keys, present, SHAPE: tl.constexpr):
     """The vectors of the numbered keys, transposed: [block_d, N], zeros where `present` is false."""
     dims = tl.arange(0, SHAPE.block_d)
     strides = keys_values.key_strides
-    offsets = key_offsets(keys_values, strides, lines, keys, present, SHAPE)
-    pointers = keys_values.key + offsets[None, :] + dims[:, None] * strides[3]
+    begin = key_pointers(keys_values.key, strides, keys_values, lines, keys, present, SHAPE)
+    pointers = begin[None, :] + dims[:, None] * strides[3]
     if SHAPE.head_dim == SHAPE.block_d:
         tile = tl.load(pointers, mask=present[None, :], other=0)
     else:
@@ -100,8 +100,8 @@ def load_values(keys_values, lines, keys, present, SHAPE: tl.constexpr):
     """The values of the numbered keys: [N, block_dv], zeros where `present` is false."""
     dims = tl.arange(0, SHAPE.block_dv)
     strides = keys_values.value_strides
-    offsets = key_offsets(keys_values, strides, lines, keys, present, SHAPE)
-    pointers = keys_values.value + offsets[:, None] + dims[None, :] * strides[3]
+    begin = key_pointers(keys_values.value, strides, keys_values, lines, keys, present, SHAPE)
+    pointers = begin[:, None] + dims[None, :] * strides[3]
     if SHAPE.value_dim == SHAPE.block_dv:
         tile = tl.load(pointers, mask=present[:, None], other=0)
     else:
