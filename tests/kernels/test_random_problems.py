@@ -62,8 +62,8 @@ def test_torch_backend_with_keys_in_blocks(size):
 @pytest.mark.parametrize("size", [16, 24])
 def test_fused_kernels_interpreted_with_keys_in_blocks(size):
     """Decode steps and prompts; the blocks lie in any order among blocks of noise."""
-    lines = run_interpreted("--cases", "random", "--count", "24", "--block-size", str(size))
-    assert len(lines) == 24
+    lines = run_interpreted("--cases", "random", "--count", "14", "--block-size", str(size))
+    assert len(lines) == 14
     failed = [line for line in lines if not line["passed"]]
     assert not failed, failed[:3]
 

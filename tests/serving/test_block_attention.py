@@ -3,6 +3,7 @@
 import logging
 import shutil
 from dataclasses import replace
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -120,6 +121,7 @@ def test_keys_are_read_where_they_were_written():
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM, for which this is compiled, is not installed")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++, which is not installed")
 @pytest.mark.parametrize("kind", ["slope and head scale", "sinks of each head to content"])
 def test_compiled_is_the_same_also_for_other_requests_and_lengths(kind, caplog):
