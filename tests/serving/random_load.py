@@ -206,7 +206,7 @@ def run(minutes, clients, seed, folder):
         "server_lives": alive,
         "slowest_seconds": round(load.slowest, 1),
         "memory_mib": memory,
-        "command": shlex.join(["python", "tests/serving/random_load.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "tests/serving/random_load.py", *(Path(part).name for part in sys.argv[1:])]),
     }
 
 
