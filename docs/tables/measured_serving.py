@@ -4,10 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from measured_table import TIMINGS
+from measured_table import ROOT, TIMINGS
 from vlm_guard.method.registry import resolve_methods
 
-ROOT = Path(__file__).resolve().parents[2]
 # Of the plain model's throughput: what the project set out to keep of it.
 _GOAL, _GOAL_OF_CONTRASTS = 0.85, 0.70
 

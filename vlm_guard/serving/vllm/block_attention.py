@@ -52,11 +52,7 @@ class BlockEdit:
         moves = Redistribution.of(edit, keys, torch.float32)
         if moves is not None:
             moves = replace(moves, combinations=_own(moves.combinations), spread=_own(moves.spread))
-        return cls(given=given, keys=keys, edit=edit, without_policy=replace(AttentionEdit(), **terms), moves=moves)
-
-    def of_keys(self, keys: int) -> "BlockEdit":
-        """The same for another number of keys."""
-        return self.of(self.given, keys)
+        return cls(given=given, keys=keys, edit=edit, without_policy=AttentionEdit(**terms), moves=moves)
 
     @property
     def changes_weights(self) -> bool:

@@ -342,7 +342,7 @@ class LayerCall:
             return None
         known = group.edits.get(self.index)
         if known is not None and known.keys != group.keys:
-            known = group.edits[self.index] = known.of_keys(group.keys)
+            known = group.edits[self.index] = BlockEdit.of(known.given, group.keys)
         if known is None and self.index not in group.edits:
             edits = [self._later_edit(request, state, layer) for request, state in zip(group.requests, group.states)]
             stacked = stack_edits(edits, self.query.shape[1])
