@@ -5,13 +5,11 @@ Every answer must be the same token by token, and its log-probabilities the same
 
 import os
 import time
-from dataclasses import dataclass
 
 import pytest
-import torch
 from PIL import Image
+from served_answers import ASK, LEADING, NEW_TOKENS, InTransformers, assert_same, prompt_of
 
-from vlm_guard import builtin, wrap
 from vlm_guard.builtin_model import BUILTIN_DIR
 from vlm_guard.eval.scenes.dataset import write_scenes
 from vlm_guard.serving.vllm import engine_options
@@ -28,10 +26,6 @@ SETTINGS = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "HF_HUB_OFFLINE": "1",
 }
-ASK, LEADING = (
-    "Please describe this image in detail.",
-    "I think there is a dog in the image. Is there a dog in the image?",
-)
 GIFT = "gift:strength=20,saliency_layer=1"
 VAR = "var:sink_dimensions=72,sink_threshold=4,min_visual_mass=0,min_content_share=0,move_fraction=1"
 ATTENTION = [
@@ -58,48 +52,6 @@ CONTRAST = [
     f"m3id+{VAR}",
     "ritual",
 ]
-NEW_TOKENS = 40
-ROUNDING = 1e-4
-
-
-def prompt_of(question, pictures=1):
-    return f"USER: {'<image>' * pictures}\n{question} ASSISTANT:"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """Token ids, and the most probable tokens of every step with their log-probabilities."""
-
-    ids: list
-    steps: list
-
-
-class InTransformers:
-    """Answers of the guard in transformers, each asked once."""
-
-    def __init__(self, pictures):
-        self.model, self.processor = builtin()
-        self.pictures = pictures
-        self.known = {}
-
-    def answers(self, offer, pictures=1):
-        if (offer, pictures) not in self.known:
-            guard = None if offer == "none" else wrap(self.model, self.processor, offer)
-            shown = [self.pictures[index : index + pictures] for index in range(len(self.pictures) - pictures + 1)]
-            self.known[offer, pictures] = [self.answer(offer, images) for images in shown]
-            if guard is not None:
-                guard.remove()
-        return self.known[offer, pictures]
-
-    def answer(self, offer, images):
-        text = prompt_of(LEADING if offer == "lqcd" else ASK, len(images))
-        inputs = self.processor(images=images, text=text, return_tensors="pt")
-        options = {"do_sample": False, "max_new_tokens": NEW_TOKENS, "output_logits": True}
-        with torch.inference_mode():
-            output = self.model.generate(**inputs, **options, return_dict_in_generate=True)
-        steps = [logits[0].float().log_softmax(-1) for logits in output.logits]
-        best = [dict(zip(step.topk(5).indices.tolist(), step.topk(5).values.tolist())) for step in steps]
-        return Answer(ids=output.sequences[0, inputs["input_ids"].shape[1] :].tolist(), steps=best)
 
 
 class Engine:
@@ -145,11 +97,8 @@ class Engine:
 def assert_equal(outputs, answers):
     for output, answer in zip(outputs, answers, strict=True):
         found = output.outputs[0]
-        assert list(found.token_ids) == answer.ids
-        for step, best in zip(found.logprobs, answer.steps, strict=True):
-            # What the plausibility cut has ruled out lies beyond the rounding of float32.
-            shared = [token for token in step.keys() & best.keys() if best[token] > -100]
-            assert shared and all(abs(step[token].logprob - best[token]) < ROUNDING for token in shared)
+        steps = [{token: kept.logprob for token, kept in step.items()} for step in found.logprobs]
+        assert_same(answer, list(found.token_ids), steps)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -17,7 +17,7 @@ from vlm_guard.kernels.attention_edit import AttentionEdit
 from vlm_guard.kernels.edited_attention import AttentionProblem, edited_attention
 from vlm_guard.kernels.torch_backend import Redistribution, attend_with
 from vlm_guard.runtime.graph_break import accepted
-from vlm_guard.serving.vllm.block_layout import BlockLayout
+from vlm_guard.serving.vllm.block_layout import ProductLayout
 
 _Attend = Callable[..., Tensor]
 _STATIC = "_vlm_guard_static"
@@ -108,7 +108,7 @@ class BlockAttention:
             by torch. Where that fails a warning says so, and all steps are computed uncompiled from then on.
     """
 
-    def __init__(self, layout: BlockLayout, heads: int, compiles: bool = True) -> None:
+    def __init__(self, layout: ProductLayout, heads: int, compiles: bool = True) -> None:
         self.layout = layout
         self._compiles = compiles
         self._compiled: dict[tuple[bool | None, ...], _Attend] = {}
@@ -149,7 +149,7 @@ class BlockAttention:
 
 
 def _attend(
-    call: BlockCall, edit: AttentionEdit, moves: Redistribution | None, layout: BlockLayout, heads: Tensor
+    call: BlockCall, edit: AttentionEdit, moves: Redistribution | None, layout: ProductLayout, heads: Tensor
 ) -> Tensor:
     products = layout.products(call.cache, call.places)
     query = call.query.view(-1, heads.shape[0], 1, call.query.shape[2])

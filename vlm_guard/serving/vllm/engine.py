@@ -4,11 +4,15 @@ import os
 from typing import Any
 
 from vlm_guard.serving.vllm.declaration import Declaration
+from vlm_guard.serving.vllm.devices import this_device
 from vlm_guard.serving.vllm.versions import installed_version, refuse_untested
 
 SCHEDULER = "vlm_guard.serving.vllm.scheduler.GuardedScheduler"
-ROWS = "vlm_guard.serving.vllm.request_rows:GuardedRows"
 FRONT_DOOR = "vlm_guard.serving.vllm.front_door.FrontDoor"
+RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
+"""vLLM's environment variable that says which of its model runners is taken; 1 is the second."""
+_RUNNERS = "vlm_guard.serving.vllm.runners"
+_ROWS = {False: f"{_RUNNERS}.first_runner:GuardedRows", True: f"{_RUNNERS}.second_runner:GuardedSlots"}
 
 
 def engine_options(methods: str, default: str | None = None) -> dict[str, Any]:
@@ -33,12 +37,27 @@ def engine_options(methods: str, default: str | None = None) -> dict[str, Any]:
 def guarded_options(declared: Declaration) -> dict[str, Any]:
     """The same for what has been read already."""
     declared.write(os.environ)
-    options: dict[str, Any] = {"scheduler_cls": SCHEDULER, "async_scheduling": False, "logits_processors": [ROWS]}
-    return options | ({"enforce_eager": True} if declared.observes else {})
+    os.environ.setdefault(RUNNER, "0")
+    rows = _ROWS[is_second_runner()]
+    options: dict[str, Any] = {"scheduler_cls": SCHEDULER, "async_scheduling": False, "logits_processors": [rows]}
+    if declared.observes:
+        options["enforce_eager"] = True
+    device = this_device()
+    if device.chosen:
+        options["attention_backend"] = device.replaced
+    return options
 
 
 def server_flags(declared: Declaration) -> list[str]:
     """The same for the command line of vLLM's server."""
-    declared.write(os.environ)
-    flags = ["--scheduler-cls", SCHEDULER, "--no-async-scheduling", "--logits-processors", ROWS]
-    return [*flags, "--middleware", FRONT_DOOR, *(["--enforce-eager"] if declared.observes else [])]
+    flags = ["--no-async-scheduling", "--middleware", FRONT_DOOR]
+    options = guarded_options(declared)
+    flags += ["--scheduler-cls", options["scheduler_cls"], "--logits-processors", *options["logits_processors"]]
+    if "attention_backend" in options:
+        flags += ["--attention-backend", options["attention_backend"]]
+    return [*flags, *(["--enforce-eager"] if options.get("enforce_eager") else [])]
+
+
+def is_second_runner() -> bool:
+    """Whether this process is told to use vLLM's second model runner."""
+    return os.environ.get(RUNNER, "0").strip().lower() in ("1", "true")

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from vllm.forward_context import get_forward_context
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.models.utils import extract_layer_index
+from vllm.platforms import current_platform
 from vllm.v1.attention.backend import AttentionType
-from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
+from vlm_guard.serving.vllm.engine import is_second_runner
 from vlm_guard.serving.vllm.paged_attention import PLAN
 from vlm_guard.serving.vllm.process import ProcessGuards
 
@@ -25,10 +26,11 @@ _HIDDEN, _RESIDUAL = "hidden_states", "residual"
 
 
 def show_layer_inputs() -> None:
-    """Make vLLM's CPU runner put the hooks on every model that it loads; done once in a process."""
-    if hasattr(CPUModelRunner, _DONE):
+    """Make vLLM's model runner put the hooks on every model that it loads; done once in a process."""
+    runner = _runner_class()
+    if _DONE in vars(runner):
         return
-    original = CPUModelRunner.load_model
+    original = runner.load_model
 
     @functools.wraps(original)
     def load_model(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -38,8 +40,23 @@ def show_layer_inputs() -> None:
             if extract_layer_index(attention.layer_name) in served.observed_layers:
                 LayerInputs(layer, attention).attach()
 
-    CPUModelRunner.load_model = load_model
-    setattr(CPUModelRunner, _DONE, True)
+    runner.load_model = load_model
+    setattr(runner, _DONE, True)
+
+
+def _runner_class() -> Any:
+    """The class whose `load_model` this process calls."""
+    if is_second_runner():
+        from vllm.v1.worker.gpu.model_runner import GPUModelRunner as SecondRunner
+
+        return SecondRunner
+    if current_platform.is_cpu():
+        from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+
+        return CPUModelRunner
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    return GPUModelRunner
 
 
 def decoder_layers(model: nn.Module) -> dict[str, tuple[nn.Module, Attention]]:

@@ -19,8 +19,8 @@ from vlm_guard.method.base import Sign
 from vlm_guard.method.state import GenerationState
 from vlm_guard.runtime.attention import attend, edit_of_later_steps
 from vlm_guard.runtime.attention_context import AttentionInput
-from vlm_guard.serving.vllm.block_attention import BlockAttention, BlockCall, BlockEdit
-from vlm_guard.serving.vllm.block_layout import BlockLayout
+from vlm_guard.serving.vllm.block_attention import BlockCall, BlockEdit
+from vlm_guard.serving.vllm.block_layout import BlockLayout, DecodeAttention
 from vlm_guard.serving.vllm.observed_rows import ObservedRows
 from vlm_guard.serving.vllm.rows import GuardedRequest, RowTable
 from vlm_guard.serving.vllm.served_guards import EditedLayer, ServedGuard, ServedGuards
@@ -191,7 +191,9 @@ class StepPlanner:
         single = stop - first == 1 and (first > step.starts[row] or not state.reading)
         mask = None
         if 1 < stop - first < length:
-            mask = (torch.arange(length) <= torch.arange(offset, length)[:, None])[None, None]
+            device = step.block_table.device
+            seen = torch.arange(length, device=device), torch.arange(offset, length, device=device)
+            mask = (seen[0] <= seen[1][:, None])[None, None]
         together = single and served.is_steady[request.side]
         blocks = _NO_BLOCKS if together else step.block_table[row, : -(-length // step.block_size)].long()
         text = None
@@ -213,22 +215,23 @@ class StepPlanner:
 
     def _group(self, found: Sequence[RowRange], step: StepRows) -> DecodeGroup:
         given = [item.length for item in found]
-        longest, lengths = max(given), torch.tensor(given)
+        device = step.block_table.device
+        longest, lengths = max(given), torch.tensor(given, device=device)
         key = tuple(item.request.serial for item in found)
         edits = self._stacked.setdefault(key, {})
         self._stacked.move_to_end(key)
         while len(self._stacked) > self.KEPT:
             self._stacked.popitem(last=False)
-        keys = torch.arange(-(-longest // self._layout.part) * self._layout.part)
+        keys = torch.arange(-(-longest // self._layout.part) * self._layout.part, device=device)
         count = -(-longest // step.block_size)
-        blocks = step.block_table[torch.tensor([item.row for item in found]), :count].long()
-        own = torch.arange(count) * step.block_size < lengths[:, None]
+        blocks = step.block_table[torch.tensor([item.row for item in found], device=device), :count].long()
+        own = torch.arange(count, device=device) * step.block_size < lengths[:, None]
         return DecodeGroup(
             served=found[0].served,
             side=found[0].request.side,
             requests=tuple(item.request for item in found),
             states=tuple(item.state for item in found),
-            rows=_rows_of(found),
+            rows=_rows_of(found, device),
             places=self._layout.places(blocks * own, longest),
             mask=keys < lengths[:, None, None, None],
             edits=edits,
@@ -238,11 +241,11 @@ class StepPlanner:
 _NO_BLOCKS = torch.empty(0, dtype=torch.long)
 
 
-def _rows_of(found: Sequence[RowRange]) -> slice | Tensor:
+def _rows_of(found: Sequence[RowRange], device: torch.device) -> slice | Tensor:
     """Their rows in the step; a slice takes a view where a tensor takes a copy."""
     rows = [item.rows.start for item in found]
     first, stop = rows[0], rows[-1] + 1
-    return slice(first, stop) if rows == list(range(first, stop)) else torch.tensor(rows)
+    return slice(first, stop) if rows == list(range(first, stop)) else torch.tensor(rows, device=device)
 
 
 def _alike(found: Sequence[RowRange]) -> list[list[RowRange]]:
@@ -262,10 +265,10 @@ def _read_on(request: GuardedRequest, served: ServedGuard, row: int, step: StepR
     offset = step.lengths[row] - count
     if offset == 0:
         request.forget()
-    state = request.begin(served.visual_token_ids)
+    state = request.begin(served.visual_token_ids, step.block_table.device)
     request.read(count, offset)
     if state.reading and state.active and served.beginning[request.side]:
-        served.begin(request.tokens(offset, count), state)
+        served.begin(request.tokens(offset, count).to(step.block_table.device), state)
     return state
 
 
@@ -294,7 +297,7 @@ class LayerCall:
     value: Tensor
     output: Tensor
     cache: Tensor
-    attention: BlockAttention
+    attention: DecodeAttention
     scaling: float
     softcap: float | None = None
     sinks: Tensor | None = None

@@ -1,9 +1,14 @@
 """What vLLM calls in each of its processes (entry point `vllm.general_plugins`); nothing where nothing is declared."""
 
+from typing import TYPE_CHECKING, Any
+
 from vlm_guard.serving.vllm.declaration import Declaration
+from vlm_guard.serving.vllm.devices import this_device
+from vlm_guard.serving.vllm.engine import is_second_runner
 from vlm_guard.serving.vllm.versions import installed_version, refuse_untested
 
-BACKEND = "vlm_guard.serving.vllm.cpu_backend.GuardedCPUBackend"
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
 
 
 def register() -> None:
@@ -17,12 +22,16 @@ def register() -> None:
     if declared is None:
         return
     refuse_untested(installed_version())
-    from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
+    from vllm.v1.attention.backends.registry import register_backend
 
-    register_backend(AttentionBackendEnum.CPU_ATTN, BACKEND)
+    register_backend(_replaced(), this_device().backend)
     _forget_chosen_backend()
-    if declared.contrasts:
-        from vlm_guard.serving.vllm.shared_tokens import share_sampled_tokens
+    if is_second_runner():
+        from vlm_guard.serving.vllm.runners.second_runner import follow_requests
+
+        follow_requests()
+    elif declared.contrasts:
+        from vlm_guard.serving.vllm.runners.shared_tokens import share_sampled_tokens
 
         share_sampled_tokens()
     if declared.observes:
@@ -33,10 +42,15 @@ def register() -> None:
 
 def withdraw() -> None:
     """Give vLLM its own attention backend back, for the engines that are started from now on in this process."""
+    _replaced().clear_override()
+    _forget_chosen_backend()
+
+
+def _replaced() -> Any:
+    """The entry of vLLM's attention backends whose place the guarded one takes."""
     from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
-    AttentionBackendEnum.CPU_ATTN.clear_override()
-    _forget_chosen_backend()
+    return AttentionBackendEnum[this_device().replaced]
 
 
 def _forget_chosen_backend() -> None:
@@ -46,22 +60,23 @@ def _forget_chosen_backend() -> None:
     selector._cached_get_attn_backend.cache_clear()
 
 
-def refuse_unregistered() -> None:
+def refuse_unregistered(vllm_config: "VllmConfig") -> None:
     """Refuse an engine whose attention backend is not the guarded one.
 
     Raises:
-        ValueError: vLLM did not load the plug-in, or runs on something else than a CPU.
+        ValueError: vLLM did not load the plug-in, runs on a device without a guarded backend, or was told to use
+            another backend.
     """
-    from vllm.platforms import current_platform
-    from vllm.v1.attention.backends.registry import AttentionBackendEnum
-
-    if not current_platform.is_cpu():
-        raise ValueError(
-            f"guards inside vLLM run on its CPU backend only, and this is {current_platform.device_name}; on a GPU use "
-            "wrap(model, processor, ...) with transformers"
-        )
-    if AttentionBackendEnum.CPU_ATTN.get_path() != BACKEND:
+    device = this_device()
+    if _replaced().get_path() != device.backend:
         raise ValueError(
             "vLLM did not load vlm_guard's plug-in, so nothing would be guarded: install the package (not only its "
             "folder on the path), and name vlm_guard in VLLM_PLUGINS where that is set"
+        )
+    asked = vllm_config.attention_config.backend
+    if device.chosen and asked != _replaced():
+        raise ValueError(
+            f"guards on this device need --attention-backend {device.replaced} (it is "
+            f"{'left to vLLM' if asked is None else asked.name}), or nothing would be guarded; 'vlm-guard serve' and "
+            "engine_options set it"
         )

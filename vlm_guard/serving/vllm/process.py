@@ -91,6 +91,9 @@ def _made(model: _Model, environment: str) -> ProcessGuards:
     )
 
 
+_PLAIN_CACHES = "auto", "bfloat16", "float16", "float32"
+
+
 def refuse_settings(vllm_config: "VllmConfig", declared: Declaration) -> None:
     """Refuse what the guards were not made for.
 
@@ -113,7 +116,7 @@ def refuse_settings(vllm_config: "VllmConfig", declared: Declaration) -> None:
         raise ValueError("guards cannot go with a KV connector: it hands on keys and values without their method")
     if vllm_config.parallel_config.pipeline_parallel_size > 1:
         raise ValueError("guards were not tested with pipeline parallelism; use --tensor-parallel-size")
-    if str(vllm_config.cache_config.cache_dtype).startswith("fp8"):
+    if str(vllm_config.cache_config.cache_dtype) not in _PLAIN_CACHES:
         raise ValueError("guards read keys and values as they are; leave --kv-cache-dtype at auto")
     if scheduler.async_scheduling:
         raise ValueError("guards need --no-async-scheduling: a step must know the tokens of the one before")

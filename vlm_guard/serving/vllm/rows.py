@@ -30,7 +30,7 @@ class GuardedRequest:
     Attributes:
         extra_args: of its sampling parameters.
         prompt: its token ids.
-        answer: the ids of its answer so far; vLLM appends to this list.
+        answer: the ids of its answer when it entered the batch, or as far as vLLM has appended to this list since.
         state: its generation, once an attention backend has met it.
         edits: the edits of its decode steps by layer, where they stay the same.
         streams: its prompt and its text alone, where its method compares them.
@@ -79,10 +79,10 @@ class GuardedRequest:
         """Whether it is the scheduler's, beside a request of somebody's."""
         return bool(self.extra_args.get(SHADOW))
 
-    def begin(self, visual_token_ids: tuple[int, ...]) -> GenerationState:
-        """Its generation; made when it is first asked for."""
+    def begin(self, visual_token_ids: tuple[int, ...], device: torch.device | None = None) -> GenerationState:
+        """Its generation, whose tensors are on `device`; made when it is first asked for."""
         if self.state is None:
-            ids = torch.tensor([list(self.prompt)])
+            ids = torch.tensor([list(self.prompt)], device=device)
             prompt = PromptTokens.of(ids, None, visual_token_ids)
             self.state = GenerationState(visual_token_ids, prompt, self.side)
             if self.beside is not None and not self.is_shadow:
@@ -147,10 +147,12 @@ class RowTable:
     Attributes:
         requests: by row.
         lengths: of every row of the running step, how many tokens it will have read.
+        slots: by slot, where vLLM keeps requests in slots and gives them other rows in every step.
     """
 
     def __init__(self) -> None:
         self.requests: dict[int, GuardedRequest] = {}
+        self.slots: dict[int, GuardedRequest] = {}
         self.lengths: Sequence[int] = ()
         self._pairs: list[PairedRows] | None = None
 
@@ -161,6 +163,12 @@ class RowTable:
     def clear(self) -> None:
         """Nobody is here any more."""
         self.requests.clear()
+        self.slots.clear()
+        self.change()
+
+    def arrange(self, slots: Sequence[int]) -> None:
+        """The running step has these slots in its rows."""
+        self.requests = {row: self.slots[slot] for row, slot in enumerate(slots) if slot in self.slots}
         self.change()
 
     def move(self, source: int, target: int, swap: bool) -> None:
@@ -171,6 +179,10 @@ class RowTable:
         if swap and second is not None:
             self.requests[source] = second
         self.change()
+
+    def answered(self, row: int, request: GuardedRequest) -> int:
+        """How many tokens of its answer a request has read at the end of the running step."""
+        return self.lengths[row] - len(request.prompt)
 
     def text_row(self, request: GuardedRequest) -> int:
         """The row in which the text of a request is read alone.

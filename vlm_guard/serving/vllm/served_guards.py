@@ -125,9 +125,7 @@ class ServedGuards:
         self.by_name: dict[str, ServedGuard] = {}
         architecture: Architecture | None = None
         for name, offer in declared.offers.items():
-            guard = Guard(
-                model, processor, offer.methods, attention_backend="torch", architecture=architecture, split=split
-            )
+            guard = Guard(model, processor, offer.methods, architecture=architecture, split=split)
             _refuse_reading_ahead(guard)
             architecture = guard.target.architecture
             layers = {side: _edited_layers(guard, side) for side in SIDES}

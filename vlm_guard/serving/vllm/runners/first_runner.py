@@ -1,4 +1,4 @@
-"""What vLLM tells its logits processors: who came, who left, who moved. Also where two sets of logits become one."""
+"""vLLM's first model runner, which tells its logits processors who came, who left and who moved to another row."""
 
 from typing import TYPE_CHECKING
 
@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 from vllm.v1.sample.logits_processor.interface import BatchUpdate, LogitsProcessor, MoveDirectionality
 
-from vlm_guard.method.base import Method
 from vlm_guard.serving.vllm.checkpoint_names import accept_new_names
 from vlm_guard.serving.vllm.declaration import Declaration
 from vlm_guard.serving.vllm.plugin import refuse_unregistered
 from vlm_guard.serving.vllm.process import ProcessGuards
-from vlm_guard.serving.vllm.rows import GuardedRequest, PairedRows, table_of
-from vlm_guard.serving.vllm.shared_tokens import share_next_tokens
+from vlm_guard.serving.vllm.rows import GuardedRequest, table_of
+from vlm_guard.serving.vllm.runners.contrasts import contrast_pairs
+from vlm_guard.serving.vllm.runners.shared_tokens import share_next_tokens
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -29,7 +29,7 @@ class GuardedRows(LogitsProcessor):
     """
 
     def __init__(self, vllm_config: "VllmConfig", device: torch.device, is_pin_memory: bool) -> None:
-        refuse_unregistered()
+        refuse_unregistered(vllm_config)
         accept_new_names()
         self._guards = ProcessGuards.of(vllm_config)
         self._table = table_of(vllm_config.instance_id)
@@ -73,23 +73,5 @@ class GuardedRows(LogitsProcessor):
         """
         pairs = list(self._table.pairs(logits.shape[0]))
         share_next_tokens(pairs, logits.device)
-        # Those of one offer at the same token of their answers are contrasted together.
-        alike: dict[tuple[str, int], tuple[Method, list[PairedRows]]] = {}
-        for pair in pairs:
-            step = len(pair.request.answer)
-            if step != len(pair.other.answer):
-                raise RuntimeError(
-                    f"the branches of a pair are out of step: {step} and {len(pair.other.answer)} tokens"
-                )
-            served = self._guards.served.asked(pair.request.extra_args)
-            if served is not None and served.contrast is not None:
-                alike.setdefault((served.offer.name, step), (served.contrast.method, []))[1].append(pair)
-        for (_, step), (method, group) in alike.items():
-            positive, negative = (
-                logits[torch.tensor([getattr(pair, side) for pair in group], device=logits.device)].float()
-                for side in ("positive", "negative")
-            )
-            mixed = method.combine_logits(positive, negative, step).to(logits.dtype)
-            for rows in ([pair.asked for pair in group], [pair.shadow for pair in group]):
-                logits[torch.tensor(rows, device=logits.device)] = mixed
+        contrast_pairs(logits, pairs, self._table, self._guards.served)
         return logits

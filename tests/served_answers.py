@@ -1,0 +1,67 @@
+"""Answers of guards in transformers, which those of a server are held against.
+
+Every answer must be the same token by token, and its log-probabilities the same within the rounding of float32.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from vlm_guard import builtin, wrap
+
+ASK, LEADING = (
+    "Please describe this image in detail.",
+    "I think there is a dog in the image. Is there a dog in the image?",
+)
+NEW_TOKENS = 40
+ROUNDING = 1e-4
+
+
+def prompt_of(question, pictures=1):
+    return f"USER: {'<image>' * pictures}\n{question} ASSISTANT:"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """Token ids, and the most probable tokens of every step with their log-probabilities."""
+
+    ids: list
+    steps: list
+
+
+class InTransformers:
+    """Answers of the guard in transformers, each asked once."""
+
+    def __init__(self, pictures, new_tokens=NEW_TOKENS):
+        self.model, self.processor = builtin()
+        self.pictures = pictures
+        self.new_tokens = new_tokens
+        self.known = {}
+
+    def answers(self, offer, pictures=1):
+        if (offer, pictures) not in self.known:
+            guard = None if offer == "none" else wrap(self.model, self.processor, offer)
+            shown = [self.pictures[index : index + pictures] for index in range(len(self.pictures) - pictures + 1)]
+            self.known[offer, pictures] = [self.answer(offer, images) for images in shown]
+            if guard is not None:
+                guard.remove()
+        return self.known[offer, pictures]
+
+    def answer(self, offer, images):
+        text = prompt_of(LEADING if offer == "lqcd" else ASK, len(images))
+        inputs = self.processor(images=images, text=text, return_tensors="pt")
+        options = {"do_sample": False, "max_new_tokens": self.new_tokens, "output_logits": True}
+        with torch.inference_mode():
+            output = self.model.generate(**inputs, **options, return_dict_in_generate=True)
+        steps = [logits[0].float().log_softmax(-1) for logits in output.logits]
+        best = [dict(zip(step.topk(5).indices.tolist(), step.topk(5).values.tolist())) for step in steps]
+        return Answer(ids=output.sequences[0, inputs["input_ids"].shape[1] :].tolist(), steps=best)
+
+
+def assert_same(answer, ids, steps):
+    """Hold token ids, and by step the log-probabilities of some tokens, against an answer."""
+    assert ids == answer.ids
+    for step, best in zip(steps, answer.steps, strict=True):
+        # What the plausibility cut has ruled out lies beyond the rounding of float32.
+        shared = [token for token in step.keys() & best.keys() if best[token] > -100]
+        assert shared and all(abs(step[token] - best[token]) < ROUNDING for token in shared)

@@ -1,0 +1,102 @@
+"""Answers of an engine of vLLM whose attention is that for GPUs, computed by Triton's interpreter on the CPU.
+
+vLLM switches its Triton kernels off where no GPU is found, and its CPU engine has a backend of its own. Here both are
+told otherwise, before vLLM is imported. With WHOLE=1 vLLM's own kernel is interpreted, too. Run by test_gpu_backend.py:
+
+RUNNER is 0 or 1, as vLLM's variable has it.
+
+python gpu_backend_run.py RUNNER OFFERS PICTURE...
+                 prints {offer: [[token ids, [{token: log-probability}, ...]] of each picture]} in its last line
+"""
+
+import json
+import os
+import sys
+from types import SimpleNamespace
+
+os.environ |= {
+    "TRITON_INTERPRET": "1",
+    "VLLM_USE_V2_MODEL_RUNNER": sys.argv[1],
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "HF_HUB_OFFLINE": "1",
+}
+
+import torch
+from triton.backends import backends
+
+backends["cpu"] = SimpleNamespace(driver=None, compiler=None)  # vLLM looks for it when it is imported
+from vllm.triton_utils import HAS_TRITON
+
+assert HAS_TRITON
+del backends["cpu"]
+torch.cuda.get_device_capability = lambda *device: (9, 0)
+
+from PIL import Image
+from served_answers import ASK, LEADING, prompt_of
+from vllm import LLM, SamplingParams
+from vllm.v1.attention.backends import triton_attn
+
+from vlm_guard.builtin_model import BUILTIN_DIR
+from vlm_guard.serving.vllm import devices, engine_options
+from vlm_guard.serving.vllm.declaration import Declaration
+
+NEW_TOKENS = 5
+
+
+def plain_attention(q, k, v, out, cu_seqlens_q, seqused_k, softmax_scale, block_table, **others):
+    """What vLLM's own kernel computes, which takes minutes in the interpreter.
+
+    Args:
+        q: [T, H, D]. k, v: [blocks, block size, G, D]. out: [T, H, D].
+        cu_seqlens_q: [R + 1] first row of each request. seqused_k: [R] its keys. block_table: [R, n].
+        softmax_scale: factor of q.k. others: what has no effect here.
+    """
+    rows = cu_seqlens_q.tolist()
+    for first, stop, length, blocks in zip(rows, rows[1:], seqused_k.tolist(), block_table.long()):
+        key, value = (part[blocks].flatten(0, 1)[:length].transpose(0, 1)[None] for part in (k, v))
+        seen = torch.arange(length) <= torch.arange(length - (stop - first), length)[:, None]
+        query = q[first:stop].transpose(0, 1)[None]
+        found = torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=seen, scale=softmax_scale, enable_gqa=True
+        )
+        out[first:stop] = found[0].transpose(0, 1)
+
+
+if os.environ.get("WHOLE") != "1":
+    triton_attn.unified_attention = plain_attention
+
+if __name__ == "__main__":
+    _, runner, methods, *paths = sys.argv
+    devices.DEVICES["cpu"] = devices.Device(replaced="CPU_ATTN", backend=devices.DEVICES["cuda"].backend, chosen=False)
+    llm = LLM(
+        str(BUILTIN_DIR),
+        dtype="float32",
+        max_model_len=192,
+        max_num_seqs=16,
+        block_size=32,
+        logprobs_mode="processed_logprobs",
+        kv_cache_memory_bytes=64 << 20,
+        **{"enforce_eager": True, **engine_options(methods)},
+    )
+    names = ["none", *Declaration.read(methods).offers]
+    jobs = [(name, path) for name in names for path in paths]
+    prompts = [
+        {
+            "prompt": prompt_of(LEADING if name == "lqcd" else ASK),
+            "multi_modal_data": {"image": Image.open(path).convert("RGB")},
+        }
+        for name, path in jobs
+    ]
+    params = [
+        SamplingParams(temperature=0, max_tokens=NEW_TOKENS, logprobs=5, extra_args={"vlm_guard": name})
+        for name, _ in jobs
+    ]
+    found: dict[str, list] = {}
+    for (name, _), output in zip(jobs, llm.generate(prompts, params, use_tqdm=False)):
+        answer = output.outputs[0]
+        steps = [{token: kept.logprob for token, kept in step.items()} for step in answer.logprobs]
+        found.setdefault(name, []).append([list(answer.token_ids), steps])
+    print(json.dumps(found), flush=True)

@@ -1,0 +1,57 @@
+"""vLLM's attention for GPUs with guards inside, run on the CPU by Triton's interpreter.
+
+What it cannot show is that Triton compiles the kernels for a GPU, and how long they take there; the first is looked at
+without one by tests of the kernels.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from served_answers import InTransformers, assert_same
+
+from vlm_guard.eval.scenes.dataset import write_scenes
+
+pytest.importorskip("vllm", reason="vLLM is not installed; docs/serving.md says how to make an environment with it")
+
+RUN = Path(__file__).with_name("gpu_backend_run.py")
+NEW_TOKENS = 5
+OFFERS = [
+    "pai",
+    "act:move_fraction=1,threshold=0.05",
+    "zerotuning:factor=0.1",
+    "spin",
+    "hgai",
+    "m3id",
+    "lqcd",
+    "var:sink_dimensions=72,sink_threshold=4,min_visual_mass=0,min_content_share=0,move_fraction=1",
+    "gift:strength=20,saliency_layer=1",
+    "vhr",
+]
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    return sorted(write_scenes(tmp_path_factory.mktemp("scenes") / "s", "common", 1).rglob("*.png"))[:1]
+
+
+@pytest.fixture(scope="module")
+def transformers(paths):
+    return InTransformers([Image.open(path).convert("RGB") for path in paths], NEW_TOKENS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runner", ["0", "1"], ids=["first runner", "second runner"])
+def test_methods_answer_as_in_transformers(paths, transformers, runner):
+    settings = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(RUN.parent.parent)}
+    command = [sys.executable, str(RUN), runner, ";".join(OFFERS), *map(str, paths)]
+    done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+    for offer in ["none", *OFFERS]:
+        for answer, (ids, steps) in zip(transformers.answers(offer), found[offer], strict=True):
+            assert_same(answer, ids, [{int(token): kept for token, kept in step.items()} for step in steps])

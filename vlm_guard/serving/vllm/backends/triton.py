@@ -1,0 +1,89 @@
+"""vLLM's Triton backend, for GPUs, with the guarded rows of every step computed anew."""
+
+from functools import cache
+from typing import Any, ClassVar
+
+from torch import Tensor
+from vllm.v1.attention.backend import AttentionCGSupport, CommonAttentionMetadata
+from vllm.v1.attention.backends.triton_attn import (
+    TritonAttentionBackend,
+    TritonAttentionImpl,
+    TritonAttentionMetadata,
+    TritonAttentionMetadataBuilder,
+)
+
+from vlm_guard.serving.vllm.backends.guarded_layers import GuardedLayer, GuardedSteps
+from vlm_guard.serving.vllm.backends.head_blocks import HeadBlocks, KernelAttention
+
+
+class GuardedTritonBuilder(TritonAttentionMetadataBuilder):
+    """Plans, once a step, which rows are guarded."""
+
+    # What is kept in Python about a step must not be frozen into a captured graph: attention runs between graphs.
+    _cudagraph_support: ClassVar[AttentionCGSupport] = AttentionCGSupport.NEVER
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._steps = GuardedSteps(self.vllm_config, HeadBlocks(self.block_size), self.block_size)
+
+    def build(
+        self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
+    ) -> TritonAttentionMetadata:
+        """VLLM's description of a step, with the plan of what is guarded in it."""
+        metadata = super().build(common_prefix_len, common_attn_metadata, fast_build)
+        self._steps.plan(metadata, common_attn_metadata)
+        return metadata
+
+
+class GuardedTritonAttention(TritonAttentionImpl):
+    """One attention layer."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._guarded = GuardedLayer(self, kernel_attention)
+
+    def forward(
+        self,
+        layer: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        kv_cache: Tensor,
+        attn_metadata: TritonAttentionMetadata,
+        output: Tensor,
+        output_scale: Tensor | None = None,
+        output_block_scale: Tensor | None = None,
+    ) -> Tensor:
+        """VLLM's attention of all rows, then the guarded ones; see `TritonAttentionImpl.forward`."""
+
+        def own() -> None:
+            super(GuardedTritonAttention, self).forward(
+                layer, query, key, value, kv_cache, attn_metadata, output, output_scale, output_block_scale
+            )
+
+        self._guarded.forward(own, layer.layer_name, attn_metadata, kv_cache, (query, key, value, output))
+        return output
+
+    def fused_output_quant_supported(self, quant_key: Any) -> bool:
+        """Never: what is edited has to be there as it is."""
+        return False
+
+
+class GuardedTritonBackend(TritonAttentionBackend):
+    """The backend that `plugin.register` puts in the place of vLLM's."""
+
+    @staticmethod
+    def get_impl_cls() -> type[TritonAttentionImpl]:
+        """The attention layer."""
+        return GuardedTritonAttention
+
+    @staticmethod
+    def get_builder_cls() -> type[TritonAttentionMetadataBuilder]:
+        """The planner of steps."""
+        return GuardedTritonBuilder
+
+
+@cache
+def kernel_attention(block_size: int) -> KernelAttention:
+    """That of all layers with blocks of this size."""
+    return KernelAttention(HeadBlocks(block_size))
