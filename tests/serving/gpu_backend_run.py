@@ -3,9 +3,10 @@
 vLLM switches its Triton kernels off where no GPU is found, and its CPU engine has a backend of its own. Here both are
 told otherwise, before vLLM is imported. With WHOLE=1 vLLM's own kernel is interpreted, too. Run by test_gpu_backend.py:
 
-RUNNER is 0 or 1, as vLLM's variable has it.
+RUNNER is 0 or 1, as vLLM's variable has it. OPTIONS are further arguments of `LLM`, as JSON. DRAWN are offers that are
+asked twice more with a seed.
 
-python gpu_backend_run.py RUNNER OFFERS PICTURE...
+python gpu_backend_run.py RUNNER OFFERS OPTIONS DRAWN PICTURE...
                  prints {offer: [[token ids, [{token: log-probability}, ...]] of each picture]} in its last line
 """
 
@@ -69,7 +70,7 @@ if os.environ.get("WHOLE") != "1":
     triton_attn.unified_attention = plain_attention
 
 if __name__ == "__main__":
-    _, runner, methods, *paths = sys.argv
+    _, runner, methods, further, drawn, *paths = sys.argv
     devices.DEVICES["cpu"] = devices.Device(replaced="CPU_ATTN", backend=devices.DEVICES["cuda"].backend, chosen=False)
     llm = LLM(
         str(BUILTIN_DIR),
@@ -79,24 +80,20 @@ if __name__ == "__main__":
         block_size=32,
         logprobs_mode="processed_logprobs",
         kv_cache_memory_bytes=64 << 20,
-        **{"enforce_eager": True, **engine_options(methods)},
+        **{"enforce_eager": True, **engine_options(methods), **json.loads(further)},
     )
+    assert llm.llm_engine.vllm_config.use_v2_model_runner == (runner == "1")
     names = ["none", *Declaration.read(methods).offers]
-    jobs = [(name, path) for name in names for path in paths]
-    prompts = [
-        {
-            "prompt": prompt_of(LEADING if name == "lqcd" else ASK),
-            "multi_modal_data": {"image": Image.open(path).convert("RGB")},
-        }
-        for name, path in jobs
-    ]
-    params = [
-        SamplingParams(temperature=0, max_tokens=NEW_TOKENS, logprobs=5, extra_args={"vlm_guard": name})
-        for name, _ in jobs
-    ]
+    jobs = [(name, path, {"temperature": 0}) for name in names for path in paths]
+    jobs += [(name, paths[0], {"temperature": 1, "seed": 7}) for name in filter(None, drawn.split(";"))] * 2
+    prompts, params = [], []
+    for name, path, sampling in jobs:
+        text = prompt_of(LEADING if name == "lqcd" else ASK)
+        prompts.append({"prompt": text, "multi_modal_data": {"image": Image.open(path).convert("RGB")}})
+        params.append(SamplingParams(max_tokens=NEW_TOKENS, logprobs=5, extra_args={"vlm_guard": name}, **sampling))
     found: dict[str, list] = {}
-    for (name, _), output in zip(jobs, llm.generate(prompts, params, use_tqdm=False)):
+    for (name, _, sampling), output in zip(jobs, llm.generate(prompts, params, use_tqdm=False)):
         answer = output.outputs[0]
         steps = [{token: kept.logprob for token, kept in step.items()} for step in answer.logprobs]
-        found.setdefault(name, []).append([list(answer.token_ids), steps])
+        found.setdefault(f"{name} drawn" if "seed" in sampling else name, []).append([list(answer.token_ids), steps])
     print(json.dumps(found), flush=True)
