@@ -82,8 +82,8 @@ def question_flags(
         answer may have been taken for a part of it.
     """
     batch, count = input_ids.shape
-    question = torch.zeros(batch, state.offset + count, dtype=torch.bool)
-    content = torch.zeros(batch, count, dtype=torch.bool)
+    question = torch.zeros(batch, state.offset + count, dtype=torch.bool, device="cpu")
+    content = torch.zeros(batch, count, dtype=torch.bool, device="cpu")
     real = state.real[:, state.offset : state.offset + count].cpu()
     has_image = state.visual.any(-1).tolist()
     open_ended = False
@@ -98,7 +98,7 @@ def question_flags(
         chosen = places[start:stop]
         question[row, state.offset + chosen] = True
         flags = [True] * len(chosen) if find is None else content_flags(kept[start:stop], tokenizer, find)
-        content[row, chosen[torch.tensor(flags, dtype=torch.bool)]] = True
+        content[row, chosen[torch.tensor(flags, dtype=torch.bool, device="cpu")]] = True
     return question.to(input_ids.device), content.to(input_ids.device), open_ended and opening is None
 
 

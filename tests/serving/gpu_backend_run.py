@@ -10,6 +10,7 @@ python gpu_backend_run.py RUNNER OFFERS OPTIONS DRAWN PICTURE...
                  prints {offer: [[token ids, [{token: log-probability}, ...]] of each picture]} in its last line
 """
 
+import functools
 import json
 import os
 import sys
@@ -42,7 +43,11 @@ from vllm.v1.attention.backends import triton_attn
 
 from vlm_guard.builtin_model import BUILTIN_DIR
 from vlm_guard.serving.vllm import devices, engine_options
+from vlm_guard.serving.vllm.backends.guarded_layers import GuardedSteps
 from vlm_guard.serving.vllm.declaration import Declaration
+from vlm_guard.serving.vllm.observed_rows import ObservedRows
+from vlm_guard.serving.vllm.paged_attention import LayerCall
+from vlm_guard.serving.vllm.runners import contrasts
 
 NEW_TOKENS = 5
 
@@ -66,8 +71,26 @@ def plain_attention(q, k, v, out, cu_seqlens_q, seqused_k, softmax_scale, block_
         out[first:stop] = found[0].transpose(0, 1)
 
 
+def on_no_device(function):
+    """The function, in which a tensor that names no device has none, so that it cannot meet those of the model.
+
+    On a GPU such a tensor would be on the CPU, and end the engine.
+    """
+
+    @functools.wraps(function)
+    def run(*args, **kwargs):
+        with torch.device("meta"):
+            return function(*args, **kwargs)
+
+    return run
+
+
 if os.environ.get("WHOLE") != "1":
     triton_attn.unified_attention = plain_attention
+GuardedSteps.plan = on_no_device(GuardedSteps.plan)
+LayerCall.edit = on_no_device(LayerCall.edit)
+ObservedRows.show = on_no_device(ObservedRows.show)
+contrasts.mixed = on_no_device(contrasts.mixed)
 
 if __name__ == "__main__":
     _, runner, methods, further, drawn, *paths = sys.argv

@@ -1,12 +1,15 @@
 """What a server offers, what requests may name, and what is refused at start."""
 
 import json
+import os
 
 import pytest
 
 from vlm_guard.method.registry import method_names
+from vlm_guard.serving.vllm import engine
 from vlm_guard.serving.vllm.declaration import ENVIRONMENT, Declaration
-from vlm_guard.serving.vllm.engine import server_flags
+from vlm_guard.serving.vllm.devices import DEVICES
+from vlm_guard.serving.vllm.engine import RUNNER, server_flags
 from vlm_guard.serving.vllm.versions import refuse_untested
 
 SERVED = {
@@ -149,10 +152,45 @@ def test_which_prompts_must_be_read_whole():
     assert not declared.offers["var+m3id"].reads_anew("negative") and declared.observes
 
 
-def test_looking_between_the_layers_needs_a_model_that_is_not_compiled(monkeypatch):
+@pytest.fixture
+def on(monkeypatch):
+    """`on("cuda")`: vLLM is there, and runs on this kind of device."""
     monkeypatch.setenv(ENVIRONMENT, "")
+    monkeypatch.setenv(RUNNER, "0")
+    return lambda name: monkeypatch.setattr(engine, "this_device", lambda: DEVICES[name])
+
+
+def test_looking_between_the_layers_needs_a_model_that_is_not_compiled(on):
+    on("cpu")
     assert "--enforce-eager" in server_flags(Declaration.read("pai;var"))
     assert "--enforce-eager" not in server_flags(Declaration.read("pai;gift"))
+
+
+def test_a_gpu_is_asked_for_the_backend_that_is_guarded(on):
+    on("cpu")
+    assert "--attention-backend" not in server_flags(Declaration.read("pai"))
+    on("cuda")
+    flags = server_flags(Declaration.read("pai"))
+    assert flags[flags.index("--attention-backend") + 1] == "TRITON_ATTN"
+    assert engine.guarded_options(Declaration.read("pai"))["attention_backend"] == "TRITON_ATTN"
+
+
+@pytest.mark.parametrize(
+    ("asked", "processor", "left"),
+    [
+        (None, "GuardedRows", "0"),
+        ("0", "GuardedRows", "0"),
+        ("1", "GuardedSlots", "1"),
+        ("true", "GuardedSlots", "true"),
+    ],
+)
+def test_each_runner_of_vllm_has_its_own_table_of_rows(on, monkeypatch, asked, processor, left):
+    on("cuda")
+    monkeypatch.delenv(RUNNER)
+    if asked is not None:
+        monkeypatch.setenv(RUNNER, asked)
+    (path,) = engine.guarded_options(Declaration.read("pai"))["logits_processors"]
+    assert path.endswith(f":{processor}") and os.environ[RUNNER] == left
 
 
 @pytest.mark.parametrize("version", ["0.31.2", "0.33.0", "1.0", "0.9", "0.33.0+cpu"])

@@ -12,6 +12,8 @@ from vlm_guard.serving.vllm import versions
 from vlm_guard.serving.vllm.chat_template import served_chat_template
 from vlm_guard.serving.vllm.checkpoint_names import read_as
 from vlm_guard.serving.vllm.declaration import ENVIRONMENT, Declaration
+from vlm_guard.serving.vllm.devices import DEVICES
+from vlm_guard.serving.vllm.engine import RUNNER
 from vlm_guard.serving.vllm.plugin import register
 
 
@@ -27,7 +29,9 @@ def tested(monkeypatch):
     started = []
     monkeypatch.setattr("vlm_guard.serving.vllm.versions.installed_version", lambda: "0.32.0")
     monkeypatch.setattr(os, "execv", lambda path, arguments: started.append(arguments))
+    monkeypatch.setattr("vlm_guard.serving.vllm.engine.this_device", lambda: DEVICES["cpu"])
     monkeypatch.setenv(ENVIRONMENT, "")
+    monkeypatch.setenv(RUNNER, "0")
     return started
 
 

@@ -11,17 +11,25 @@ class Device:
         replaced: the name of vLLM's attention backend that is replaced.
         backend: the path of the guarded one.
         chosen: whether vLLM has other backends for the device, so that this one has to be asked for.
+        untested: what has not been tried there; "" where everything has.
     """
 
     replaced: str
     backend: str
     chosen: bool
+    untested: str = ""
 
 
 _BACKENDS = "vlm_guard.serving.vllm.backends"
+_ON_GPUS = "all of it was run in Triton's interpreter on a CPU, and none of it on a GPU yet; compare some answers"
 DEVICES = {
     "cpu": Device(replaced="CPU_ATTN", backend=f"{_BACKENDS}.cpu.GuardedCPUBackend", chosen=False),
-    "cuda": Device(replaced="TRITON_ATTN", backend=f"{_BACKENDS}.triton.GuardedTritonBackend", chosen=True),
+    "cuda": Device(
+        replaced="TRITON_ATTN",
+        backend=f"{_BACKENDS}.triton.GuardedTritonBackend",
+        chosen=True,
+        untested=_ON_GPUS,
+    ),
 }
 """By the name of vLLM's platform."""
 

@@ -268,7 +268,7 @@ def _read_on(request: GuardedRequest, served: ServedGuard, row: int, step: StepR
     state = request.begin(served.visual_token_ids, step.block_table.device)
     request.read(count, offset)
     if state.reading and state.active and served.beginning[request.side]:
-        served.begin(request.tokens(offset, count).to(step.block_table.device), state)
+        served.begin(request.tokens(offset, count, step.block_table.device), state)
     return state
 
 

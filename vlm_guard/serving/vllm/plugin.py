@@ -1,5 +1,6 @@
 """What vLLM calls in each of its processes (entry point `vllm.general_plugins`); nothing where nothing is declared."""
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from vlm_guard.serving.vllm.declaration import Declaration
@@ -7,6 +8,7 @@ from vlm_guard.serving.vllm.devices import this_device
 from vlm_guard.serving.vllm.engine import is_second_runner
 from vlm_guard.serving.vllm.versions import installed_version, refuse_untested
 
+_log = logging.getLogger(__name__)
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
@@ -24,7 +26,10 @@ def register() -> None:
     refuse_untested(installed_version())
     from vllm.v1.attention.backends.registry import register_backend
 
-    register_backend(_replaced(), this_device().backend)
+    device = this_device()
+    register_backend(_replaced(), device.backend)
+    if device.untested:
+        _log.warning("guards on this device: %s (docs/serving.md)", device.untested)
     _forget_chosen_backend()
     if is_second_runner():
         from vlm_guard.serving.vllm.runners.second_runner import follow_requests

@@ -97,9 +97,9 @@ class GuardedRequest:
             self.edits.clear()
             self.serial = next(_SERIALS)
 
-    def tokens(self, offset: int, count: int) -> torch.Tensor:
+    def tokens(self, offset: int, count: int, device: torch.device | None = None) -> torch.Tensor:
         """[1, count] ids of its prompt, and then its answer, from `offset` on."""
-        return torch.tensor([[*self.prompt, *self.answer][offset : offset + count]])
+        return torch.tensor([[*self.prompt, *self.answer][offset : offset + count]], device=device)
 
     def read(self, count: int, offset: int) -> None:
         """Its generation takes in `count` tokens from `offset` on."""

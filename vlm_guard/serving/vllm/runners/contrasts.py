@@ -28,10 +28,15 @@ def contrast_pairs(logits: Tensor, pairs: Sequence[PairedRows], table: RowTable,
         if served is not None and served.contrast is not None:
             alike.setdefault((served.offer.name, step), (served.contrast.method, []))[1].append(pair)
     for (_, step), (method, group) in alike.items():
-        positive, negative = (
-            logits[torch.tensor([getattr(pair, side) for pair in group], device=logits.device)].float()
-            for side in ("positive", "negative")
-        )
-        mixed = method.combine_logits(positive, negative, step).to(logits.dtype)
+        found = mixed(logits, group, method, step)
         for rows in ([pair.asked for pair in group], [pair.shadow for pair in group]):
-            logits[torch.tensor(rows, device=logits.device)] = mixed
+            logits[torch.tensor(rows, device=logits.device)] = found
+
+
+def mixed(logits: Tensor, group: Sequence[PairedRows], method: Method, step: int) -> Tensor:
+    """[pairs, V] what a method makes of the logits [rows, V] of pairs that are at the same token."""
+    positive, negative = (
+        logits[torch.tensor([getattr(pair, side) for pair in group], device=logits.device)].float()
+        for side in ("positive", "negative")
+    )
+    return method.combine_logits(positive, negative, step).to(logits.dtype)
