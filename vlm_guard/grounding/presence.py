@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from vlm_guard.grounding.settings import QUESTION
 from vlm_guard.grounding.shared_prompt import AnsweredPrompt, SharedPrompt, asked_inputs, read_alone, require_prompt
 from vlm_guard.method.branch_prompt import INSERTED, BranchPrompt, image_markers
 from vlm_guard.method.contrasting import padding_id
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from vlm_guard.grounding.lens import VisualStates
     from vlm_guard.guard import Guard
 
-QUESTION = "Is there {noun} in the image?"
 Row = tuple[list[int], list[int]]
 
 

@@ -5,8 +5,10 @@ from typing import Literal, get_args
 
 from vlm_guard.grounding.mention import MentionFinder
 from vlm_guard.grounding.nouns import find_mentions
-from vlm_guard.grounding.presence import QUESTION
 from vlm_guard.grounding.score import THRESHOLD
+
+QUESTION = "Is there {noun} in the image?"
+"""What `self_check` asks about every mention."""
 
 Part = Literal["lens", "self_check", "logp", "dependence", "position"]
 PARTS: tuple[Part, ...] = get_args(Part)

@@ -7,15 +7,15 @@ sign". Punkt's model needs a download; on lower-cased text its decision comes do
 """
 
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from types import MappingProxyType
-from typing import NamedTuple
-
-from nltk.tokenize import NLTKWordTokenizer
-from textblob.en.inflect import singular_ie, singularize
+from typing import TYPE_CHECKING, NamedTuple
 
 from vlm_guard.eval.data.word_lists import read_word_list
+
+if TYPE_CHECKING:
+    from nltk.tokenize import NLTKWordTokenizer
 
 
 class Word(NamedTuple):
@@ -126,7 +126,12 @@ def split_sentences(text: str) -> Iterator[str]:
     yield text[begin:]
 
 
-_word_tokenizer = NLTKWordTokenizer()
+@cache
+def _word_tokenizer() -> "NLTKWordTokenizer":
+    from nltk.tokenize import NLTKWordTokenizer  # a second, with all of NLTK; few sentences need it
+
+    return NLTKWordTokenizer()
+
 
 # Most sentences of a caption are plain: words of letters, digits and inner hyphens, some with 's, commas behind words,
 # one full stop at the end. Cutting those takes one expression instead of NLTK's thirty.
@@ -140,7 +145,7 @@ def cut_sentence(sentence: str) -> list[str]:
     """The tokens NLTK's word tokenizer gives for one lower-cased sentence."""
     if _PLAIN_SENTENCE.fullmatch(sentence) and not _WRITTEN_TOGETHER.search(sentence):
         return _PLAIN_TOKEN.findall(sentence)
-    return _word_tokenizer.tokenize(sentence)
+    return _word_tokenizer().tokenize(sentence)
 
 
 def split_words(text: str) -> list[str]:
@@ -190,7 +195,12 @@ def lower_with_offsets(caption: str) -> tuple[str, list[int] | None]:
 # textblob's inflector is the code the reference scripts use (clips/pattern) with two later changes that matter here:
 # it reduces plurals in -ies of this list, which the scripts leave alone ("collies" names no dog), and it takes every
 # word in -buses for "bus", which the scripts shorten by "es" ("airbuses" is "airbus", "abuses" is nothing).
-_KEPT_PLURALS = tuple(f"{word}s" for word in singular_ie)
+@cache
+def _inflector() -> "tuple[Callable[[str], str], tuple[str, ...]]":
+    """The rules for one word, and the plurals that stay as they are."""
+    from textblob.en.inflect import singular_ie, singularize
+
+    return singularize, tuple(f"{word}s" for word in singular_ie)
 
 
 @lru_cache(maxsize=200_000)
@@ -200,7 +210,8 @@ def singular(token: str) -> str:
     Every token is put through the rules, verbs and all, with effects that are part of the metric: "bus" becomes "bu",
     "ties" becomes "ty", "glass" becomes "glas".
     """
-    if token.endswith(_KEPT_PLURALS):
+    singularize, kept_plurals = _inflector()
+    if token.endswith(kept_plurals):
         return token
     if token.endswith("buses"):
         return token.removesuffix("es")

@@ -29,7 +29,6 @@ from vlm_guard.eval.tasks.grounding.unlabelled import doubt_counts, doubt_metric
 from vlm_guard.eval.tasks.shared.metric import Column, Metric
 from vlm_guard.eval.tasks.shared.registry import register_task
 from vlm_guard.eval.tasks.shared.settings import TaskSettings, setting
-from vlm_guard.grounding.answers import ground
 from vlm_guard.grounding.score import fit_weights, name_of
 from vlm_guard.grounding.settings import PARTS, REPAIRS, Grounding
 
@@ -129,6 +128,8 @@ class GroundingTask(Task):
 
     def measure(self, guard: Guard, inputs: Mapping[str, Any], sequences: Tensor) -> list[dict[str, Any]]:
         """The scored mentions of every answer."""
+        from vlm_guard.grounding.answers import ground  # with torch, which those who only list tasks need not load
+
         repair = None if self.settings.repair == "none" else self.settings.repair
         find = self._find
         settings = Grounding(parts=tuple(self.settings.parts), find=find, repair=repair)
