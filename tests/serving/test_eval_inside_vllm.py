@@ -116,6 +116,13 @@ def test_the_plain_model_alone_runs_in_plain_vllm_and_a_short_engine_cuts_no_ans
         evaluate(short, tmp_path / "short")
 
 
+def test_plain_vllm_starts_after_an_engine_whose_methods_look_between_the_layers(tmp_path):
+    settings = {**COMMON, "count": 1, "max_new_tokens": 4, "tasks": ["chair"], "engine": "vllm", "max_model_len": 256}
+    evaluate(RunSettings(**settings, methods=["var:sink_dimensions=72,sink_threshold=4"]), tmp_path / "guarded")
+    evaluate(RunSettings(**settings, methods=["none"]), tmp_path / "plain")
+    assert answered(tmp_path / "plain" / "none")
+
+
 @pytest.mark.parametrize("method", ["none", "m3id"])
 def test_the_same_seed_draws_the_same_answers(method, tmp_path):
     drawn = {"decoding": {"do_sample": True, "temperature": 0.8}, "engine": "vllm", "max_model_len": 256}

@@ -14,6 +14,7 @@ from vllm.model_executor.models.utils import extract_layer_index
 from vllm.platforms import current_platform
 from vllm.v1.attention.backend import AttentionType
 
+from vlm_guard.serving.vllm.declaration import Declaration
 from vlm_guard.serving.vllm.engine import is_second_runner
 from vlm_guard.serving.vllm.paged_attention import PLAN
 from vlm_guard.serving.vllm.process import ProcessGuards
@@ -35,6 +36,8 @@ def show_layer_inputs() -> None:
     @functools.wraps(original)
     def load_model(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
+        if Declaration.of_environment() is None:  # a plain engine behind a guarded one in the same process
+            return
         served = ProcessGuards.of(self.vllm_config).served
         for layer, attention in decoder_layers(self.get_model()).values():
             if extract_layer_index(attention.layer_name) in served.observed_layers:

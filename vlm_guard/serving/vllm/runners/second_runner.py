@@ -124,13 +124,18 @@ def follow_requests() -> None:
             if seed is not None:
                 new.sampling_params.seed = seed
         add(self, scheduler_output)
+        keeper = _keeper(self)
+        if keeper is None:
+            return
         for new in scheduler_output.scheduled_new_reqs:
-            _keeper(self).come(new.req_id, self.req_states.req_id_to_index[new.req_id], new)
+            keeper.come(new.req_id, self.req_states.req_id_to_index[new.req_id], new)
 
     @functools.wraps(finish)
     def finish_requests(self: Any, scheduler_output: Any) -> None:
         finish(self, scheduler_output)
-        _keeper(self).leave(scheduler_output.finished_req_ids)
+        keeper = _keeper(self)
+        if keeper is not None:
+            keeper.leave(scheduler_output.finished_req_ids)
 
     @functools.wraps(sample)
     def share_tokens(self: Any, logits: Tensor, input_batch: Any) -> Any:
@@ -147,10 +152,10 @@ def follow_requests() -> None:
     setattr(GPUModelRunner, _DONE, True)
 
 
-def _keeper(runner: Any) -> SlotKeeper:
-    """That of a runner."""
+def _keeper(runner: Any) -> SlotKeeper | None:
+    """That of a runner; None in a plain engine, which may follow a guarded one in the same process."""
     kept: SlotKeeper | None = vars(runner).get("_vlm_guard_slots")
-    if kept is None:
+    if kept is None and Declaration.of_environment() is not None:
         config = runner.vllm_config
         kept = runner._vlm_guard_slots = SlotKeeper(table_of(config.instance_id), ProcessGuards.of(config))
     return kept
