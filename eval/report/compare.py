@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlm_guard.eval.report.joining import JoinedRun, join_parts, meaning_of, missing_parts
+from vlm_guard.eval.report.run_differences import difference_notes
 from vlm_guard.eval.report.tables import DECODING_DIFFERS, decoding_text
 from vlm_guard.eval.run.received import check_samples
 from vlm_guard.eval.run.records import Record, read_records
@@ -203,10 +204,8 @@ def check_comparable(
             f"other{more}. Numbers of different variants, images or prompts must not stand in one table"
             f"{hint}"
         )
-    dump_left, dump_right = first.model_dump(mode="json"), second.model_dump(mode="json")
-    for name, before, after in differing_fields(dump_left, dump_right):
-        if name.startswith(_NOTED):
-            notes.append(f"{second_folder.name}: {name} is {after!r}, not {before!r}")
+    dumped = first.model_dump(mode="json"), second.model_dump(mode="json")
+    notes += difference_notes(*dumped, (first_folder.name, second_folder.name), _NOTED)
     missing = set(first.tasks) ^ set(second.tasks)
     if missing:
         notes.append(f"only one of {first_folder.name} and {second_folder.name} has {', '.join(sorted(missing))}")

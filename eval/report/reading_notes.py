@@ -36,7 +36,8 @@ def _without_effect(results: RunResults) -> list[str]:
             continue
         acting = [item["method"] for item in method.methods if item["method"] != "none"]
         baseline = "the plain model's" if results.baseline == "none" else f"those of {results.baseline}"
-        reason = "" if acting or method.label == "none" else ": on this model it comes to no method at all"
+        plain = method.label.rpartition("/")[2] == "none"  # in front of it stands the run, where there are several
+        reason = "" if acting or plain else ": on this model it comes to no method at all"
         notes.append(f"{method.label}: all {count} answers equal {baseline}{reason}")
     return notes
 

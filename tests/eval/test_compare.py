@@ -17,6 +17,7 @@ from vlm_guard.eval.report.compare import compare_runs
 from vlm_guard.eval.report.line_table import line_table
 from vlm_guard.eval.report.page import build_report
 from vlm_guard.eval.report.reading_notes import reading_notes
+from vlm_guard.eval.report.run_differences import difference_notes
 from vlm_guard.eval.report.tables import render_table
 from vlm_guard.eval.run.results import read_results
 from vlm_guard.eval.tasks.pope.task import PopeTask
@@ -89,6 +90,22 @@ def test_other_text_modes_are_refused(run, coco, tmp_path):
     path.write_text(path.read_text(encoding="utf-8").replace('"text_mode": "pattern"', '"text_mode": "wordnet"'))
     with pytest.raises(ValueError, match="text_mode is 'pattern' in one and 'wordnet' in the other"):
         compare_runs([run, tmp_path / "second"])
+
+
+def test_a_part_that_one_run_lacks_is_one_note_and_long_values_are_cut():
+    versions = {"torch": "2.13.0", "numpy": "2.4.6"}
+    facts = {"facts": {"heads": {"value": [1, 2, 3], "source": "calibrated"}, "direction": {"value": "x" * 5000}}}
+    first = {"profile": facts, "model": {"name": "a"}, "environment": {"versions": versions}, "notes": ["n"]}
+    second = {"profile": None, "model": {"name": "b" * 99, "engine": "vllm"}, "environment": {"versions": {"os": "x"}}}
+    found = difference_notes(first, second, ("here", "served"), ("profile", "model", "environment"))
+    assert found == [
+        f"served: model.name is '{'b' * 55} ..., not 'a'",
+        "served: model.engine ('vllm'), which here has not",
+        "served: environment.versions.os ('x'), which here has not",
+        "served: no profile, which here has",
+        "served: no torch, numpy of environment.versions, which here has",
+    ]
+    assert difference_notes(second, second, ("a", "b"), ("profile",)) == []
 
 
 def test_what_changes_speed_or_rounding_only_is_noted(run, coco, tmp_path):
