@@ -1,11 +1,10 @@
 """vLLM's attention backend for the CPU, with the guarded rows of every step computed anew."""
 
 import os
-from functools import cache, lru_cache, partial
+from functools import cache, lru_cache
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 from vllm import _custom_ops as ops
 from vllm.v1.attention.backend import AttentionCGSupport, CommonAttentionMetadata
 from vllm.v1.attention.backends.cpu_attn import (
@@ -16,8 +15,9 @@ from vllm.v1.attention.backends.cpu_attn import (
 )
 
 from vlm_guard.serving.vllm.backends.cpu_blocks import CPUBlocks
-from vlm_guard.serving.vllm.backends.guarded_layers import GuardedLayer, GuardedSteps
+from vlm_guard.serving.vllm.backends.guarded_layers import GuardedForward, GuardedSteps
 from vlm_guard.serving.vllm.block_attention import BlockAttention
+from vlm_guard.serving.vllm.block_layout import DecodeAttention
 
 COMPILE = "VLM_GUARD_COMPILE"
 """The environment variable that is 0 where decoded rows are not to be compiled."""
@@ -54,34 +54,12 @@ class GuardedCPUBuilder(CPUAttentionMetadataBuilder):
         return metadata
 
 
-class GuardedCPUAttention(CPUAttentionBackendImpl):
+class GuardedCPUAttention(GuardedForward, CPUAttentionBackendImpl):
     """One attention layer."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._guarded = GuardedLayer(self, partial(block_attention, self.num_heads, self.num_kv_heads))
-
-    def forward(
-        self,
-        layer: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        kv_cache: Tensor,
-        attn_metadata: CPUAttentionMetadata | None,
-        output: Tensor,
-        output_scale: Tensor | None = None,
-        output_block_scale: Tensor | None = None,
-    ) -> Tensor:
-        """VLLM's attention of all rows, then the guarded ones; see `CPUAttentionBackendImpl.forward`."""
-
-        def own() -> None:
-            super(GuardedCPUAttention, self).forward(
-                layer, query, key, value, kv_cache, attn_metadata, output, output_scale, output_block_scale
-            )
-
-        self._guarded.forward(own, layer.layer_name, attn_metadata, kv_cache, (query, key, value, output))
-        return output
+    def attention_over(self, block_size: int) -> DecodeAttention:
+        """That of all layers with these sizes."""
+        return block_attention(self.num_heads, self.num_kv_heads, block_size)
 
 
 class GuardedCPUBackend(CPUAttentionBackend):

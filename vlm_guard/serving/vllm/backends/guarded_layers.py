@@ -127,3 +127,36 @@ class GuardedLayer:
             softcap=layer.logits_soft_cap or None,
             sinks=layer.sinks,
         )
+
+
+class GuardedForward:
+    """Goes in front of a backend's own layer class: its attention, then that of the guarded rows."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._guarded = GuardedLayer(self, self.attention_over)
+
+    def attention_over(self, block_size: int) -> DecodeAttention:
+        """What attends over blocks of so many keys."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        layer: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        kv_cache: Tensor,
+        attn_metadata: Any,
+        output: Tensor,
+        *scales: Tensor | None,
+        **named_scales: Tensor | None,
+    ) -> Tensor:
+        """VLLM's attention of all rows, then the guarded ones; see `AttentionImpl.forward`."""
+
+        def own() -> None:
+            backend: Any = super(GuardedForward, self)
+            backend.forward(layer, query, key, value, kv_cache, attn_metadata, output, *scales, **named_scales)
+
+        self._guarded.forward(own, layer.layer_name, attn_metadata, kv_cache, (query, key, value, output))
+        return output

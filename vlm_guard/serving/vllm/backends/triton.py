@@ -3,7 +3,6 @@
 from functools import cache
 from typing import Any, ClassVar
 
-from torch import Tensor
 from vllm.v1.attention.backend import AttentionCGSupport, CommonAttentionMetadata
 from vllm.v1.attention.backends.triton_attn import (
     TritonAttentionBackend,
@@ -12,8 +11,9 @@ from vllm.v1.attention.backends.triton_attn import (
     TritonAttentionMetadataBuilder,
 )
 
-from vlm_guard.serving.vllm.backends.guarded_layers import GuardedLayer, GuardedSteps
+from vlm_guard.serving.vllm.backends.guarded_layers import GuardedForward, GuardedSteps
 from vlm_guard.serving.vllm.backends.head_blocks import HeadBlocks, KernelAttention
+from vlm_guard.serving.vllm.block_layout import DecodeAttention
 
 
 class GuardedTritonBuilder(TritonAttentionMetadataBuilder):
@@ -35,34 +35,12 @@ class GuardedTritonBuilder(TritonAttentionMetadataBuilder):
         return metadata
 
 
-class GuardedTritonAttention(TritonAttentionImpl):
+class GuardedTritonAttention(GuardedForward, TritonAttentionImpl):
     """One attention layer."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._guarded = GuardedLayer(self, kernel_attention)
-
-    def forward(
-        self,
-        layer: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        kv_cache: Tensor,
-        attn_metadata: TritonAttentionMetadata,
-        output: Tensor,
-        output_scale: Tensor | None = None,
-        output_block_scale: Tensor | None = None,
-    ) -> Tensor:
-        """VLLM's attention of all rows, then the guarded ones; see `TritonAttentionImpl.forward`."""
-
-        def own() -> None:
-            super(GuardedTritonAttention, self).forward(
-                layer, query, key, value, kv_cache, attn_metadata, output, output_scale, output_block_scale
-            )
-
-        self._guarded.forward(own, layer.layer_name, attn_metadata, kv_cache, (query, key, value, output))
-        return output
+    def attention_over(self, block_size: int) -> DecodeAttention:
+        """That of all layers with these sizes."""
+        return kernel_attention(block_size)
 
     def fused_output_quant_supported(self, quant_key: Any) -> bool:
         """Never: what is edited has to be there as it is."""

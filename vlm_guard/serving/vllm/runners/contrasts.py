@@ -1,13 +1,33 @@
-"""Where two sets of logits become one."""
+"""Where two sets of logits become one, and what a request may ask for."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from vlm_guard.method.base import Method
+from vlm_guard.serving.vllm.declaration import Declaration
 from vlm_guard.serving.vllm.rows import PairedRows, RowTable
 from vlm_guard.serving.vllm.served_guards import ServedGuards
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+
+
+class OffersOnly:
+    """Goes in front of a runner's class of logits processors: requests may name what is offered, and nothing else."""
+
+    @classmethod
+    def validate_params(cls, sampling_params: "SamplingParams") -> None:
+        """Refuse a request before it gets to the engine; the server answers it with HTTP 400.
+
+        Raises:
+            ValueError: it names something that is not offered.
+        """
+        declared = Declaration.of_environment()
+        if declared is not None:
+            declared.check(sampling_params.extra_args)
 
 
 def contrast_pairs(logits: Tensor, pairs: Sequence[PairedRows], table: RowTable, guards: ServedGuards) -> None:

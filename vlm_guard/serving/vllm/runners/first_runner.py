@@ -7,19 +7,17 @@ from torch import Tensor
 from vllm.v1.sample.logits_processor.interface import BatchUpdate, LogitsProcessor, MoveDirectionality
 
 from vlm_guard.serving.vllm.checkpoint_names import accept_new_names
-from vlm_guard.serving.vllm.declaration import Declaration
 from vlm_guard.serving.vllm.plugin import refuse_unregistered
 from vlm_guard.serving.vllm.process import ProcessGuards
 from vlm_guard.serving.vllm.rows import GuardedRequest, table_of
-from vlm_guard.serving.vllm.runners.contrasts import contrast_pairs
+from vlm_guard.serving.vllm.runners.contrasts import OffersOnly, contrast_pairs
 from vlm_guard.serving.vllm.runners.shared_tokens import share_next_tokens
 
 if TYPE_CHECKING:
-    from vllm import SamplingParams
     from vllm.config import VllmConfig
 
 
-class GuardedRows(LogitsProcessor):
+class GuardedRows(OffersOnly, LogitsProcessor):
     """Keeps the table of guarded requests, and contrasts the logits of pairs.
 
     Args:
@@ -34,17 +32,6 @@ class GuardedRows(LogitsProcessor):
         self._guards = ProcessGuards.of(vllm_config)
         self._table = table_of(vllm_config.instance_id)
         self._table.clear()
-
-    @classmethod
-    def validate_params(cls, sampling_params: "SamplingParams") -> None:
-        """Refuse a request before it gets to the engine; the server answers it with HTTP 400.
-
-        Raises:
-            ValueError: it names something that is not offered.
-        """
-        declared = Declaration.of_environment()
-        if declared is not None:
-            declared.check(sampling_params.extra_args)
 
     def is_argmax_invariant(self) -> bool:
         """Whether greedy answers stay the same; not with a contrast among the offers."""

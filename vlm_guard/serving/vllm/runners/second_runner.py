@@ -15,7 +15,7 @@ from vlm_guard.serving.vllm.declaration import Declaration
 from vlm_guard.serving.vllm.plugin import refuse_unregistered
 from vlm_guard.serving.vllm.process import ProcessGuards
 from vlm_guard.serving.vllm.rows import SEED, GuardedRequest, RowTable, table_of
-from vlm_guard.serving.vllm.runners.contrasts import contrast_pairs
+from vlm_guard.serving.vllm.runners.contrasts import OffersOnly, contrast_pairs
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _DONE = "_vlm_guard_follows_requests"
 
 
-class GuardedSlots(LogitsProcessor):
+class GuardedSlots(OffersOnly, LogitsProcessor):
     """Contrasts the logits of pairs.
 
     Args:
@@ -37,17 +37,6 @@ class GuardedSlots(LogitsProcessor):
         self._guards = ProcessGuards.of(vllm_config)
         self.table = table_of(vllm_config.instance_id)
         self.table.clear()
-
-    @classmethod
-    def validate_params(cls, sampling_params: "SamplingParams") -> None:
-        """Refuse a request before it gets to the engine; the server answers it with HTTP 400.
-
-        Raises:
-            ValueError: it names something that is not offered.
-        """
-        declared = Declaration.of_environment()
-        if declared is not None:
-            declared.check(sampling_params.extra_args)
 
     def add_request(self, req_idx: int, sampling_params: "SamplingParams") -> bool:
         """Whether the logits of a request that has come are ever changed."""
