@@ -175,17 +175,27 @@ def attention_scores(problem: AttentionProblem, decides: bool = True) -> Tensor:
         problem: queries, keys and how they are combined.
         decides: compute the products in float32 too, because something is decided by them.
     """
+    return scores_with(problem, _DenseProducts(problem.key, problem.value), decides)
+
+
+def scores_with(problem: AttentionProblem, products: Products, decides: bool) -> Tensor:
+    """The same with the products of any store of keys and values; the problem's key need not have all keys."""
     batch, heads, count, head_dim = problem.query.shape
-    groups, keys = problem.key.shape[1], problem.key.shape[2]
+    groups, keys = problem.key.shape[1], products.keys
     wide = torch.promote_types(problem.query.dtype, torch.float32)
     stacked = problem.query.reshape(batch * groups, heads // groups * count, head_dim)
-    scores = _products(stacked, problem.key.flatten(0, 1).transpose(1, 2), wide, decides)
+    scores = products.scores(stacked, wide, decides)
     rows = slice(0, count)
     scores = _apply_mask(_finish_scores(scores.view(batch, heads, count, keys), problem, rows), problem, rows)
     if problem.mask is not None and problem.mask.dtype != torch.bool:
         # Eager attention masks with the lowest finite number, which is no score either.
         scores = scores.masked_fill(problem.mask <= LOWEST_SCORE, float("-inf"))
     return scores
+
+
+def attention_weights(scores: Tensor, sink_logits: Tensor | None) -> Tensor:
+    """[B, H, R, K] attention of scores in which every row may see a key, with sink logits [H] or without."""
+    return scores.softmax(-1) if sink_logits is None else _softmax_with_sinks(scores, sink_logits)[0]
 
 
 def _finish_scores(products: Tensor, problem: AttentionProblem, rows: slice) -> Tensor:

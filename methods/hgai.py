@@ -18,12 +18,14 @@ token, and no map. Steps are not compiled, since the bias depends on the query o
 capped ones count; keys outside of a layer's window get nothing. With a contrast the positive branch alone is edited.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import torch
 
 from vlm_guard.kernels.attention_edit import AttentionEdit
-from vlm_guard.method import AttentionCall, Method, all_heads, option, register
+from vlm_guard.method import AttentionCall, GenerationState, Method, all_heads, option, register
 
 
 @register("hgai")
@@ -58,3 +60,7 @@ class HGAI(Method):
         mean = all_heads(size.mean(1, keepdim=True), 1, call.target).mean(1, keepdim=True)
         bias = torch.where(visual, mean * self.strength, 0.0)
         return AttentionEdit(bias=call.over_all_keys(bias))
+
+    def join_memory(self, kept: Sequence[SimpleNamespace], state: GenerationState) -> SimpleNamespace:
+        """Nothing: all it uses is in the step."""
+        return SimpleNamespace()

@@ -20,13 +20,15 @@ compiled, since what is scaled depends on the query of the step. Rows without a 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
 from vlm_guard.kernels.attention_edit import AttentionEdit
-from vlm_guard.method import AttentionCall, Method, all_heads, option, own_heads, register
+from vlm_guard.method import AttentionCall, GenerationState, Method, all_heads, option, own_heads, register
 
 
 @register("spin")
@@ -70,6 +72,15 @@ class SPIN(Method):
         scale = torch.full_like(relevance, self.factor).scatter(1, kept, 1.0)
         scale = own_heads(scale, 1, call.query.shape[1], call.target)
         return AttentionEdit(head_scale=torch.where(call.memory.has_image, scale, 1.0))
+
+    def join_memory(self, kept: Sequence[SimpleNamespace], state: GenerationState) -> SimpleNamespace:
+        """The sums of all; none where any has none."""
+        sums = [memory.keys for memory in kept]
+        return SimpleNamespace(
+            summed=state.visual,
+            keys=None if any(keys is None for keys in sums) else torch.cat(sums),
+            has_image=torch.cat([memory.has_image for memory in kept]),
+        )
 
     def _relevance(self, call: AttentionCall) -> Tensor:
         """[B, H, R] float32 sums of the scores of visual keys."""

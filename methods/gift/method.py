@@ -27,8 +27,9 @@ here they are the words not on a list of function words (see `question_tokens`),
 content word the release averages nothing (NaN); here every token of the question counts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ from vlm_guard.kernels.attention_edit import AttentionEdit
 from vlm_guard.method import (
     AttentionCall,
     ForwardCall,
+    GenerationState,
     GuardTarget,
     Method,
     RowSelection,
@@ -167,6 +169,17 @@ class GIFT(Method):
         if shared.ahead or call.layer not in plan.enhanced:
             return None
         return self._enhance(call, shared.saliency, shared.question)
+
+    def join_memory(self, kept: Sequence[SimpleNamespace], state: GenerationState) -> SimpleNamespace:
+        """The saliency and the question of all, which are shared by the layers; nothing for a layer."""
+        if not all(hasattr(memory, "saliency") for memory in kept):
+            return SimpleNamespace()
+        longest = max(memory.question.shape[1] for memory in kept)
+        saliency, question = (
+            torch.cat([torch.nn.functional.pad(part, (0, longest - part.shape[1])) for part in parts])
+            for parts in zip(*((memory.saliency, memory.question) for memory in kept))
+        )
+        return SimpleNamespace(ahead=False, saliency=saliency, question=question)
 
     def _saliency(self, call: AttentionCall, content: Tensor) -> Tensor:
         """[B, P] float32 in [0, 1]; zero where no row of the question saw the image."""

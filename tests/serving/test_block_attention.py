@@ -12,7 +12,7 @@ from vlm_guard.kernels.attention_edit import AttentionEdit, Segments
 from vlm_guard.kernels.edited_attention import edited_attention
 from vlm_guard.kernels.policies import MoveSinksToContent, MoveSinksToRest
 from vlm_guard.kernels.stacked_edits import stack_edits
-from vlm_guard.kernels.torch_backend import attend_with
+from vlm_guard.kernels.torch_backend import attend_with, scores_with
 from vlm_guard.serving.vllm.backends.cpu_blocks import CPUBlocks
 from vlm_guard.serving.vllm.block_attention import BlockAttention, BlockCall, BlockEdit
 
@@ -112,6 +112,33 @@ def test_the_products_over_blocks_and_the_gathered_keys_give_what_the_reference_
     assert (expected - plain).abs().max() > 1e-3, "the edit does nothing"
 
 
+def expected_scores(rows):
+    """[3, H, 1, K] in float64, over the keys as they were before they went into blocks."""
+    key = torch.nn.functional.pad(rows.key.double(), (0, 0, 0, rows.keys - max(LENGTHS)))
+    scores = (
+        rows.call.scaling
+        * rows.call.query.double()[:, :, None]
+        @ key.repeat_interleave(HEADS // GROUPS, 1).transpose(2, 3)
+    )
+    cap = rows.call.softcap
+    scores = scores if cap is None else cap * torch.tanh(scores / cap)
+    return scores.masked_fill(~rows.call.mask, float("-inf"))
+
+
+def assert_scores(found, expected):
+    assert found.dtype == torch.float32 and torch.equal(found.isneginf(), expected.isneginf())
+    assert torch.nan_to_num(found.double() - expected, nan=0.0).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_scores_are_those_of_the_keys_that_each_row_may_see(softcap):
+    rows = Rows(softcap=softcap)
+    assert_scores(BlockAttention(rows.layout, HEADS, compiles=False).scores(rows.call), expected_scores(rows))
+    products = rows.layout.products(rows.cache, rows.call.places)
+    problem = rows.call.problem(rows.call.query[:, :, None], products.one, products.one, AttentionEdit())
+    assert_scores(scores_with(problem, products, True), expected_scores(rows))
+
+
 def test_keys_are_read_where_they_were_written():
     rows = Rows()
     key, value = rows.layout.read(rows.cache, rows.call.places)
@@ -130,6 +157,7 @@ def test_compiled_is_the_same_also_for_other_requests_and_lengths(kind, caplog):
     made = BlockEdit.of(edit, rows.keys)
     with caplog.at_level(logging.WARNING):
         assert (attention.attend(rows.call, made) - rows.reference(edit)).abs().max() < 1e-5
+        assert_scores(attention.scores(rows.call), expected_scores(rows))
         for count in (1, 2):
             some = replace(
                 rows.call,
@@ -141,6 +169,7 @@ def test_compiled_is_the_same_also_for_other_requests_and_lengths(kind, caplog):
             alone = stack_edits([first_rows(edit, row) for row in range(count)], HEADS)
             found = attention.attend(some, BlockEdit.of(alone, some.mask.shape[-1]))
             assert (found - rows.reference(edit)[:count]).abs().max() < 1e-5
+            assert_scores(attention.scores(some), expected_scores(rows)[:count, ..., : some.mask.shape[-1]])
     assert not caplog.records, "it went on uncompiled"
     half = Rows(torch.bfloat16)
     error = (attention.attend(half.call, made).double() - half.reference(edit)).abs().max()

@@ -7,8 +7,9 @@ from vlm_guard.methods.vhr.method import vision_aware_heads
 from vlm_guard.runtime.attention import attend
 from vlm_guard.serving.vllm.block_attention import BlockAttention
 from vlm_guard.serving.vllm.observed_rows import ObservedRows
-from vlm_guard.serving.vllm.paged_attention import FinishedInput, LayerCall, StepPlanner, StepRows
+from vlm_guard.serving.vllm.paged_attention import FinishedInput, LayerCall
 from vlm_guard.serving.vllm.rows import BESIDE, SHADOW, GuardedRequest, RowTable
+from vlm_guard.serving.vllm.step_plan import StepPlanner, StepRows
 
 HEADS, GROUPS, DIM, BLOCK, LAYER, WIDTH = 8, 4, 32, 4, 3, 192
 IMAGE = 4
@@ -20,10 +21,12 @@ OFFERS = [
     "softpag",
     "softpag:scope=answer,perturbation=identity",
     "spin",
+    "hgai:layers=all",
     "vaf:layers=all",
     "vaf:layers=all,form=signed",
     "var:sink_dimensions=72,sink_threshold=1,min_visual_mass=0,min_content_share=0,move_fraction=1",
     "zerotuning:factor=0.5+pai:pai.gain=0.5,pai.guidance=1",
+    "hgai:hgai.layers=all+spin+zerotuning:zerotuning.factor=0.5",
 ]
 
 
@@ -65,7 +68,7 @@ class Sequence:
         self.request = GuardedRequest(extra, self.prompt, [])
 
 
-def run(sequences, served, steps):
+def run(sequences, served, steps, softcap=None):
     """The outputs [total, H, D] of every sequence, read in `steps`: for each step how many rows of each."""
     table, done = RowTable(), [0] * len(sequences)
     table.requests.update(enumerate(item.request for item in sequences))
@@ -98,6 +101,7 @@ def run(sequences, served, steps):
             cache=cache,
             attention=BlockAttention(Layout(), HEADS, compiles=False),
             scaling=DIM**-0.5,
+            softcap=softcap,
         )
         if plan is not None:
             for found in plan.observed:
@@ -114,7 +118,7 @@ def sequences_of(offer, answer=3):
     return [Sequence(seed, offer, *shape, answer, side) for seed, shape in enumerate(shapes)]
 
 
-def in_transformers(item, served):
+def in_transformers(item, served, softcap=None):
     """The same rows, each step through the guard's own attention over plain tensors."""
     guard = served.asked(item.request.extra_args)
     layer = guard.layers[item.request.side][LAYER]
@@ -131,7 +135,8 @@ def in_transformers(item, served):
         query = item.query[begin:stop].transpose(0, 1)[None]
         key, value = (part[:stop].transpose(0, 1)[None] for part in (item.key, item.value))
         plain = plain_attention(item.query[begin:stop], item.key[:stop], item.value[:stop])[None]
-        given = FinishedInput("sdpa", layer.module, query, key, value, None, {"scaling": DIM**-0.5}, plain)
+        kwargs = {"scaling": DIM**-0.5, "softcap": softcap}
+        given = FinishedInput("sdpa", layer.module, query, key, value, None, kwargs, plain)
         outputs.append(attend(layer.slot, state, given)[0][0])
         begin = stop
     return torch.cat(outputs)
@@ -158,6 +163,31 @@ def test_a_prompt_in_pieces_equals_one_at_once(served, offer):
         torch.testing.assert_close(first, second)
 
 
+@pytest.mark.parametrize("offer", ["spin", "hgai:layers=all", "zerotuning:factor=0.5"])
+def test_with_capped_scores_too(served, offer):
+    guards, together = served(offer), sequences_of(offer)
+    for item, output in zip(together, run(together, guards, [[17, 18, 19], *[[1] * 3] * 3], softcap=3.0)):
+        torch.testing.assert_close(in_transformers(item, guards, softcap=3.0), output)
+
+
+@pytest.mark.parametrize("offer", ["spin", "hgai:layers=all"])
+def test_a_method_is_asked_once_a_step_about_all_requests_and_copies_no_keys(served, offer, monkeypatch):
+    guards, items = served(offer), sequences_of(offer)
+    asked, layer = [], guards.asked(items[0].request.extra_args).layers["positive"][LAYER]
+    method = type(layer.joint[0].method)
+    original = method.edit_attention
+
+    def edit_attention(self, call):
+        edit = original(self, call)
+        if not call.state.reading:
+            asked.append((call.query.shape[0], "_read" in vars(call.held)))
+        return edit
+
+    monkeypatch.setattr(method, "edit_attention", edit_attention)
+    run(items, guards, [[17, 18, 19], *[[1] * 3] * 2])
+    assert asked == [(3, False)] * 2
+
+
 def test_rows_of_other_requests_are_left_as_they_are(served):
     guards = served("pai:gain=0.5,guidance=1")
     items = sequences_of("pai:gain=0.5,guidance=1")
@@ -180,7 +210,7 @@ def test_a_prompt_without_a_picture_is_left_as_it_is(served):
     torch.testing.assert_close(found, plain_attention(item.query, item.key, item.value))
 
 
-@pytest.mark.parametrize("offer", [offer for offer in OFFERS if offer.startswith(("act", "var"))])
+@pytest.mark.parametrize("offer", [offer for offer in OFFERS if offer.startswith(("act", "var", "spin"))])
 def test_a_request_that_is_read_again_forgets_what_it_had(served, offer):
     """Preempted after two tokens of its answer, it reads prompt and answer again."""
     (item, *_), guards = sequences_of(offer), served(offer)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +73,25 @@ class HiddenCall:
     prepared: Any
 
 
+class HeldKeys(Protocol):
+    """The keys and values that a layer holds."""
+
+    @property
+    def key(self) -> Tensor:
+        """[B, G, K, D]."""
+        ...
+
+    @property
+    def value(self) -> Tensor:
+        """[B, G, K, Dv]."""
+        ...
+
+    @property
+    def keys(self) -> int:
+        """K."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AttentionCall:
     """What an attention processor sees of one attention call.
@@ -81,7 +100,8 @@ class AttentionCall:
         method: name of the method that is asked.
         layer: index of the decoder layer.
         module: the attention module (its weights may be elsewhere: use the tensors, not the module).
-        query: [B, H, Q, D] all current queries. key: [B, G, K, D]. value: [B, G, K, Dv].
+        query: [B, H, Q, D] all current queries.
+        held: the layer's keys and values; `key` and `value` read them.
         rows: the rows the processor is asked for; None when it is every row (one-token decode, scope "all").
         state: the generation. memory: what the method keeps for this layer. prepared: result of `Method.prepare`.
         first_key: absolute position of key 0 (above 0 in sliding layers whose cache was cut). Edits are about all keys
@@ -96,8 +116,7 @@ class AttentionCall:
     layer: int
     module: nn.Module
     query: Tensor
-    key: Tensor
-    value: Tensor
+    held: HeldKeys
     rows: RowSelection | None
     state: GenerationState
     memory: SimpleNamespace
@@ -106,6 +125,16 @@ class AttentionCall:
     output: Tensor | None
     problem: Callable[[AttentionEdit], AttentionProblem]
     select: "Callable[[RowScope | RowSelection], AttentionCall | None]"
+
+    @property
+    def key(self) -> Tensor:
+        """[B, G, K, D]."""
+        return self.held.key
+
+    @property
+    def value(self) -> Tensor:
+        """[B, G, K, Dv]."""
+        return self.held.value
 
     @property
     def is_decode(self) -> bool:
@@ -149,7 +178,7 @@ class AttentionCall:
 
     def visual_keys(self) -> Tensor:
         """[B, K] bool, the visual tokens among the keys that the layer holds."""
-        visual, keys = self.state.visual.to(self.key.device), self.key.shape[2]
+        visual, keys = self.state.visual.to(self.query.device), self.held.keys
         held = visual[:, self.first_key : self.first_key + keys]
         return torch.nn.functional.pad(held, (0, keys - held.shape[1]))
 

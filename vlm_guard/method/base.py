@@ -18,6 +18,8 @@ from vlm_guard.method.option_types import check_type
 from vlm_guard.untrusted.printed_text import shown
 
 if TYPE_CHECKING:
+    from types import SimpleNamespace
+
     from torch import Tensor
 
     from vlm_guard.families.layer_parts import Part
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from vlm_guard.method.measure_call import MeasureCall
     from vlm_guard.method.read_out_call import ReadOutCall
     from vlm_guard.method.search_call import SearchCall
+    from vlm_guard.method.state import GenerationState
     from vlm_guard.method.target import GuardTarget
     from vlm_guard.method.vision_calls import VisionEditCall, VisionPassCall, VisionPlan, VisionRowCall
 
@@ -227,6 +230,15 @@ class Method:
     def edit_attention(self, call: "AttentionCall") -> "AttentionEdit | None":
         """The attention processor of this method: the edit for the rows of this call, or None for no change."""
         return None
+
+    def join_memory(self, kept: "Sequence[SimpleNamespace]", state: "GenerationState") -> "SimpleNamespace":
+        """One memory of a layer for generations that are decoded side by side, from what is `kept` for each.
+
+        An engine asks a method that has it about all their rows in one call, row by row a batch of its own, with fewer
+        keys in some rows than in others; without it, or `steady`, their rows are edited one after another. `state` is
+        that of all, with the visual tokens of each.
+        """
+        raise NotImplementedError(f"{type(self).__name__} edits generations one after another")
 
     def hidden_parts(self, target: "GuardTarget", prepared: Any) -> "Mapping[Part, Sequence[int]]":
         """The decoder layers whose parts `edit_hidden` gets; by default the residual stream behind its `layers`.

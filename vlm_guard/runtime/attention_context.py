@@ -57,6 +57,11 @@ class AttentionInput:
     mask: Tensor | None
     kwargs: dict[str, Any]
 
+    @property
+    def keys(self) -> int:
+        """K."""
+        return self.key.shape[2]
+
     def plain(self) -> tuple[Tensor, Tensor | None]:
         """The output [B, Q, H, Dv] without any edit, and the weights, if the implementation returns them."""
         return call_previous(self.previous, self.module, self.query, self.key, self.value, self.mask, **self.kwargs)
@@ -106,7 +111,7 @@ class AttentionContext:
             if not wider and bound.method.rows != scope:
                 continue
             edit = bound.method.edit_attention(self.call(bound, rows))
-            edit = None if edit is None else edit.of_keys(self.first_key, self.given.key.shape[2])
+            edit = None if edit is None else edit.of_keys(self.first_key, self.given.keys)
             if edit is not None and not edit.is_empty:
                 merged = edit if merged is None else merged.merge(edit)
         return merged
@@ -118,8 +123,7 @@ class AttentionContext:
             layer=self.slot.layer,
             module=self.given.module,
             query=self.given.query,
-            key=self.given.key,
-            value=self.given.value,
+            held=self.given,
             rows=rows,
             state=self.state,
             memory=self.state.memory(bound.method.name, self.slot.layer),
@@ -138,7 +142,7 @@ class AttentionContext:
     @property
     def first_key(self) -> int:
         """Position of key 0; the cache of a sliding or chunked layer holds only the last keys."""
-        return max(0, self.first_row + self.given.query.shape[2] - self.given.key.shape[2])
+        return max(0, self.first_row + self.given.query.shape[2] - self.given.keys)
 
     @property
     def first_row(self) -> int:

@@ -15,11 +15,11 @@ from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from vlm_guard.kernels.attention_edit import AttentionEdit
 from vlm_guard.kernels.edited_attention import AttentionProblem, edited_attention
-from vlm_guard.kernels.torch_backend import Redistribution, attend_with
+from vlm_guard.kernels.torch_backend import Redistribution, attend_with, attention_scores, scores_with
 from vlm_guard.runtime.graph_break import accepted
 from vlm_guard.serving.vllm.block_layout import ProductLayout
 
-_Attend = Callable[..., Tensor]
+_Function = Callable[..., Tensor]
 _STATIC = "_vlm_guard_static"
 _TERMS = "bias", "gain", "slope", "head_scale", "self_mix"
 _log = logging.getLogger(__name__)
@@ -111,41 +111,73 @@ class BlockAttention:
     def __init__(self, layout: ProductLayout, heads: int, compiles: bool = True) -> None:
         self.layout = layout
         self._compiles = compiles
-        self._compiled: dict[tuple[bool | None, ...], _Attend] = {}
+        self._compiled: dict[tuple[_Function, tuple[bool | None, ...]], _Function] = {}
         # Only requests and their lengths come and go. A graph that knows the other sizes has no division in its loops;
         # numbers of Python would be taken for sizes that change.
         self._heads = _of_static_size(torch.empty(heads))
 
     def attend(self, call: BlockCall, edit: BlockEdit) -> Tensor:
         """The outputs [N, H, D] of a call with an edit."""
-        if self._compiles and (edit.moves is not None or edit.edit.policy is None):
-            _of_static_size(call.cache)
-            try:
-                return self._attend_of(call, edit)(call, edit.without_policy, edit.moves, self.layout, self._heads)
-            except (TorchDynamoException, FailOnRecompileLimitHit) as error:
-                self._compiles = False
-                _log.warning(
-                    "guarded steps cannot be compiled here (torch needs a C++ compiler for it), so they take longer; "
-                    "answers are the same: %s",
-                    str(error).strip().splitlines()[0],
-                )
+        if edit.moves is not None or edit.edit.policy is None:
+            output = self._compiled_result(
+                _attend, _kind_of(call, edit), call, edit.without_policy, edit.moves, self.layout, self._heads
+            )
+            if output is not None:
+                return output
         key, value = self.layout.read(call.cache, call.places)
         return edited_attention(call.problem(call.query[:, :, None], key, value, edit.edit), "torch").output[:, 0]
 
-    def _attend_of(self, call: BlockCall, edit: BlockEdit) -> _Attend:
-        """The compiled function for calls of this kind; every kind has graphs, and a limit of them, of its own."""
-        described, moves = edit.without_policy, edit.moves
-        # Where the heads have one thing in common its dimension is 1, for which there are graphs of their own.
-        of_heads = described.bias, described.gain, described.slope, None if moves is None else moves.spread
-        others = described.head_scale, described.self_mix, call.sinks, call.softcap
-        kind = (
-            *(None if term is None else term.shape[1] == 1 for term in of_heads),
-            *(term is not None for term in others),
-        )
-        if kind not in self._compiled:
+    def scores(self, call: BlockCall) -> Tensor:
+        """[N, H, 1, K] scores of a call before the softmax and any edit, in float32; -inf on masked keys."""
+        scores = self._compiled_result(_scores, (call.softcap is not None,), call, self.layout, self._heads)
+        if scores is not None:
+            return scores
+        key, value = self.layout.read(call.cache, call.places)
+        return attention_scores(call.problem(call.query[:, :, None], key, value, AttentionEdit()))
+
+    def _compiled_result(
+        self, function: _Function, kind: tuple[bool | None, ...], call: BlockCall, *given: Any
+    ) -> Tensor | None:
+        """What a function, compiled for calls of this kind, makes of a call and what is given; None where that fails.
+
+        Every kind has graphs, and a limit of them, of its own.
+        """
+        if not self._compiles:
+            return None
+        _of_static_size(call.cache)
+        compiled = self._compiled.get((function, kind))
+        if compiled is None:
             isolated = accepted(torch.compile, isolate_recompiles=True)
-            self._compiled[kind] = torch.compile(_attend, dynamic=True, fullgraph=True, **isolated)
-        return self._compiled[kind]
+            compiled = torch.compile(function, dynamic=True, fullgraph=True, **isolated)
+            self._compiled[function, kind] = compiled
+        try:
+            return compiled(call, *given)
+        except (TorchDynamoException, FailOnRecompileLimitHit) as error:
+            self._compiles = False
+            _log.warning(
+                "guarded steps cannot be compiled here (torch needs a C++ compiler for it), so they take longer; "
+                "answers are the same: %s",
+                str(error).strip().splitlines()[0],
+            )
+            return None
+
+
+def _kind_of(call: BlockCall, edit: BlockEdit) -> tuple[bool | None, ...]:
+    """Of which kind a call with an edit is; see `BlockAttention`."""
+    described, moves = edit.without_policy, edit.moves
+    # Where the heads have one thing in common its dimension is 1, for which there are graphs of their own.
+    of_heads = described.bias, described.gain, described.slope, None if moves is None else moves.spread
+    others = described.head_scale, described.self_mix, call.sinks, call.softcap
+    return (
+        *(None if term is None else term.shape[1] == 1 for term in of_heads),
+        *(term is not None for term in others),
+    )
+
+
+def _scores(call: BlockCall, layout: ProductLayout, heads: Tensor) -> Tensor:
+    products = layout.products(call.cache, call.places)
+    query = call.query.view(-1, heads.shape[0], 1, call.query.shape[2])
+    return scores_with(call.problem(query, products.one, products.one, AttentionEdit()), products, True)
 
 
 def _attend(

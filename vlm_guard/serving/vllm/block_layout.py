@@ -55,3 +55,7 @@ class DecodeAttention(Protocol):
     def attend(self, call: "BlockCall", edit: "BlockEdit") -> Tensor:
         """The outputs [N, H, D] of a call with an edit."""
         ...
+
+    def scores(self, call: "BlockCall") -> Tensor:
+        """[N, H, 1, K] scores of a call before the softmax and any edit, in float32; -inf on masked keys."""
+        ...

@@ -16,11 +16,11 @@ from vllm.v1.attention.backend import AttentionType
 
 from vlm_guard.serving.vllm.declaration import Declaration
 from vlm_guard.serving.vllm.engine import is_second_runner
-from vlm_guard.serving.vllm.paged_attention import PLAN
 from vlm_guard.serving.vllm.process import ProcessGuards
+from vlm_guard.serving.vllm.step_plan import PLAN
 
 if TYPE_CHECKING:
-    from vlm_guard.serving.vllm.paged_attention import StepPlan
+    from vlm_guard.serving.vllm.step_plan import StepPlan
 
 _DONE = "_vlm_guard_shows_layer_inputs"
 _HIDDEN, _RESIDUAL = "hidden_states", "residual"

@@ -34,7 +34,7 @@ class GuardedRequest:
         state: its generation, once an attention backend has met it.
         edits: the edits of its decode steps by layer, where they stay the same.
         streams: its prompt and its text alone, where its method compares them.
-        serial: a number that no other request has, and that changes when `edits` no longer hold.
+        serial: a number that no other request has, and that changes when what was found in its prompt may have.
     """
 
     extra_args: Mapping[str, Any]
@@ -110,9 +110,8 @@ class GuardedRequest:
             state.continue_with(offset)
             return
         state.read(torch.zeros(1, 1, dtype=torch.long).expand(1, count), None, offset, None)
-        if self.edits:
-            self.edits.clear()
-            self.serial = next(_SERIALS)
+        self.edits.clear()
+        self.serial = next(_SERIALS)
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,10 +33,14 @@ class EditedLayer:
 
     Attributes:
         slot: the layer's index, its guard and its methods.
+        steady: the same with those methods alone whose edits stay the same through an answer.
+        joint: those that are asked at every step about all rows that are decoded side by side.
         module: stands in for the attention module.
     """
 
     slot: LayerSlot
+    steady: LayerSlot
+    joint: tuple[BoundMethod, ...]
     module: nn.Module
 
 
@@ -87,6 +91,20 @@ class ServedGuard:
     def is_steady(self) -> Mapping[Sign, bool]:
         """By branch, whether its edits stay the same through an answer."""
         return {side: all(method.steady for method in self.offer.edited(side)) for side in SIDES}
+
+    @cached_property
+    def decodes_together(self) -> Mapping[Sign, bool]:
+        """By branch, whether the rows of several requests that are decoded are edited together."""
+        return {
+            side: all(method.steady or method.overrides("join_memory") for method in self.offer.edited(side))
+            for side in SIDES
+        }
+
+    @cached_property
+    def joint(self) -> Mapping[Sign, Mapping[str, BoundMethod]]:
+        """By branch and name, the methods that are asked at every step about all these rows."""
+        layers = {side: self.layers[side].values() for side in SIDES}
+        return {side: {bound.method.name: bound for layer in layers[side] for bound in layer.joint} for side in SIDES}
 
     @cached_property
     def edits_like_answers(self) -> Mapping[Sign, bool]:
@@ -188,7 +206,9 @@ def _edited_layers(guard: Guard, side: Sign) -> dict[int, EditedLayer]:
         module = nn.Module()
         slot = LayerSlot(entry.index, guard, methods)
         vars(module).update({SLOT: slot, "is_causal": True})
-        found[entry.index] = EditedLayer(slot, module)
+        steady = tuple(bound for bound in methods if bound.method.steady)
+        joint = tuple(bound for bound in methods if not bound.method.steady)
+        found[entry.index] = EditedLayer(slot, LayerSlot(entry.index, guard, steady), joint, module)
     return found
 
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vlm_guard.kernels.edited_attention import KeyBlocks, edited_attention
+from vlm_guard.kernels.attention_edit import AttentionEdit
+from vlm_guard.kernels.edited_attention import AttentionProblem, KeyBlocks, edited_attention
+from vlm_guard.kernels.torch_backend import attention_scores
 from vlm_guard.kernels.triton_backend import unsupported_reason
 from vlm_guard.serving.vllm.block_attention import BlockCall, BlockEdit
 
@@ -46,9 +48,16 @@ class KernelAttention:
 
     def attend(self, call: BlockCall, edit: BlockEdit) -> Tensor:
         """The outputs [N, H, D] of a call with an edit."""
-        key, value = call.cache.chunk(2, dim=-1)
-        problem = call.problem(call.query[:, :, None], key, value, edit.edit)
-        problem = replace(problem, blocks=KeyBlocks(table=call.places, keys=edit.keys))
+        problem = self._problem(call, edit.edit)
         # The kernel's limits are those of a model's sizes and numbers, so that a model meets them always or never.
         backend = "torch" if unsupported_reason(problem) else "triton"
         return edited_attention(problem, backend).output[:, 0]
+
+    def scores(self, call: BlockCall) -> Tensor:
+        """[N, H, 1, K] scores of a call, of a copy of the keys."""
+        return attention_scores(self._problem(call, AttentionEdit()).gathered())
+
+    def _problem(self, call: BlockCall, edit: AttentionEdit) -> AttentionProblem:
+        key, value = call.cache.chunk(2, dim=-1)
+        problem = call.problem(call.query[:, :, None], key, value, edit)
+        return replace(problem, blocks=KeyBlocks(table=call.places, keys=call.mask.shape[-1]))
