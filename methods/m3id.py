@@ -45,7 +45,7 @@ class M3ID(ContrastMethod):
     plausibility: float = plausibility_option("0.1 in the public re-implementations, none in the paper", published=0.0)
     gate: str = option(
         "",
-        help="act only at unsure steps: entropy>0.5 (nats) or max_p<0.7; empty acts at all",
+        help="act only at unsure steps: entropy>0.5 (nats), max_p<0.7 or rival>=0.1; empty acts at all",
         paper="max_p<0.3 in the paper (alpha), none in the public re-implementations",
         published="max_p<0.3",
     )

@@ -76,28 +76,6 @@ def zoo(request, zoo_model):
 # -- what a gate is --------------------------------------------------------------------------------------------
 
 
-def test_gates_are_read_from_text_and_measure_what_they_say():
-    logits = torch.tensor([[0.0, 0.0, 0.0, 0.0], [100.0, 0.0, 0.0, -torch.inf], [1.0, 0.0, 0.0, 0.0]])
-    probabilities = logits.softmax(-1)
-    entropy = torch.distributions.Categorical(probs=probabilities).entropy()
-    for value in (0.0, 0.5, 1.2, 1.38, 2.0):
-        assert torch.equal(Gate.read(f"entropy>{value}").is_open(logits), entropy > value)
-        assert torch.equal(Gate.read(f" max_p < {value} ").is_open(logits), probabilities.amax(-1) < value)
-    assert Gate.read("entropy>=0").is_open(logits).all() and Gate.read("max_p<=1").is_open(logits).all()
-    assert Gate.read("") is None and Gate.read("  ") is None
-    assert Gate.read("entropy>1.38").ever_opens(4) and not Gate.read("entropy>1.39").ever_opens(4)
-    assert Gate.read("max_p<0.26").ever_opens(4) and not Gate.read("max_p<0.25").ever_opens(4)
-    assert Gate.read("max_p<=.25").ever_opens(4)
-
-
-@pytest.mark.parametrize(
-    "text", ["entropy", "entropy<0.5", "max_p>0.5", "entropy>-1", "entropy>x", "entropy>1e", "p<1"]
-)
-def test_other_texts_are_no_gates(zoo_model, text):
-    with pytest.raises(ValueError, match=r"pai: cannot read the gate.*entropy>0\.5"):
-        wrap(zoo_model("llava").model, None, "pai", gate=text)
-
-
 @pytest.mark.parametrize("name", SEARCHING)
 def test_methods_with_a_search_take_no_gate(zoo_model, name):
     zoo = zoo_model("llava")

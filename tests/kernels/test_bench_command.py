@@ -7,10 +7,13 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 
+from vlm_guard.bench.gate_cost import benchmark_gates
 from vlm_guard.bench.generate import NOT_PACKED, benchmark_generate, options_by_entry
 from vlm_guard.bench.grounding_cost import benchmark_grounding
 from vlm_guard.bench.paired_timing import comes_at_once
+from vlm_guard.eval.scenes.dataset import write_scenes
 from vlm_guard.kernels.benchmark import linear
 from vlm_guard.kernels.benchmark import run as benchmark
 from vlm_guard.kernels.benchmark.cases import interpreter_cases
@@ -50,6 +53,42 @@ def test_grounding_is_timed_beside_plain_calls():
     assert list(ratios) == ["lens_first_token", "lens_prefill", "lens_token", "self_check"]
     assert all(0 < found["p20"] <= found["median"] <= found["p80"] for found in ratios.values())
     assert result["visual_tokens"] == 64 and "--rounds 3" in result["command"]
+
+
+def test_gates_are_timed_and_say_how_often_they_open(tmp_path):
+    folder = write_scenes(tmp_path / "s", "common", 4)
+    pictures = [Image.open(path).convert("RGB") for path in sorted(folder.rglob("*.png"))]
+    settings = {"dtype": "float32", "new_tokens": 12, "report": lambda line: None}
+    method = "vcd:strength=0.5,plausibility=0.7,noise_step=999"
+    result = benchmark_gates(pictures=pictures, method=method, gates=["rival>=0.7", "max_p<0.01"], **settings)
+    always, exact, closed = result["gates"]
+    assert [entry["gate"] for entry in result["gates"]] == ["", "rival>=0.7", "max_p<0.01"]
+    assert always["open_steps"] == 1 and 0 < exact["open_steps"] < 1 and closed["open_steps"] == 0
+    assert exact["answers_as_always"] == always["answers_as_always"] == closed["answers_as_plain"] == 1
+    assert result["pictures"] == 3 and json.dumps(result)
+    for entry in result["gates"]:
+        assert all(0 < found["p20"] <= found["median"] <= found["p80"] for found in entry["ratios"].values())
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"model": "llava-0.3b"}, "needs a model that describes pictures"),
+        ({"pictures": [None] * 2}, "at least 3 pictures"),
+        ({"method": "vcd+pai"}, "one method and no gate with it"),
+        ({"method": "vcd:gate=entropy>1"}, "one method and no gate with it"),
+        ({"gates": []}, "needs a gate"),
+        ({"gates": ["", "entropy>1"]}, "a gate is empty"),
+        ({"gates": ["entropy<1"]}, "cannot read the gate"),
+        ({"method": "carve"}, "carve"),
+        ({"dtype": "int8"}, "unknown dtype"),
+    ],
+)
+def test_what_cannot_be_timed_of_gates_is_said_before_a_model_is_loaded(given, said, monkeypatch):
+    monkeypatch.setattr("vlm_guard.bench.gate_cost.builtin", None)
+    settings = {"pictures": [None] * 3, "method": "vcd", "gates": ["entropy>1"], "report": lambda line: None}
+    with pytest.raises(ValueError, match=said):
+        benchmark_gates(**{**settings, **given})
 
 
 def test_a_search_is_timed_as_a_whole_answer():

@@ -6,7 +6,7 @@ the seconds do not. The plain call comes first in one round and second in the ne
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ PHASES = ("prefill", "decode", "answer")
 Seconds = dict[str, float]
 """Seconds of one call by phase: "prefill" to the first token, "decode" per later token, "answer" the whole call."""
 
+_Timed = TypeVar("_Timed")
 _AT_ONCE = 0.005
 """Below this share of a plain later token, later tokens took no time: the answer came in one piece."""
 
@@ -44,22 +45,28 @@ def time_call(model: Any, inputs: Mapping[str, Any], settings: Mapping[str, Any]
         settings: further arguments of `generate`; they must lead to at least two tokens.
         device: waited for before the clock starts.
     """
+    return time_answer(model, inputs, settings, device)[0]
+
+
+def time_answer(
+    model: Any, inputs: Mapping[str, Any], settings: Mapping[str, Any], device: torch.device
+) -> tuple[Seconds, Tensor]:
+    """The same, and the ids [B, P + T] of prompts and answers."""
     clock = TokenClock()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     begun = time.perf_counter()
-    model.generate(**inputs, **settings, streamer=clock)
+    ids = model.generate(**inputs, **settings, streamer=clock)
     first, *later = clock.times[1:]  # the first arrival is the prompt
-    return {
+    seconds = {
         "prefill": first - begun,
         "decode": (later[-1] - first) / len(later),
         "answer": later[-1] - begun,
     }
+    return seconds, ids
 
 
-def time_beside(
-    number: int, plain: Callable[[int], Seconds], other: Callable[[int], Seconds]
-) -> tuple[Seconds, Seconds]:
+def time_beside(number: int, plain: Callable[[int], _Timed], other: Callable[[int], _Timed]) -> tuple[_Timed, _Timed]:
     """One pair: (the plain call, the other one), in the order that belongs to round `number`, which both are given."""
     if number % 2:
         first = plain(number)

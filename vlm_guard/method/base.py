@@ -147,7 +147,7 @@ class Method:
 
     gate: str = option(
         "",
-        help="act only at unsure steps: entropy>0.5 (nats) or max_p<0.7; empty acts at all",
+        help="act only at unsure steps: entropy>0.5 (nats), max_p<0.7 or rival>=0.1; empty acts at all",
         paper="after CAI and AdaVBoost; see docs/methods.md",
     )
 
