@@ -8,6 +8,7 @@ from typing import Any
 from house import ROOT
 
 _RESULTS = ROOT / "eval" / "results"
+_TIMINGS = ROOT / "kernels" / "results"
 _SPLITS = ("common", "broken")
 
 
@@ -26,13 +27,41 @@ def default_markdown() -> str:
 
 
 def gates_markdown() -> str:
-    """Methods without a gate and with it at three thresholds."""
+    """Methods without a gate and with it: what they change, and what they cost beside the plain model."""
     lines = ["| method | CHAIR_i | recall | words |", "|---|---|---|---|"]
     for label, entry in _entries("gates_common.json").items():
         if label != "none":
             cells = [_change(entry, "chair_i"), _change(entry, "recall")]
             lines.append(f"| `{label}` | {' | '.join(cells)} | {entry['estimates']['mean_words']['value']:.1f} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *_gate_costs()]) + "\n"
+
+
+def _gate_costs() -> list[str]:
+    """From `kernels/results/gates_*.json`."""
+    lines = [
+        "What it costs, in times of the plain model's: the median over pictures and where 60 % of them lie.",
+        "",
+        "| model | gate | steps open | first token | later tokens | whole answer, per token | answers as without |",
+        "|---" * 7 + "|",
+    ]
+    sources = []
+    for path in sorted(_TIMINGS.glob("gates_*.json")):
+        measured = json.loads(path.read_text(encoding="utf-8"))
+        for entry in measured["gates"]:
+            ratios = [_spread(entry["ratios"][name]) for name in ("first_token", "later_token", "per_token")]
+            gate = f"`{entry['gate']}`" if entry["gate"] else "none"
+            shares = [f"{100 * entry[name]:.0f} %" for name in ("open_steps", "answers_as_always")]
+            cells = [f"`{measured['model']}`, {measured['dtype']}", gate, shares[0], *ratios, shares[1]]
+            lines.append(f"| {' | '.join(cells)} |")
+        sources.append(
+            f"`{measured['command']}` ({path.relative_to(ROOT)}): {measured['machine']['processor']}, "
+            f"{measured['machine']['torch_threads']} threads."
+        )
+    return [*lines, "", *sources]
+
+
+def _spread(values: Mapping[str, float]) -> str:
+    return f"{values['median']:.2f}x ({values['p20']:.2f}-{values['p80']:.2f})"
 
 
 def tuning_markdown() -> str:

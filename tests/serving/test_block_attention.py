@@ -13,8 +13,8 @@ from vlm_guard.kernels.edited_attention import edited_attention
 from vlm_guard.kernels.policies import MoveSinksToContent, MoveSinksToRest
 from vlm_guard.kernels.stacked_edits import stack_edits
 from vlm_guard.kernels.torch_backend import attend_with, scores_with
+from vlm_guard.serving.vllm.attention.block_attention import BlockAttention, BlockCall, BlockEdit
 from vlm_guard.serving.vllm.backends.cpu_blocks import CPUBlocks
-from vlm_guard.serving.vllm.block_attention import BlockAttention, BlockCall, BlockEdit
 
 HEADS, GROUPS, DIM, SIZE = 6, 2, 16, 64
 LENGTHS = [70, 97, 40]

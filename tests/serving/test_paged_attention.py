@@ -5,11 +5,11 @@ import torch
 
 from vlm_guard.methods.vhr.method import vision_aware_heads
 from vlm_guard.runtime.attention import attend
-from vlm_guard.serving.vllm.block_attention import BlockAttention
-from vlm_guard.serving.vllm.observed_rows import ObservedRows
-from vlm_guard.serving.vllm.paged_attention import FinishedInput, LayerCall
+from vlm_guard.serving.vllm.attention.block_attention import BlockAttention
+from vlm_guard.serving.vllm.attention.observed_rows import ObservedRows
+from vlm_guard.serving.vllm.attention.paged_attention import FinishedInput, LayerCall
+from vlm_guard.serving.vllm.attention.step_plan import StepPlanner, StepRows
 from vlm_guard.serving.vllm.rows import BESIDE, SHADOW, GuardedRequest, RowTable
-from vlm_guard.serving.vllm.step_plan import StepPlanner, StepRows
 
 HEADS, GROUPS, DIM, BLOCK, LAYER, WIDTH = 8, 4, 32, 4, 3, 192
 IMAGE = 4

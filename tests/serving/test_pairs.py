@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from vlm_guard.serving.vllm.pairs import Pairs
+from vlm_guard.serving.vllm.scheduling.pairs import Pairs
 
 
 @dataclass(eq=False)

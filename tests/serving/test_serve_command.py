@@ -9,12 +9,12 @@ import pytest
 from vlm_guard import builtin, cli
 from vlm_guard.builtin_model import BUILTIN_DIR
 from vlm_guard.serving.vllm import versions
-from vlm_guard.serving.vllm.chat_template import served_chat_template
-from vlm_guard.serving.vllm.checkpoint_names import read_as
 from vlm_guard.serving.vllm.declaration import ENVIRONMENT, Declaration
-from vlm_guard.serving.vllm.devices import DEVICES
-from vlm_guard.serving.vllm.engine import RUNNER
-from vlm_guard.serving.vllm.plugin import register
+from vlm_guard.serving.vllm.start.chat_template import served_chat_template
+from vlm_guard.serving.vllm.start.checkpoint_names import read_as
+from vlm_guard.serving.vllm.start.devices import DEVICES
+from vlm_guard.serving.vllm.start.engine import RUNNER
+from vlm_guard.serving.vllm.start.plugin import register
 
 
 def run(capsys, *arguments):
@@ -29,7 +29,7 @@ def tested(monkeypatch):
     started = []
     monkeypatch.setattr("vlm_guard.serving.vllm.versions.installed_version", lambda: "0.32.0")
     monkeypatch.setattr(os, "execv", lambda path, arguments: started.append(arguments))
-    monkeypatch.setattr("vlm_guard.serving.vllm.engine.this_device", lambda: DEVICES["cpu"])
+    monkeypatch.setattr("vlm_guard.serving.vllm.start.engine.this_device", lambda: DEVICES["cpu"])
     monkeypatch.setenv(ENVIRONMENT, "")
     monkeypatch.setenv(RUNNER, "0")
     return started

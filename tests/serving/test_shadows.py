@@ -8,7 +8,7 @@ import torch
 
 from vlm_guard import builtin
 from vlm_guard.methods.vcd import VCD
-from vlm_guard.serving.vllm.shadows import make_shadow
+from vlm_guard.serving.vllm.scheduling.shadows import make_shadow
 
 BOS, IMAGE, PATCHES = 1, 4, 64
 

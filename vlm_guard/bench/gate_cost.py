@@ -6,6 +6,7 @@ it, in every other round behind it. Answers may differ in length, so whole answe
 branch that is read when a gate first opens is part of the later tokens, not of the first one.
 """
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -107,6 +108,12 @@ def benchmark_gates(
         "pictures": len(pictures) - 1,
         "new_tokens": new_tokens,
         "gates": entries,
+        "command": shlex.join(
+            ["vlm-guard", "bench", "gates", "--model", model, "--dtype", kind, "--method", method]
+            + [part for gate in gates for part in ("--gate", gate)]
+            + ["--count", str(len(pictures) - 1), "--new-tokens", str(new_tokens)]
+            + (["--pack-weights"] if pack_weights else [])
+        ),
     }
 
 

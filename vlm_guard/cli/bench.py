@@ -67,6 +67,7 @@ def command(
 ) -> None:
     """Time edited attention, guarded generation, grounding scores or gates beside the plain model, in turn."""
     import json
+    import shlex
     import sys
 
     if pack_weights and what not in ("generate", "gates"):
@@ -136,6 +137,8 @@ def command(
             new_tokens=new_tokens,
             report=report,
         )
+        shown = ["--data", data or "scenes:common"] if images is None else ["--images", images.name]
+        result["command"] += f" {shlex.join(shown)}"
     else:
         from vlm_guard.bench.generate import benchmark_generate
         from vlm_guard.method.method_text import parse_options

@@ -30,15 +30,15 @@ def command(
     import sys
 
     from vlm_guard.serving.vllm.declaration import Declaration
-    from vlm_guard.serving.vllm.engine import server_flags
+    from vlm_guard.serving.vllm.start.engine import server_flags
     from vlm_guard.serving.vllm.versions import installed_version, refuse_untested
 
     declared = Declaration.read(methods, default)
     refuse_untested(installed_version())
     from vlm_guard.builtin_model import is_shipped, shipped_folder
     from vlm_guard.families.processor_needs import refuse_missing_folder
-    from vlm_guard.serving.vllm.chat_template import served_chat_template
     from vlm_guard.serving.vllm.served_guards import ServedGuards, meta_model
+    from vlm_guard.serving.vllm.start.chat_template import served_chat_template
 
     source = str(shipped_folder(model)) if is_shipped(model) else model
     refuse_missing_folder(source)

@@ -12,6 +12,6 @@
 May import: guard and what guard may; vLLM only in the files that vLLM itself loads.
 """
 
-from vlm_guard.serving.vllm.engine import engine_options
+from vlm_guard.serving.vllm.start.engine import engine_options
 
 __all__ = ["engine_options"]

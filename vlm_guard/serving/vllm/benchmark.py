@@ -24,7 +24,7 @@ from vlm_guard.builtin_model import builtin, shipped_folder
 from vlm_guard.guard import wrap
 from vlm_guard.kernels.benchmark.measure import describe_machine, note_on_load, ratio_quantiles
 from vlm_guard.serving.vllm.declaration import PLAIN, Declaration
-from vlm_guard.serving.vllm.engine import engine_options
+from vlm_guard.serving.vllm.start.engine import engine_options
 from vlm_guard.serving.vllm.versions import installed_version
 from vlm_guard.whole_files import write_atomically
 

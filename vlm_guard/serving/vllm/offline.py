@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from vlm_guard.serving.vllm.checkpoint_names import accept_new_names
 from vlm_guard.serving.vllm.declaration import ENVIRONMENT, KEY, PLAIN, Declaration
-from vlm_guard.serving.vllm.engine import guarded_options
-from vlm_guard.serving.vllm.plugin import register, withdraw
+from vlm_guard.serving.vllm.start.checkpoint_names import accept_new_names
+from vlm_guard.serving.vllm.start.engine import guarded_options
+from vlm_guard.serving.vllm.start.plugin import register, withdraw
 
 # One process, so that its memory is the engine's. What a user has set of the others stays.
 _ALWAYS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}

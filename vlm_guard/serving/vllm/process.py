@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from vlm_guard.serving.vllm.declaration import ENVIRONMENT, Declaration
-from vlm_guard.serving.vllm.engine import SCHEDULER
 from vlm_guard.serving.vllm.served_guards import ServedGuards, meta_model
+from vlm_guard.serving.vllm.start.engine import SCHEDULER
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

@@ -14,10 +14,10 @@ from vllm.v1.attention.backends.cpu_attn import (
     CPUAttentionMetadataBuilder,
 )
 
+from vlm_guard.serving.vllm.attention.block_attention import BlockAttention
+from vlm_guard.serving.vllm.attention.block_layout import DecodeAttention
 from vlm_guard.serving.vllm.backends.cpu_blocks import CPUBlocks
 from vlm_guard.serving.vllm.backends.guarded_layers import GuardedForward, GuardedSteps
-from vlm_guard.serving.vllm.block_attention import BlockAttention
-from vlm_guard.serving.vllm.block_layout import DecodeAttention
 
 COMPILE = "VLM_GUARD_COMPILE"
 """The environment variable that is 0 where decoded rows are not to be compiled."""

@@ -8,11 +8,11 @@ from vllm.config import get_current_vllm_config, set_current_vllm_config
 from vllm.model_executor.models.utils import extract_layer_index
 from vllm.v1.attention.backend import AttentionType, CommonAttentionMetadata
 
-from vlm_guard.serving.vllm.block_layout import BlockLayout, DecodeAttention
-from vlm_guard.serving.vllm.paged_attention import LayerCall
+from vlm_guard.serving.vllm.attention.block_layout import BlockLayout, DecodeAttention
+from vlm_guard.serving.vllm.attention.paged_attention import LayerCall
+from vlm_guard.serving.vllm.attention.step_plan import PLAN, StepPlan, StepPlanner, StepRows
 from vlm_guard.serving.vllm.process import ProcessGuards
 from vlm_guard.serving.vllm.rows import table_of
-from vlm_guard.serving.vllm.step_plan import PLAN, StepPlan, StepPlanner, StepRows
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

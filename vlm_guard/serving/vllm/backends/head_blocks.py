@@ -12,7 +12,7 @@ from vlm_guard.kernels.attention_edit import AttentionEdit
 from vlm_guard.kernels.edited_attention import AttentionProblem, KeyBlocks, edited_attention
 from vlm_guard.kernels.torch_backend import attention_scores
 from vlm_guard.kernels.triton_backend import unsupported_reason
-from vlm_guard.serving.vllm.block_attention import BlockCall, BlockEdit
+from vlm_guard.serving.vllm.attention.block_attention import BlockCall, BlockEdit
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,9 +11,9 @@ from vllm.v1.attention.backends.triton_attn import (
     TritonAttentionMetadataBuilder,
 )
 
+from vlm_guard.serving.vllm.attention.block_layout import DecodeAttention
 from vlm_guard.serving.vllm.backends.guarded_layers import GuardedForward, GuardedSteps
 from vlm_guard.serving.vllm.backends.head_blocks import HeadBlocks, KernelAttention
-from vlm_guard.serving.vllm.block_layout import DecodeAttention
 
 
 class GuardedTritonBuilder(TritonAttentionMetadataBuilder):

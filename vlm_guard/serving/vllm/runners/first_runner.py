@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 from vllm.v1.sample.logits_processor.interface import BatchUpdate, LogitsProcessor, MoveDirectionality
 
-from vlm_guard.serving.vllm.checkpoint_names import accept_new_names
-from vlm_guard.serving.vllm.plugin import refuse_unregistered
 from vlm_guard.serving.vllm.process import ProcessGuards
 from vlm_guard.serving.vllm.rows import GuardedRequest, table_of
 from vlm_guard.serving.vllm.runners.contrasts import OffersOnly, contrast_pairs
 from vlm_guard.serving.vllm.runners.shared_tokens import share_next_tokens
+from vlm_guard.serving.vllm.start.checkpoint_names import accept_new_names
+from vlm_guard.serving.vllm.start.plugin import refuse_unregistered
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

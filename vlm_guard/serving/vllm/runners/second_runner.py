@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor
 
-from vlm_guard.serving.vllm.checkpoint_names import accept_new_names
 from vlm_guard.serving.vllm.declaration import Declaration
-from vlm_guard.serving.vllm.plugin import refuse_unregistered
 from vlm_guard.serving.vllm.process import ProcessGuards
 from vlm_guard.serving.vllm.rows import SEED, GuardedRequest, RowTable, table_of
 from vlm_guard.serving.vllm.runners.contrasts import OffersOnly, contrast_pairs
+from vlm_guard.serving.vllm.start.checkpoint_names import accept_new_names
+from vlm_guard.serving.vllm.start.plugin import refuse_unregistered
 
 if TYPE_CHECKING:
     from vllm import SamplingParams

@@ -15,12 +15,12 @@ from vlm_guard.kernels.stacked_edits import stack_edits
 from vlm_guard.method.state import GenerationState
 from vlm_guard.runtime.attention import attend, edit_of_later_steps
 from vlm_guard.runtime.attention_context import AttentionInput
-from vlm_guard.serving.vllm.block_attention import BlockCall, BlockEdit
-from vlm_guard.serving.vllm.block_layout import DecodeAttention
-from vlm_guard.serving.vllm.joint_rows import BlockKeys, joint_edit
+from vlm_guard.serving.vllm.attention.block_attention import BlockCall, BlockEdit
+from vlm_guard.serving.vllm.attention.block_layout import DecodeAttention
+from vlm_guard.serving.vllm.attention.joint_rows import BlockKeys, joint_edit
+from vlm_guard.serving.vllm.attention.step_plan import DecodeGroup, RowRange, StepPlan
 from vlm_guard.serving.vllm.rows import GuardedRequest
 from vlm_guard.serving.vllm.served_guards import EditedLayer
-from vlm_guard.serving.vllm.step_plan import DecodeGroup, RowRange, StepPlan
 
 
 @dataclass(eq=False, slots=True)

@@ -7,7 +7,7 @@ from torch import Tensor
 from vlm_guard.kernels.torch_backend import Products
 
 if TYPE_CHECKING:
-    from vlm_guard.serving.vllm.block_attention import BlockCall, BlockEdit
+    from vlm_guard.serving.vllm.attention.block_attention import BlockCall, BlockEdit
 
 
 class BlockProducts(Products, Protocol):

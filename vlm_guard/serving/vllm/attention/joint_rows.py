@@ -20,8 +20,8 @@ from vlm_guard.method.attention_calls import AttentionCall, BoundMethod
 from vlm_guard.method.base import RowScope
 from vlm_guard.method.state import GenerationState
 from vlm_guard.method.visual_tokens import RowSelection
-from vlm_guard.serving.vllm.block_attention import BlockCall
-from vlm_guard.serving.vllm.block_layout import DecodeAttention
+from vlm_guard.serving.vllm.attention.block_attention import BlockCall
+from vlm_guard.serving.vllm.attention.block_layout import DecodeAttention
 
 if TYPE_CHECKING:
     from vlm_guard.serving.vllm.served_guards import EditedLayer

@@ -14,13 +14,13 @@ from vllm.model_executor.models.utils import extract_layer_index
 from vllm.platforms import current_platform
 from vllm.v1.attention.backend import AttentionType
 
+from vlm_guard.serving.vllm.attention.step_plan import PLAN
 from vlm_guard.serving.vllm.declaration import Declaration
-from vlm_guard.serving.vllm.engine import is_second_runner
 from vlm_guard.serving.vllm.process import ProcessGuards
-from vlm_guard.serving.vllm.step_plan import PLAN
+from vlm_guard.serving.vllm.start.engine import is_second_runner
 
 if TYPE_CHECKING:
-    from vlm_guard.serving.vllm.step_plan import StepPlan
+    from vlm_guard.serving.vllm.attention.step_plan import StepPlan
 
 _DONE = "_vlm_guard_shows_layer_inputs"
 _HIDDEN, _RESIDUAL = "hidden_states", "residual"

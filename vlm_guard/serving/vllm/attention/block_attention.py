@@ -17,7 +17,7 @@ from vlm_guard.kernels.attention_edit import AttentionEdit
 from vlm_guard.kernels.edited_attention import AttentionProblem, edited_attention
 from vlm_guard.kernels.torch_backend import Redistribution, attend_with, attention_scores, scores_with
 from vlm_guard.runtime.graph_break import accepted
-from vlm_guard.serving.vllm.block_layout import ProductLayout
+from vlm_guard.serving.vllm.attention.block_layout import ProductLayout
 
 _Function = Callable[..., Tensor]
 _STATIC = "_vlm_guard_static"

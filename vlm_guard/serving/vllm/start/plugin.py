@@ -4,8 +4,8 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from vlm_guard.serving.vllm.declaration import Declaration
-from vlm_guard.serving.vllm.devices import this_device
-from vlm_guard.serving.vllm.engine import is_second_runner
+from vlm_guard.serving.vllm.start.devices import this_device
+from vlm_guard.serving.vllm.start.engine import is_second_runner
 from vlm_guard.serving.vllm.versions import installed_version, refuse_untested
 
 _log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def register() -> None:
 
         share_sampled_tokens()
     if declared.observes:
-        from vlm_guard.serving.vllm.layer_inputs import show_layer_inputs
+        from vlm_guard.serving.vllm.runners.layer_inputs import show_layer_inputs
 
         show_layer_inputs()
 

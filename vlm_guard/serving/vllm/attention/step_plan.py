@@ -13,10 +13,10 @@ from torch import Tensor
 
 from vlm_guard.method.base import Sign
 from vlm_guard.method.state import GenerationState
-from vlm_guard.serving.vllm.block_attention import BlockEdit
-from vlm_guard.serving.vllm.block_layout import BlockLayout
-from vlm_guard.serving.vllm.joint_rows import JointState
-from vlm_guard.serving.vllm.observed_rows import ObservedRows
+from vlm_guard.serving.vllm.attention.block_attention import BlockEdit
+from vlm_guard.serving.vllm.attention.block_layout import BlockLayout
+from vlm_guard.serving.vllm.attention.joint_rows import JointState
+from vlm_guard.serving.vllm.attention.observed_rows import ObservedRows
 from vlm_guard.serving.vllm.rows import GuardedRequest, RowTable
 from vlm_guard.serving.vllm.served_guards import ServedGuard, ServedGuards
 

@@ -18,11 +18,11 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.request import Request, RequestStatus
 
 from vlm_guard.method.base import Sign
-from vlm_guard.serving.vllm.pairs import Pairs
 from vlm_guard.serving.vllm.process import ProcessGuards
 from vlm_guard.serving.vllm.rows import BESIDE, PAIR, SEED, SHADOW, SIDE
+from vlm_guard.serving.vllm.scheduling.pairs import Pairs
+from vlm_guard.serving.vllm.scheduling.shadows import Shadow, make_shadow, make_text_stream
 from vlm_guard.serving.vllm.served_guards import ServedGuard
-from vlm_guard.serving.vllm.shadows import Shadow, make_shadow, make_text_stream
 
 logger = init_logger(__name__)
 _OTHER: dict[Sign, Sign] = {"positive": "negative", "negative": "positive"}

@@ -4,11 +4,11 @@ import os
 from typing import Any
 
 from vlm_guard.serving.vllm.declaration import Declaration
-from vlm_guard.serving.vllm.devices import this_device
+from vlm_guard.serving.vllm.start.devices import this_device
 from vlm_guard.serving.vllm.versions import installed_version, refuse_untested
 
-SCHEDULER = "vlm_guard.serving.vllm.scheduler.GuardedScheduler"
-FRONT_DOOR = "vlm_guard.serving.vllm.front_door.FrontDoor"
+SCHEDULER = "vlm_guard.serving.vllm.scheduling.scheduler.GuardedScheduler"
+FRONT_DOOR = "vlm_guard.serving.vllm.start.front_door.FrontDoor"
 RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 """vLLM's environment variable that says which of its model runners is taken; 1 is the second."""
 _RUNNERS = "vlm_guard.serving.vllm.runners"

@@ -1,0 +1,1 @@
+"""How an engine comes to have guards: its options, vLLM's plug-in, and what the server's door and checkpoints need."""
