@@ -42,12 +42,13 @@ from vllm import LLM, SamplingParams
 from vllm.v1.attention.backends import triton_attn
 
 from vlm_guard.builtin_model import BUILTIN_DIR
-from vlm_guard.serving.vllm import devices, engine_options
+from vlm_guard.serving.vllm import engine_options
 from vlm_guard.serving.vllm.attention.observed_rows import ObservedRows
 from vlm_guard.serving.vllm.attention.paged_attention import LayerCall
 from vlm_guard.serving.vllm.backends.guarded_layers import GuardedSteps
 from vlm_guard.serving.vllm.declaration import Declaration
 from vlm_guard.serving.vllm.runners import contrasts
+from vlm_guard.serving.vllm.start import devices
 
 NEW_TOKENS = 5
 

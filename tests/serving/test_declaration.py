@@ -6,8 +6,8 @@ import os
 import pytest
 
 from vlm_guard.method.registry import method_names
-from vlm_guard.serving.vllm import engine
 from vlm_guard.serving.vllm.declaration import ENVIRONMENT, Declaration
+from vlm_guard.serving.vllm.start import engine
 from vlm_guard.serving.vllm.start.devices import DEVICES
 from vlm_guard.serving.vllm.start.engine import RUNNER, server_flags
 from vlm_guard.serving.vllm.versions import refuse_untested
