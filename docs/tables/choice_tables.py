@@ -39,7 +39,8 @@ def gates_markdown() -> str:
 def _gate_costs() -> list[str]:
     """From `kernels/results/gates_*.json`."""
     lines = [
-        "What it costs, in times of the plain model's: the median over pictures and where 60 % of them lie.",
+        "What it costs, in times of the plain model's: median over pictures, and where 60 % of them lie. Later tokens",
+        "are without the longest of an answer: with a gate, the one at which the second branch reads its prompt.",
         "",
         "| model | gate | steps open | first token | later tokens | whole answer, per token | answers as without |",
         "|---" * 7 + "|",

@@ -2,8 +2,8 @@
 
 How often a gate opens depends on what a model has to say. So each answer is about a picture that shows something, one
 prompt at a time, and ends where the model ends it. Every guarded call has a plain one on the same picture right beside
-it, in every other round behind it. Answers may differ in length, so whole answers are compared per token. A second
-branch that is read when a gate first opens is part of the later tokens, not of the first one.
+it, in every other round behind it. Answers may differ in length, so they are compared per token. A second branch reads
+its prompt when a gate first opens, which then is part of that one token; so later tokens are given without the longest.
 """
 
 import shlex
@@ -86,7 +86,7 @@ def benchmark_gates(
     loaded, processor = builtin(model, dtype=DTYPES[kind], device=where)
     if pack_weights:
         pack_linear_layers(loaded)
-    settings = {"max_new_tokens": new_tokens, "min_new_tokens": 2, "do_sample": False, "disable_compile": True}
+    settings = {"max_new_tokens": new_tokens, "min_new_tokens": 3, "do_sample": False, "disable_compile": True}
     asked = _Asked(loaded, processor, pictures, settings)
     found: dict[str, list[_Pair]] = {gate: [] for gate in (ALWAYS, *gates)}
     with torch.inference_mode():
@@ -119,15 +119,25 @@ def benchmark_gates(
 
 @dataclass(frozen=True, eq=False)
 class _Answer:
-    """One answer: its seconds by phase, the prompt's inputs, and the ids [T] of its tokens."""
+    """One answer.
 
-    seconds: Mapping[str, float]
+    Attributes:
+        inputs: its prompt. ids: [T] its tokens.
+        seconds: what each of them took.
+    """
+
     inputs: Mapping[str, Any]
     ids: Tensor
+    seconds: Sequence[float]
 
-    @property
-    def per_token(self) -> float:
-        return self.seconds["answer"] / len(self.ids)
+    def phase(self, name: str) -> float:
+        """The seconds of a token: the first one, a later one but for the longest, or one of the whole answer."""
+        first, *later = self.seconds
+        if name == "first_token":
+            return first
+        if name == "later_token":
+            return (sum(later) - max(later)) / (len(later) - 1)
+        return sum(self.seconds) / len(self.seconds)
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,8 +152,9 @@ class _Asked:
     def answer(self, number: int) -> _Answer:
         """The answer about a picture, with whatever guards the model."""
         inputs = self._about(self.pictures[number])
-        seconds, ids = time_answer(self.model, inputs, self.settings, self.model.device)
-        return _Answer(seconds, inputs, ids[0, inputs["input_ids"].shape[1] :])
+        begun, times, ids = time_answer(self.model, inputs, self.settings, self.model.device)
+        seconds = [stop - start for start, stop in zip([begun, *times], times)]
+        return _Answer(inputs, ids[0, inputs["input_ids"].shape[1] :], seconds)
 
     def guarded(self, method: str, gate: str) -> Callable[[int], _Answer]:
         """The same with a method."""
@@ -171,6 +182,7 @@ class _Asked:
         return self.model(**whole).logits[0, ids.shape[1] - 1 :]
 
 
+_PHASES = "first_token", "later_token", "per_token"
 _Pair = tuple[_Answer, _Answer]
 """The plain answer about a picture, and the guarded one."""
 
@@ -181,9 +193,8 @@ def _described(gate: str, pairs: Sequence[_Pair], always: Sequence[_Pair], asked
     opened = Gate.read(gate)
     steps = [] if opened is None else [opened.is_open(asked.plain_logits(answer)) for answer in guarded]
     ratios = {
-        "first_token": ratio_quantiles(*([one.seconds["prefill"] for one in side] for side in (guarded, plain))),
-        "later_token": ratio_quantiles(*([one.seconds["decode"] for one in side] for side in (guarded, plain))),
-        "per_token": ratio_quantiles(*([one.per_token for one in side] for side in (guarded, plain))),
+        name: ratio_quantiles(*([answer.phase(name) for answer in side] for side in (guarded, plain)))
+        for name in _PHASES
     }
     return {
         "gate": gate,
@@ -201,9 +212,8 @@ def _equal(answers: Sequence[_Answer], others: Sequence[_Answer]) -> float:
 
 
 def _line(entry: Mapping[str, Any]) -> str:
-    ratio = entry["ratios"]["per_token"]
-    name = entry["gate"] or "at every step"
-    return (
-        f"{name:>14}  open {entry['open_steps']:4.0%}  per token {ratio['median']:.2f}x, p20 {ratio['p20']:.2f}, "
-        f"p80 {ratio['p80']:.2f}  first token {entry['ratios']['first_token']['median']:.2f}x"
-    )
+    parts = [f"{entry['gate'] or 'at every step':>14}  open {entry['open_steps']:4.0%}"]
+    for name, said in zip(_PHASES, ("first token", "later tokens", "answer, per token")):
+        ratio = entry["ratios"][name]
+        parts.append(f"{said} {ratio['median']:.2f}x ({ratio['p20']:.2f}-{ratio['p80']:.2f})")
+    return "  ".join(parts)

@@ -45,25 +45,24 @@ def time_call(model: Any, inputs: Mapping[str, Any], settings: Mapping[str, Any]
         settings: further arguments of `generate`; they must lead to at least two tokens.
         device: waited for before the clock starts.
     """
-    return time_answer(model, inputs, settings, device)[0]
+    begun, (first, *later), _ = time_answer(model, inputs, settings, device)
+    return {
+        "prefill": first - begun,
+        "decode": (later[-1] - first) / len(later),
+        "answer": later[-1] - begun,
+    }
 
 
 def time_answer(
     model: Any, inputs: Mapping[str, Any], settings: Mapping[str, Any], device: torch.device
-) -> tuple[Seconds, Tensor]:
-    """The same, and the ids [B, P + T] of prompts and answers."""
+) -> tuple[float, list[float], Tensor]:
+    """When a `generate` call began, when each token came, and the ids [B, P + T] of prompts and answers."""
     clock = TokenClock()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     begun = time.perf_counter()
     ids = model.generate(**inputs, **settings, streamer=clock)
-    first, *later = clock.times[1:]  # the first arrival is the prompt
-    seconds = {
-        "prefill": first - begun,
-        "decode": (later[-1] - first) / len(later),
-        "answer": later[-1] - begun,
-    }
-    return seconds, ids
+    return begun, clock.times[1:], ids  # the first arrival is the prompt
 
 
 def time_beside(number: int, plain: Callable[[int], _Timed], other: Callable[[int], _Timed]) -> tuple[_Timed, _Timed]:
