@@ -6,7 +6,7 @@ where its methods can be asked about several rows at once.
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -65,9 +65,9 @@ class DecodeGroup:
         rows: their rows in the step; [N] long where they are not consecutive.
         places: of the blocks of their caches, which are padded with block 0; see `BlockLayout`.
         mask: [N, 1, 1, K] bool, the keys each may see.
-        steady: the stacked edits of layers that were asked for and stay the same; None where nothing is edited.
-        joint: of all of them, where methods are asked anew at every step.
-        edits: all edits of this step, of layers that were asked for; None where nothing is edited.
+        steady: by layer, the stacked edits of methods whose edits stay; None where nothing is edited. Kept for later steps.
+        joint: the generation of all of them, where methods are asked anew at every step.
+        edits: by layer, the edits of this step with those of these methods.
     """
 
     served: ServedGuard
@@ -79,7 +79,7 @@ class DecodeGroup:
     mask: Tensor
     steady: dict[int, BlockEdit | None]
     joint: JointState | None
-    edits: dict[int, BlockEdit | None]
+    edits: dict[int, BlockEdit | None] = field(default_factory=dict)
 
     @property
     def keys(self) -> int:
@@ -242,7 +242,6 @@ class StepPlanner:
             mask=keys < lengths[:, None, None, None],
             steady=known.steady,
             joint=known.joint,
-            edits=known.steady if known.joint is None else {},
         )
 
 
