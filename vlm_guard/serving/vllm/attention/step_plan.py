@@ -65,7 +65,7 @@ class DecodeGroup:
         rows: their rows in the step; [N] long where they are not consecutive.
         places: of the blocks of their caches, which are padded with block 0; see `BlockLayout`.
         mask: [N, 1, 1, K] bool, the keys each may see.
-        steady: by layer, the stacked edits of methods whose edits stay, kept for later steps; None where nothing is edited.
+        steady: by layer, the stacked edits of methods whose edits stay, kept for later steps; None where there is none.
         joint: the generation of all of them, where methods are asked anew at every step.
         edits: by layer, the edits of this step with those of these methods.
     """
