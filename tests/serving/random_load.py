@@ -35,6 +35,9 @@ METHODS = {
     "sinks": "var:sink_dimensions=72,sink_threshold=4,min_visual_mass=0,min_content_share=0,move_fraction=1",
     "act": "act:move_fraction=1,threshold=0.05",
     "heads": "vhr",
+    "outputs": "spin",
+    "scores": "hgai",
+    "gaze": "gift:strength=20,saliency_layer=1",
     "pai": "pai",
     "m3id": "m3id",
     "vcd": "vcd",
@@ -197,6 +200,7 @@ def run(minutes, clients, seed, folder):
     return {
         "machine": machine,
         "minutes": minutes,
+        "methods": [name for name in METHODS if name != "none"],
         "clients": clients,
         "seed": seed,
         "requests": sum(load.counts[kind] for kind in KINDS),
