@@ -3,7 +3,8 @@
 import json
 from typing import Any
 
-from measured_table import ROOT
+from measured_table import EVALUATIONS, ROOT
+from run_command import run_command
 
 TRAINED = ROOT / "vlm_guard" / "smol_model" / "trained"
 
@@ -24,8 +25,40 @@ def behaviour_markdown() -> str:
             f"{report['decoding']} ({source}; {report['machine']['processor']}, torch "
             f"{report['machine']['versions']['torch']}).",
             "",
+            *_on_more_scenes(report["seeds"]),
+            "",
         ]
     )
+
+
+_SHOWN = {
+    "recall": "recall",
+    "chair_i": "CHAIR_i",
+    "repetition": "repeats",
+    "pope.random.f1": "F1, random",
+    "pope.popular.f1": "F1, popular",
+    "pope.adversarial.f1": "F1, adversarial",
+    "pope.mean.unparsed": "unparsed answers",
+}
+
+
+def _on_more_scenes(seeds: list[int]) -> list[str]:
+    """The plain model on the scenes of `eval/results/plain_smol_SPLIT_SEED.json`, with intervals."""
+    lines = [f"| in percent | {' | '.join(_SHOWN.values())} |", "|---" * (1 + len(_SHOWN)) + "|"]
+    command = ""
+    for split in ("common", "broken"):
+        for seed in seeds:
+            results = json.loads((EVALUATIONS / f"plain_smol_{split}_{seed}.json").read_text(encoding="utf-8"))
+            found = results["methods"][0]["estimates"]
+            cells = [_interval(found[name]) for name in _SHOWN]
+            lines.append(f"| {results['data']['images']} of `{results['data']['name']}` | {' | '.join(cells)} |")
+            command = command or run_command(results)
+    hardware = results["environment"]["hardware"]["processor"]
+    return [*lines, "", f"`{command}` and so on (eval/results/plain_smol_*.json; {hardware})."]
+
+
+def _interval(found: dict[str, float]) -> str:
+    return f"{100 * found['value']:.1f} [{100 * found['low']:.1f}, {100 * found['high']:.1f}]"
 
 
 def _wanted(row: dict[str, Any]) -> str:
