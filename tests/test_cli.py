@@ -1,6 +1,7 @@
 """The command line as a newcomer uses it: help without torch, listings as JSON, one line for every mistake."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -61,6 +62,15 @@ def test_every_command_has_help(capsys):
     for path in Path(cli.__file__).parent.glob("[a-z]*.py"):
         code, out, _ = run(capsys, path.stem.replace("_", "-"), "--help")
         assert code == 0 and "Usage" in out, path.stem
+
+
+def test_no_word_of_an_option_s_help_is_lost_as_markup():
+    """A text in square brackets would be taken for a style."""
+    from pathlib import Path
+
+    for path in Path(cli.__file__).parent.glob("[a-z]*.py"):
+        texts = re.findall(r'help=\s*"([^"]*)"', path.read_text(encoding="utf-8"))
+        assert not [text for text in texts if re.search(r"(?<!\\\\)\[[a-z][^\]]*\]", text)], path.name
 
 
 @pytest.mark.parametrize("command", ["methods", "models", "doctor"])

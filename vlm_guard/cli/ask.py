@@ -12,7 +12,7 @@ def command(
         str, typer.Argument(help="JSONL: image, question, and where known options and answer; POPE's files too.")
     ],
     out: Annotated[Path, typer.Option(help="File to write, one answer a line; the run works in OUT.run beside it.")],
-    images: Annotated[Path | None, typer.Option(help="Folder of the pictures. [that of QUESTIONS]")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of the pictures. (default: that of QUESTIONS)")] = None,
     suffix: Annotated[str | None, typer.Option(help="Text after each question, such as ' Answer yes or no.'.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Token limit of answers. [128]", min=1)] = None,
     dry_run: Annotated[

@@ -35,14 +35,16 @@ def command(
     ] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(help="generate: a method, or all; may be repeated. [var] gates: one method. [vcd]"),
+        typer.Option(
+            help="generate: a method, or all (default: var); may be repeated. gates: one method (default: vcd)."
+        ),
     ] = None,
     gate: Annotated[
         list[str] | None, typer.Option(help="gates: entropy>0.6, max_p<0.7, rival>=0.1; may be repeated.")
     ] = None,
     images: Annotated[Path | None, typer.Option(help="gates: folder with pictures to describe.")] = None,
     data: Annotated[
-        str | None, typer.Option(help="gates: instead, scenes:SPLIT[:SEED] or coco:FOLDER. [scenes:common]")
+        str | None, typer.Option(help="gates: instead, scenes:SPLIT[:SEED] or coco:FOLDER. (default: scenes:common)")
     ] = None,
     count: Annotated[int, typer.Option(help="gates: pictures that count; one more warms up.", min=2)] = 30,
     options: Annotated[
@@ -62,7 +64,9 @@ def command(
     new_tokens: Annotated[int, typer.Option(help="Tokens of every call; gates: at most.", min=2)] = 32,
     cache: Annotated[Literal["dynamic", "static"], typer.Option(help="generate: kind of key-value cache.")] = "dynamic",
     compiled: Annotated[bool, typer.Option("--compile", help="generate: compile the decode step.")] = False,
-    rounds: Annotated[int | None, typer.Option(help="Timed calls of each. [kernels 50, generate 5]", min=3)] = None,
+    rounds: Annotated[
+        int | None, typer.Option(help="Timed calls of each. (default: kernels 50, generate 5)", min=3)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole result as JSON.")] = False,
 ) -> None:
     """Time edited attention, guarded generation, grounding scores or gates beside the plain model, in turn."""

@@ -13,7 +13,8 @@ def command(
     ),
     count: Annotated[int, typer.Option(help="Number of pictures.", min=1)] = 8,
     only: Annotated[
-        str | None, typer.Option(help="Measure just these: sinks, layers, zerotuning, iri, vti, with commas. [all]")
+        str | None,
+        typer.Option(help="Measure just these: sinks, layers, zerotuning, iri, vti, with commas. (default: all)"),
     ] = None,
     prompt: Annotated[str, typer.Option(help="How a description is asked for.")] = (
         "Please describe this image in detail."
@@ -25,7 +26,7 @@ def command(
             "else is measured then, unless --only says what."
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="File to write. [your profile folder]")] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write. (default: your profile folder)")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     device_map: Annotated[str | None, typer.Option(help="Spread the weights over devices: auto.")] = None,

@@ -17,7 +17,9 @@ def command(
     model: Annotated[str, typer.Option(help="builtin, smol, a folder or a Hugging Face id.")] = "builtin",
     method: Annotated[
         list[str] | None,
-        typer.Option(help="none, auto, pai:gain=0.4+var, my_file.py, ...; repeat it to see several answers. [auto]"),
+        typer.Option(
+            help="none, auto, pai:gain=0.4+var, my_file.py, ...; repeat it to see several answers. (default: auto)"
+        ),
     ] = None,
     options: Annotated[
         list[str] | None, typer.Option("--set", help="Option of a method: var.move_fraction=0.5; may be repeated.")
@@ -28,7 +30,9 @@ def command(
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     device_map: Annotated[str | None, typer.Option(help="Spread the weights over devices: auto.")] = None,
-    attention_backend: Annotated[str | None, typer.Option(help="reference, torch or triton. [fastest]")] = None,
+    attention_backend: Annotated[
+        str | None, typer.Option(help="reference, torch or triton. (default: the fastest)")
+    ] = None,
     pack_weights: PackWeights = False,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code shipped with the checkpoint.")
@@ -39,7 +43,7 @@ def command(
     words: Annotated[
         str | None,
         typer.Option(
-            help="What counts as a mention: nouns, coco (its 80 objects), or a file with a word a line. [nouns]"
+            help="What counts as a mention: nouns, coco (its 80 objects), or a file of a word a line. (default: nouns)"
         ),
     ] = None,
     repair: Annotated[

@@ -15,7 +15,8 @@ def command(
         str, typer.Option(help="What requests may name, between semicolons: 'pai;m3id;strict=pai:gain=0.5'.")
     ],
     default: Annotated[
-        str | None, typer.Option(help="The method of requests that name none. [none: these are answered plainly]")
+        str | None,
+        typer.Option(help="The method of requests that name none; without it these are answered plainly."),
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hugging Face id.")] = None,
     trust_remote_code: Annotated[

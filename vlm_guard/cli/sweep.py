@@ -15,7 +15,9 @@ def command(
         str, typer.Option(help="Pictures to choose with, others than those to judge with: scenes:SPLIT:SEED, ...")
     ] = "scenes:common:31",
     count: Annotated[int, typer.Option(help="Number of images.", min=1)] = 100,
-    method: Annotated[list[str] | None, typer.Option(help="Methods to try; repeat it. [all the model takes]")] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="Methods to try; repeat it. (default: all the model takes)")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Prompts answered together.", min=1)] = 16,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     pack_weights: PackWeights = False,

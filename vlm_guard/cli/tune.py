@@ -18,11 +18,13 @@ def command(
     count: Annotated[int, typer.Option(help="Number of pictures.", min=1)] = 100,
     method: Annotated[
         list[str] | None,
-        typer.Option(help="Method or setting to try: pai, pai:gain=0.4; repeat it. [all the model takes]"),
+        typer.Option(help="Method or setting to try: pai, pai:gain=0.4; repeat it. (default: all the model takes)"),
     ] = None,
     words: Annotated[
         str | None,
-        typer.Option(help="Which things count: nouns, coco (its 80 objects), or a file with a word a line. [nouns]"),
+        typer.Option(
+            help="Which things count: nouns, coco (its 80 objects), or a file with a word a line. (default: nouns)"
+        ),
     ] = None,
     prompt: Annotated[str, typer.Option(help="How a description is asked for.")] = (
         "Please describe this image in detail."
@@ -30,7 +32,7 @@ def command(
     max_new_tokens: Annotated[int, typer.Option(help="Token limit of a caption.", min=1)] = 256,
     batch_size: Annotated[int, typer.Option(help="Pictures described together.", min=1)] = 8,
     save: Annotated[bool, typer.Option("--save/--no-save", help="Write the choice into the profile.")] = True,
-    out: Annotated[Path | None, typer.Option(help="Profile to write. [your profile folder]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Profile to write. (default: your profile folder)")] = None,
     report: Annotated[Path | None, typer.Option(help="File for all numbers, as JSON.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",

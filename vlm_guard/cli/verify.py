@@ -9,7 +9,8 @@ import typer
 def command(
     model: Annotated[str, typer.Argument(help="builtin, smol, a folder or a Hugging Face id.")] = "builtin",
     method: Annotated[
-        list[str] | None, typer.Option(help="Name of a method to check; may be repeated. [all that fit the model]")
+        list[str] | None,
+        typer.Option(help="Name of a method to check; may be repeated. (default: all that fit the model)"),
     ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write all figures to this file.")
