@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from house import ROOT
+from measured_table import TIMINGS, ratio_text
 
 _RESULTS = ROOT / "eval" / "results"
-_TIMINGS = ROOT / "kernels" / "results"
 _SPLITS = ("common", "broken")
 
 
@@ -46,10 +46,10 @@ def _gate_costs() -> list[str]:
         "|---" * 7 + "|",
     ]
     sources = []
-    for path in sorted(_TIMINGS.glob("gates_*.json")):
+    for path in sorted(TIMINGS.glob("gates_*.json")):
         measured = json.loads(path.read_text(encoding="utf-8"))
         for entry in measured["gates"]:
-            ratios = [_spread(entry["ratios"][name]) for name in ("first_token", "later_token", "per_token")]
+            ratios = [ratio_text(entry["ratios"][name]) for name in ("first_token", "later_token", "per_token")]
             gate = f"`{entry['gate']}`" if entry["gate"] else "none"
             shares = [f"{100 * entry[name]:.0f} %" for name in ("open_steps", "answers_as_always")]
             cells = [f"`{measured['model']}`, {measured['dtype']}", gate, shares[0], *ratios, shares[1]]
@@ -59,10 +59,6 @@ def _gate_costs() -> list[str]:
             f"{measured['machine']['torch_threads']} threads."
         )
     return [*lines, "", *sources]
-
-
-def _spread(values: Mapping[str, float]) -> str:
-    return f"{values['median']:.2f}x ({values['p20']:.2f}-{values['p80']:.2f})"
 
 
 def tuning_markdown() -> str:

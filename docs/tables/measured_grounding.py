@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from measured_table import EVALUATIONS, ROOT, TIMINGS
+from measured_table import EVALUATIONS, ROOT, TIMINGS, interval_text, ratio_text
 from run_command import run_command
 
 _SCORES = (
@@ -122,7 +122,7 @@ def _cost_lines() -> list[str]:
     for path in sorted(TIMINGS.glob("grounding_cost_*.json")):
         measured = json.loads(path.read_text(encoding="utf-8"))
         names = ("lens_first_token", "lens_prefill", "lens_token", "self_check")
-        cells = [_spread(measured["ratios"][name]) if name in measured["ratios"] else "" for name in names]
+        cells = [ratio_text(measured["ratios"][name]) if name in measured["ratios"] else "" for name in names]
         cells = [f"`{measured['model']}`", str(measured["batch"]), measured["dtype"], *cells]
         lines.append(f"| {' | '.join([*cells, measured['machine']['processor']])} |")
         sources.append(
@@ -134,11 +134,4 @@ def _cost_lines() -> list[str]:
 
 
 def _interval(estimate: Mapping[str, float] | None) -> str:
-    if estimate is None:
-        return ""
-    value, low, high = (100 * estimate[key] for key in ("value", "low", "high"))
-    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
-
-
-def _spread(values: Mapping[str, float]) -> str:
-    return f"{values['median']:.2f}x ({values['p20']:.2f} to {values['p80']:.2f})"
+    return "" if estimate is None else interval_text(estimate)

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from measured_table import EVALUATIONS, ROOT
+from measured_table import EVALUATIONS, ROOT, interval_text
 from run_command import run_command
 
 TRAINED = ROOT / "vlm_guard" / "smol_model" / "trained"
@@ -50,15 +50,11 @@ def _on_more_scenes(seeds: list[int]) -> list[str]:
         for seed in seeds:
             results = json.loads((EVALUATIONS / f"plain_smol_{split}_{seed}.json").read_text(encoding="utf-8"))
             found = results["methods"][0]["estimates"]
-            cells = [_interval(found[name]) for name in _SHOWN]
+            cells = [interval_text(found[name]) for name in _SHOWN]
             lines.append(f"| {results['data']['images']} of `{results['data']['name']}` | {' | '.join(cells)} |")
             command = command or run_command(results)
     hardware = results["environment"]["hardware"]["processor"]
     return [*lines, "", f"`{command}` and so on (eval/results/plain_smol_*.json; {hardware})."]
-
-
-def _interval(found: dict[str, float]) -> str:
-    return f"{100 * found['value']:.1f} [{100 * found['low']:.1f}, {100 * found['high']:.1f}]"
 
 
 def _wanted(row: dict[str, Any]) -> str:

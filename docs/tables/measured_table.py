@@ -1,7 +1,7 @@
 """The measured numbers of docs/results.md, read from committed result files and from nothing else."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,9 +128,9 @@ def timings_markdown() -> str:
             if "ratio_to_unguarded" not in entry["decode"]:
                 continue
             if comes_at_once(entry):
-                ratios = ["-", f"whole answer {_ratio(entry['answer']['ratio_to_unguarded'])}"]
+                ratios = ["-", f"whole answer {ratio_text(entry['answer']['ratio_to_unguarded'])}"]
             else:
-                ratios = [_ratio(entry[part]["ratio_to_unguarded"]) for part in ("prefill", "decode")]
+                ratios = [ratio_text(entry[part]["ratio_to_unguarded"]) for part in ("prefill", "decode")]
             cells = (
                 result["model"],
                 entry.get("dtype", result["dtype"]),
@@ -155,7 +155,7 @@ def packed_markdown() -> str:
         result = json.loads(path.read_text(encoding="utf-8"))
         for entry in result["entries"]:
             if entry["method"] == NOT_PACKED:
-                ratios = [_ratio(entry[phase]["ratio_to_unguarded"]) for phase in ("prefill", "decode")]
+                ratios = [ratio_text(entry[phase]["ratio_to_unguarded"]) for phase in ("prefill", "decode")]
                 cells = (result["model"], _processor(result), entry["dtype"], *ratios, str(path.relative_to(ROOT)))
                 lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -173,7 +173,7 @@ def linear_markdown() -> str:
             # In files made before packed bfloat16 was measured packed float32 has the library's name.
             packed = "float32 packed" if "float32 packed" in entry else "float32 oneDNN"
             names = (packed, "bfloat16", "bfloat16 packed")
-            ratios = [_ratio(entry[name]["ratio_to_float32"]) if name in entry else "-" for name in names]
+            ratios = [ratio_text(entry[name]["ratio_to_float32"]) if name in entry else "-" for name in names]
             cells = (
                 _processor(result),
                 f"{entry['outputs']} x {entry['inputs']}",
@@ -210,5 +210,12 @@ def _steps(result: dict[str, Any]) -> str:
     return f"{kind}, packed weights" if result.get("packed_weights") else kind
 
 
-def _ratio(ratio: dict[str, float]) -> str:
+def interval_text(estimate: Mapping[str, float]) -> str:
+    """An estimate in percent with its interval."""
+    value, low, high = (100 * estimate[key] for key in ("value", "low", "high"))
+    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def ratio_text(ratio: Mapping[str, float]) -> str:
+    """The median of ratios, and where 60 % of them lie."""
     return f"{ratio['median']:.2f}x ({ratio['p20']:.2f} to {ratio['p80']:.2f})"

@@ -57,3 +57,16 @@ def pictures_of_data(data: str, count: int) -> TuningPictures:
     opened = open_dataset(data, count)
     files = dict(list(opened.images.items())[:count])
     return TuningPictures(name=opened.name, files=files, objects=opened.objects, mode=opened.mode or "pattern")
+
+
+def chosen_pictures(folder: Path | None, data: str | None, count: int) -> TuningPictures:
+    """Those of a folder or of a data set, whichever of the two is given.
+
+    Raises:
+        ValueError: both are given, or neither, or there are no such pictures. FileNotFoundError: no such folder.
+    """
+    if folder is not None and data is None:
+        return pictures_of_folder(folder, count)
+    if data is not None and folder is None:
+        return pictures_of_data(data, count)
+    raise ValueError("give pictures: either --images FOLDER, or --data scenes:SPLIT[:SEED] or coco:FOLDER")

@@ -115,6 +115,15 @@ def note_on_load(machine: dict[str, Any]) -> str:
     )
 
 
+def tell_machine(device: torch.device, report: Callable[[str], None]) -> dict[str, Any]:
+    """`describe_machine`, which is also reported in a line, and whether other work runs there."""
+    machine = describe_machine(device)
+    report(f"{machine.get('gpu', machine['processor'])}, {machine['torch_threads']} CPU threads")
+    if note := note_on_load(machine):
+        report(note)
+    return machine
+
+
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """Hardware, threads and versions, for the head of a result file."""
     machine: dict[str, Any] = {

@@ -75,6 +75,7 @@ def test_gates_are_timed_and_say_how_often_they_open(tmp_path):
     [
         ({"model": "llava-0.3b"}, "needs a model that describes pictures"),
         ({"pictures": [None] * 2}, "at least 3 pictures"),
+        ({"new_tokens": 2}, "at least 3 to leave out the longest, given 2"),
         ({"method": "vcd+pai"}, "one method and no gate with it"),
         ({"method": "vcd:gate=entropy>1"}, "one method and no gate with it"),
         ({"gates": []}, "needs a gate"),

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vlm_guard.bench.generate import DTYPES
+from vlm_guard.bench.generate import DTYPES, asking_to_describe
 from vlm_guard.bench.paired_timing import time_answer, time_beside
 from vlm_guard.builtin_model import builtin, is_shipped
 from vlm_guard.guard import wrap
-from vlm_guard.kernels.benchmark.measure import describe_machine, note_on_load, ratio_quantiles
+from vlm_guard.kernels.benchmark.measure import note_on_load, ratio_quantiles, tell_machine
 from vlm_guard.kernels.packed_linear import pack_linear_layers
 from vlm_guard.method.gate import Gate
 from vlm_guard.method.hooks import takes_gate
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 ALWAYS = ""
 """The gate that is always open."""
+
+LEAST_TOKENS = 3
+"""Tokens of an answer: the first, the longest of the later ones, and another."""
 
 
 def benchmark_gates(
@@ -57,8 +60,8 @@ def benchmark_gates(
         report: called with the machine, and a line per gate.
 
     Raises:
-        ValueError: an unknown model or dtype, fewer than 3 pictures, several methods, one with a gate, no gate, or a
-            text that is none, a method that takes none.
+        ValueError: an unknown model or dtype, fewer than 3 pictures or tokens, several methods, one with a gate or that
+            takes none, no gate, or a text that is none.
     """
     where = torch.device(device)
     kind = dtype or ("float32" if where.type == "cpu" else "bfloat16")
@@ -68,6 +71,8 @@ def benchmark_gates(
         raise ValueError(f"bench gates needs a model that describes pictures; builtin and smol can, given {model!r}")
     if len(pictures) < 3:
         raise ValueError(f"bench gates needs at least 3 pictures, given {len(pictures)}")
+    if new_tokens < LEAST_TOKENS:
+        raise ValueError(f"new tokens must be at least {LEAST_TOKENS} to leave out the longest, given {new_tokens}")
     methods = resolve_methods(method, {})
     if len(methods) != 1 or methods[0].gate:
         raise ValueError(f"bench gates takes one method and no gate with it, given {method!r}; gates go into --gate")
@@ -79,15 +84,17 @@ def benchmark_gates(
         if Gate.read(gate, methods[0].name) is None:
             raise ValueError("a gate is empty; the method without one is measured in any case")
         resolve_methods(method, {"gate": gate})
-    machine = describe_machine(where)
-    report(f"{machine.get('gpu', machine['processor'])}, {machine['torch_threads']} CPU threads")
-    if note := note_on_load(machine):
-        report(note)
+    machine = tell_machine(where, report)
     loaded, processor = builtin(model, dtype=DTYPES[kind], device=where)
     if pack_weights:
         pack_linear_layers(loaded)
-    settings = {"max_new_tokens": new_tokens, "min_new_tokens": 3, "do_sample": False, "disable_compile": True}
-    asked = _Asked(loaded, processor, pictures, settings)
+    settings = {
+        "max_new_tokens": new_tokens,
+        "min_new_tokens": LEAST_TOKENS,
+        "do_sample": False,
+        "disable_compile": True,
+    }
+    asked = _Asked(loaded, processor, asking_to_describe(loaded, processor), pictures, settings)
     found: dict[str, list[_Pair]] = {gate: [] for gate in (ALWAYS, *gates)}
     with torch.inference_mode():
         for number in range(len(pictures)):
@@ -146,12 +153,13 @@ class _Asked:
 
     model: Any
     processor: Any
+    ask: Callable[["Sequence[Image.Image]"], dict[str, Any]]
     pictures: "Sequence[Image.Image]"
     settings: Mapping[str, Any]
 
     def answer(self, number: int) -> _Answer:
         """The answer about a picture, with whatever guards the model."""
-        inputs = self._about(self.pictures[number])
+        inputs = self.ask([self.pictures[number]])
         begun, times, ids = time_answer(self.model, inputs, self.settings, self.model.device)
         seconds = [stop - start for start, stop in zip([begun, *times], times)]
         return _Answer(inputs, ids[0, inputs["input_ids"].shape[1] :], seconds)
@@ -165,14 +173,6 @@ class _Asked:
                 return self.answer(number)
 
         return answer
-
-    def _about(self, picture: "Image.Image") -> dict[str, Any]:
-        content = [{"type": "image"}, {"type": "text", "text": "Please describe this image in detail."}]
-        message: dict[str, Any] = {"role": "user", "content": content}
-        text = self.processor.apply_chat_template([message], add_generation_prompt=True)
-        inputs = dict(self.processor(images=picture, text=text, return_tensors="pt").to(self.model.device))
-        inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
-        return inputs
 
     def plain_logits(self, answer: _Answer) -> Tensor:
         """[T, V] the model's own logits at every token of an answer."""

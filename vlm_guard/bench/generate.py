@@ -7,7 +7,7 @@ whole call. For random models of published shapes the weights mean nothing and t
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -25,9 +25,12 @@ from vlm_guard.builtin_model import builtin, is_shipped
 from vlm_guard.families.packed_vectors import pack_vectors
 from vlm_guard.families.profiles import short_value
 from vlm_guard.guard import wrap
-from vlm_guard.kernels.benchmark.measure import describe_machine, note_on_load
+from vlm_guard.kernels.benchmark.measure import note_on_load, tell_machine
 from vlm_guard.kernels.packed_linear import PackedLayers, pack_linear_layers
 from vlm_guard.method.registry import method_names, resolve_methods
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 UNGUARDED = "none"
 CONTROL = "plain model, batch"
@@ -124,10 +127,7 @@ def benchmark_generate(
     settings: dict[str, Any] = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False}
     settings["cache_implementation"] = cache
     settings |= {"compile_config": _compile_settings()} if compiled else {"disable_compile": True}
-    machine = describe_machine(where)
-    report(f"{machine.get('gpu', machine['processor'])}, {machine['torch_threads']} CPU threads")
-    if note := note_on_load(machine):
-        report(note)
+    machine = tell_machine(where, report)
     entries, length = [], 0
     for name in names:
         loaded, processor, prompts = load_for_timing(model, DTYPES[name], where, prompt_tokens)
@@ -286,20 +286,25 @@ def load_for_timing(
             lambda rows, seed: random_inputs(model, processor, batch=rows, prompt_tokens=prompt_tokens, seed=seed),
         )
     builtin_model, builtin_processor = builtin(name, dtype=dtype, device=device)
+    ask = asking_to_describe(builtin_model, builtin_processor)
+    return builtin_model, builtin_processor, lambda rows, seed: ask(noise_pictures(rows, 224, seed))
+
+
+def asking_to_describe(model: Any, processor: Any) -> "Callable[[Sequence[Image.Image]], dict[str, Any]]":
+    """What makes a shipped model's inputs of pictures, each of which it is asked to describe."""
     # transformers declares the content of a message as text, but takes the parts that its own documentation shows.
     message: dict[str, Any] = {
         "role": "user",
         "content": [{"type": "image"}, {"type": "text", "text": "Please describe this image in detail."}],
     }
-    text = builtin_processor.apply_chat_template([message], add_generation_prompt=True)
+    text = processor.apply_chat_template([message], add_generation_prompt=True)
 
-    def builtin_inputs(rows: int, seed: int) -> dict[str, Any]:
-        pictures = noise_pictures(rows, 224, seed)
-        inputs = builtin_processor(images=pictures, text=[text] * rows, return_tensors="pt").to(device)
-        inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
+    def ask(pictures: "Sequence[Image.Image]") -> dict[str, Any]:
+        inputs = processor(images=list(pictures), text=[text] * len(pictures), return_tensors="pt").to(model.device)
+        inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
         return dict(inputs)
 
-    return builtin_model, builtin_processor, builtin_inputs
+    return ask
 
 
 def _compile_settings() -> Any:

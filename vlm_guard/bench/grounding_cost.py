@@ -20,7 +20,7 @@ from vlm_guard.grounding.lens import PromptLens, VisualStates
 from vlm_guard.grounding.presence import self_check
 from vlm_guard.grounding.shared_prompt import AnsweredPrompt
 from vlm_guard.guard import Guard, wrap
-from vlm_guard.kernels.benchmark.measure import describe_machine, note_on_load, ratio_quantiles
+from vlm_guard.kernels.benchmark.measure import note_on_load, ratio_quantiles, tell_machine
 
 NOUNS = ("dog", "car", "person", "dining table", "bottle")
 
@@ -61,10 +61,7 @@ def benchmark_grounding(
         raise ValueError(f"new tokens must be at least 2 to tell decode from prefill, given {new_tokens}")
     loaded, processor, prompts = load_for_timing(model, DTYPES[kind], where, prompt_tokens)
     settings: dict[str, Any] = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False}
-    machine = describe_machine(where)
-    report(f"{machine.get('gpu', machine['processor'])}, {machine['torch_threads']} CPU threads")
-    if note := note_on_load(machine):
-        report(note)
+    machine = tell_machine(where, report)
     with wrap(loaded, processor, "none") as guard, torch.inference_mode():
         timing = _Timing(guard, prompts, batch, settings)
         pairs = [time_beside(number, timing.plain, timing.with_lens) for number in range(rounds + 1)][1:]

@@ -128,8 +128,9 @@ def command(
     elif what == "gates":
         from vlm_guard.bench.gate_cost import benchmark_gates
 
-        if len(batch or []) > 1 or (batch or [1]) != [1]:
+        if (batch or [1]) != [1]:
             raise ValueError("bench gates describes one picture at a time; leave out --batch")
+        data = data or (None if images else "scenes:common")
         result = benchmark_gates(
             pictures=_pictures(images, data, count + 1),
             method=_only(method, "--method") or "vcd",
@@ -141,7 +142,7 @@ def command(
             new_tokens=new_tokens,
             report=report,
         )
-        shown = ["--data", data or "scenes:common"] if images is None else ["--images", images.name]
+        shown = ["--images", images.name] if images else ["--data", str(data)]
         result["command"] += f" {shlex.join(shown)}"
     else:
         from vlm_guard.bench.generate import benchmark_generate
@@ -189,12 +190,10 @@ def _pictures(images: Path | None, data: str | None, count: int) -> "list[Image.
     Raises:
         ValueError: both are given, or there are fewer.
     """
-    from vlm_guard.eval.tuning.pictures import pictures_of_data, pictures_of_folder
+    from vlm_guard.eval.tuning.pictures import chosen_pictures
     from vlm_guard.untrusted.picture_reader import read_picture
 
-    if images is not None and data is not None:
-        raise ValueError("give pictures: either --images FOLDER, or --data scenes:SPLIT[:SEED] or coco:FOLDER")
-    found = pictures_of_data(data or "scenes:common", count) if images is None else pictures_of_folder(images, count)
+    found = chosen_pictures(images, data, count)
     if len(found.files) < count:
         raise ValueError(
             f"{found.name} has {len(found.files)} pictures, and {count} are needed, one of them to warm up: give more "

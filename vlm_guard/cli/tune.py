@@ -61,7 +61,7 @@ def command(
     from vlm_guard.eval.run.models import load_model
     from vlm_guard.eval.run.statistics import LEAST_PICTURES
     from vlm_guard.eval.tasks.grounding.finders import COCO, NOUNS, finder_named
-    from vlm_guard.eval.tuning.pictures import pictures_of_data, pictures_of_folder
+    from vlm_guard.eval.tuning.pictures import chosen_pictures
     from vlm_guard.eval.tuning.report import print_tuning
     from vlm_guard.eval.tuning.run import profile_with_choice, tune
     from vlm_guard.families.profiles import read_profile, user_profiles
@@ -69,12 +69,7 @@ def command(
 
     # The models that ship with the package know MSCOCO's 80 objects and have no answer about others.
     finder = finder_named(words or (COCO if is_shipped(model) else NOUNS))
-    if images is not None and data is None:
-        pictures = pictures_of_folder(images, count)
-    elif data is not None and images is None:
-        pictures = pictures_of_data(data, count)
-    else:
-        raise ValueError("give pictures: either --images FOLDER, or --data scenes:SPLIT[:SEED] or coco:FOLDER")
+    pictures = chosen_pictures(images, data, count)
     loaded = load_model(
         model,
         dtype=dtype,

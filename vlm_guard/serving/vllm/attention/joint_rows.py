@@ -39,7 +39,6 @@ class JointState(GenerationState):
         super().__init__(states[0].visual_token_ids, side=states[0].side)
         self._states = states
         self._methods = methods
-        self._joined: dict[tuple[str, int], SimpleNamespace] = {}
         self.visual = _side_by_side([state.visual for state in states], False)
         self.real = _side_by_side([state.real for state in states], True)
         self.active = True
@@ -47,10 +46,10 @@ class JointState(GenerationState):
     def memory(self, method: str, layer: int) -> SimpleNamespace:
         """What `method` keeps for `layer` of all of them."""
         key = (method, layer)
-        if key not in self._joined:
+        if key not in self._memory:
             kept = [state.memory(method, layer) for state in self._states]
-            self._joined[key] = self._methods[method].method.join_memory(kept, self)
-        return self._joined[key]
+            self._memory[key] = self._methods[method].method.join_memory(kept, self)
+        return self._memory[key]
 
 
 def _side_by_side(rows: Sequence[Tensor], behind: bool) -> Tensor:
@@ -103,18 +102,18 @@ class JointCall(AttentionCall):
     """The attention of one layer in the rows of several generations.
 
     Attributes:
-        blocks: where the keys and values are.
+        held: keys and values that lie in blocks.
     """
 
-    blocks: BlockKeys
+    held: BlockKeys
 
     def scores(self, *, wide: bool = True) -> Tensor:
         """[N, H, 1, K] float32 scores before the softmax as they are, their products `wide` in any case."""
-        return self.blocks.scores()
+        return self.held.scores()
 
     def weights(self) -> Tensor:
         """[N, H, 1, K] float32 attention as it is."""
-        return attention_weights(self.blocks.scores(), self.blocks.call.sinks)
+        return attention_weights(self.held.scores(), self.held.call.sinks)
 
 
 def joint_edit(layer: "EditedLayer", state: JointState, blocks: BlockKeys) -> AttentionEdit | None:
@@ -145,7 +144,6 @@ def joint_edit(layer: "EditedLayer", state: JointState, blocks: BlockKeys) -> At
             output=None,
             problem=blocks.problem,
             select=_one_row_each,
-            blocks=blocks,
         )
         edit = bound.method.edit_attention(call)
         if edit is not None and not edit.is_empty:
