@@ -3,11 +3,13 @@
 Every answer must be the same token by token, and its log-probabilities the same within the rounding of float32.
 """
 
+import json
 from dataclasses import dataclass
 
 import torch
 
 from vlm_guard import builtin, wrap
+from vlm_guard.grounding import ground
 
 ASK, LEADING = (
     "Please describe this image in detail.",
@@ -65,3 +67,43 @@ def assert_same(answer, ids, steps):
         # What the plausibility cut has ruled out lies beyond the rounding of float32.
         shared = [token for token in step.keys() & best.keys() if best[token] > -100]
         assert shared and all(abs(step[token] - best[token]) < ROUNDING for token in shared)
+
+
+SCORED = (
+    "The image shows a zebra with a giraffe. There is a truck too.",
+    "A person stands beside an umbrella and a dining table.",
+    "There is a cat in front of a tv.",
+)
+
+
+def conversation(images, answer):
+    """What `vlm_guard.serving.vllm.ground` is asked about pictures and an answer."""
+    content = [{"type": "image_pil", "image_pil": image} for image in images]
+    return [
+        {"role": "user", "content": [*content, {"type": "text", "text": ASK}]},
+        {"role": "assistant", "content": answer},
+    ]
+
+
+def grounded_in_transformers(asked, settings=None):
+    """The answers (pictures, text) with their scores in transformers, each alone."""
+    model, processor = builtin()
+    guard = wrap(model, processor, "none")
+    found = []
+    for images, text in asked:
+        ids = processor.tokenizer.encode(text, add_special_tokens=False)
+        inputs = processor(images=images, text=prompt_of(ASK, len(images)), return_tensors="pt")
+        found += ground(guard, inputs, torch.tensor([ids]), settings)
+    guard.remove()
+    return found
+
+
+def assert_same_mentions(found, expected):
+    """Hold answers with their scores against those of transformers; both as JSON can hold them."""
+    assert len(found) == len(expected) and expected
+    for mine, other in zip(found, (mention.to_dict() for mention in expected), strict=True):
+        parts, wanted = mine.pop("parts"), other.pop("parts")
+        assert parts.keys() == wanted.keys() and all(abs(parts[name] - wanted[name]) < ROUNDING for name in wanted)
+        score, reference = mine.pop("score"), other.pop("score")
+        assert (score is None) == (reference is None) and abs((score or 0) - (reference or 0)) < ROUNDING
+        assert json.loads(json.dumps(mine)) == json.loads(json.dumps(other))

@@ -35,6 +35,7 @@ from vlm_guard.families.profiles import Fact
 from vlm_guard.grounding import PromptLens, find_mentions
 from vlm_guard.grounding.answer_text import token_spans
 from vlm_guard.grounding.lens import VisualStates
+from vlm_guard.grounding.readout import ModelReadout
 from vlm_guard.guard import wrap
 from vlm_guard.method.visual_tokens import visual_mask
 
@@ -175,7 +176,7 @@ def _retrieval(
     """[layers, H, 2] nouns that each head's patch reads as, and all nouns; [] the share of patches that do."""
     hits, total, chances = torch.zeros(rows.shape[:2]), 0, []
     with wrap(model, processor, "none") as guard:
-        lens = PromptLens(states, guard, 1)
+        lens = PromptLens(states, ModelReadout.of(guard), 1)
     text, spans = token_spans(processor.tokenizer, answer.tolist())
     looked = rows[..., visual].argmax(-1).cpu()
     for mention in find_mentions(text):

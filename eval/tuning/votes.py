@@ -15,6 +15,7 @@ from typing import Any
 
 from vlm_guard.grounding import PromptLens, self_check
 from vlm_guard.grounding.lens import VisualStates, spellings
+from vlm_guard.grounding.readout import ModelReadout
 from vlm_guard.guard import Guard
 
 SELF_CHECK, LENS = "self_check", "lens"
@@ -87,7 +88,9 @@ def collect_votes(
         nouns = [[*sorted(named[number]), *foreign[number]] for number in numbers]
         states = VisualStates.of(guard.target.architecture) if LENS in kinds else None
         answers = self_check(guard, inputs, nouns, states=states)
-        lens = None if states is None or not states.complete else PromptLens(states, guard, len(numbers))
+        lens = (
+            None if states is None or not states.complete else PromptLens(states, ModelReadout.of(guard), len(numbers))
+        )
         for row, number in enumerate(numbers):
             for noun, value in zip(nouns[row], answers[row], strict=True):
                 raw[SELF_CHECK][number, noun] = value

@@ -7,6 +7,7 @@ from vlm_guard import wrap
 from vlm_guard.contrast.output_embeddings import after_output_embeddings, final_norm
 from vlm_guard.families.architecture import describe_architecture
 from vlm_guard.grounding.lens import PromptLens, VisualStates, lens_layers, spellings
+from vlm_guard.grounding.readout import ModelReadout
 from vlm_guard.method.visual_tokens import visual_mask
 from zoo import FAMILIES, UNEQUAL_PROMPTS, Prompt, assert_pristine, families
 
@@ -26,7 +27,7 @@ def record(zoo, inputs, layers=None, **settings):
 
 def lens_of(zoo, states, rows):
     with wrap(zoo.model, None, "none") as guard:
-        return PromptLens(states, guard, rows)
+        return PromptLens(states, ModelReadout.of(guard), rows)
 
 
 @pytest.mark.parametrize("family", sorted(GUARDED - {"mllama"}))

@@ -7,7 +7,8 @@ RUNNER is 0 or 1, as vLLM's variable has it. OPTIONS are further arguments of `L
 asked twice more with a seed.
 
 python gpu_backend_run.py RUNNER OFFERS OPTIONS DRAWN PICTURE...
-                 prints {offer: [[token ids, [{token: log-probability}, ...]] of each picture]} in its last line
+                 prints {offer: [[token ids, [{token: log-probability}, ...]] of each picture]} in its last line;
+                 under "mentions" those of a fixed answer about each picture
 """
 
 import functools
@@ -37,16 +38,17 @@ del backends["cpu"]
 torch.cuda.get_device_capability = lambda *device: (9, 0)
 
 from PIL import Image
-from served_answers import ASK, LEADING, prompt_of
+from served_answers import ASK, LEADING, SCORED, conversation, prompt_of
 from vllm import LLM, SamplingParams
 from vllm.v1.attention.backends import triton_attn
 
 from vlm_guard.builtin_model import BUILTIN_DIR
-from vlm_guard.serving.vllm import engine_options
+from vlm_guard.serving.vllm import engine_options, ground
 from vlm_guard.serving.vllm.attention.observed_rows import ObservedRows
 from vlm_guard.serving.vllm.attention.paged_attention import LayerCall
 from vlm_guard.serving.vllm.backends.guarded_layers import GuardedSteps
 from vlm_guard.serving.vllm.declaration import Declaration
+from vlm_guard.serving.vllm.grounding.lens_rows import LensRows
 from vlm_guard.serving.vllm.runners import contrasts
 from vlm_guard.serving.vllm.start import devices
 
@@ -91,6 +93,7 @@ if os.environ.get("WHOLE") != "1":
 GuardedSteps.plan = on_no_device(GuardedSteps.plan)
 LayerCall.edit = on_no_device(LayerCall.edit)
 ObservedRows.show = on_no_device(ObservedRows.show)
+LensRows.show = on_no_device(LensRows.show)
 contrasts.mixed = on_no_device(contrasts.mixed)
 
 if __name__ == "__main__":
@@ -104,7 +107,7 @@ if __name__ == "__main__":
         block_size=32,
         logprobs_mode="processed_logprobs",
         kv_cache_memory_bytes=64 << 20,
-        **{"enforce_eager": True, **engine_options(methods), **json.loads(further)},
+        **{"enforce_eager": True, **engine_options(methods, grounding="lens,self_check"), **json.loads(further)},
     )
     assert llm.llm_engine.vllm_config.use_v2_model_runner == (runner == "1")
     names = ["none", *Declaration.read(methods).offers]
@@ -120,4 +123,7 @@ if __name__ == "__main__":
         answer = output.outputs[0]
         steps = [{token: kept.logprob for token, kept in step.items()} for step in answer.logprobs]
         found.setdefault(f"{name} drawn" if "seed" in sampling else name, []).append([list(answer.token_ids), steps])
+    shown = [[Image.open(path).convert("RGB")] for path in paths]
+    scored = ground(llm, [conversation(images, text) for images, text in zip(shown, SCORED)])
+    found["mentions"] = [[mention.to_dict() for mention in answer.mentions] for answer in scored]
     print(json.dumps(found), flush=True)

@@ -7,6 +7,7 @@ import pytest
 
 from vlm_guard.method.registry import method_names
 from vlm_guard.serving.vllm.declaration import ENVIRONMENT, Declaration
+from vlm_guard.serving.vllm.grounding.lens_keys import LENS, lens_key
 from vlm_guard.serving.vllm.start import engine
 from vlm_guard.serving.vllm.start.devices import DEVICES
 from vlm_guard.serving.vllm.start.engine import RUNNER, server_flags
@@ -95,8 +96,29 @@ def test_wrong_declarations_are_refused(text, default, reason):
         Declaration.read(text, default)
 
 
+def test_scores_of_mentions_are_offered_beside_methods_or_alone():
+    assert Declaration.read("pai", None, " self_check , lens,lens").grounding == ("self_check", "lens")
+    alone = Declaration.read("", None, "lens")
+    assert not alone.offers and alone.observes and alone.describe()["grounding"] == ["lens"]
+    assert not Declaration.read("pai", None, "self_check").observes
+    for wrong in ("logp", "lens;self_check"):
+        with pytest.raises(ValueError, match="is not measured here; allowed: lens, self_check"):
+            Declaration.read("pai", None, wrong)
+
+
+def test_only_this_project_may_have_hidden_states_kept():
+    declared = Declaration.read("pai", None, "lens")
+    with lens_key() as key:
+        declared.check({"vlm_guard": "none", LENS: key})
+        for wrong in ({LENS: "mine"}, {LENS: [key]}, {LENS: key, "vlm_guard_grids": []}):
+            with pytest.raises(ValueError, match="is not an argument of requests"):
+                declared.check(wrong)
+    with pytest.raises(ValueError, match="is not an argument of requests"):
+        declared.check({LENS: key})
+
+
 def test_it_travels_to_other_processes():
-    declared = Declaration.read("pai;strict=pai:gain=0.5", "strict")
+    declared = Declaration.read("pai;strict=pai:gain=0.5", "strict", "lens,self_check")
     environment = {}
     declared.write(environment)
     again = Declaration.of_environment(environment)
@@ -164,6 +186,9 @@ def test_looking_between_the_layers_needs_a_model_that_is_not_compiled(on):
     on("cpu")
     assert "--enforce-eager" in server_flags(Declaration.read("pai;var"))
     assert "--enforce-eager" not in server_flags(Declaration.read("pai;gift"))
+    flags = server_flags(Declaration.read("", None, "lens"))
+    assert "--enforce-eager" in flags and flags[flags.index("--worker-extension-cls") + 1] == engine.WORKER
+    assert "--worker-extension-cls" not in server_flags(Declaration.read("", None, "self_check"))
 
 
 def test_a_gpu_is_asked_for_the_backend_that_is_guarded(on):

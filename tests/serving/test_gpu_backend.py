@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from served_answers import InTransformers, assert_same
+from served_answers import SCORED, InTransformers, assert_same, assert_same_mentions, grounded_in_transformers
 
 from vlm_guard.eval.scenes.dataset import write_scenes
 
@@ -58,6 +58,9 @@ def assert_as_in_transformers(found, transformers, offers, pictures):
     for offer in ["none", *offers]:
         for answer, (ids, steps) in zip(transformers.answers(offer)[:pictures], found[offer], strict=True):
             assert_same(answer, ids, [{int(token): kept for token, kept in step.items()} for step in steps])
+    asked = [([picture], text) for picture, text in zip(transformers.pictures[:pictures], SCORED)]
+    for mentions, answer in zip(found["mentions"], grounded_in_transformers(asked), strict=True):
+        assert_same_mentions(mentions, answer.mentions)
 
 
 @pytest.mark.slow

@@ -8,12 +8,26 @@ import time
 
 import pytest
 from PIL import Image
-from served_answers import ASK, LEADING, NEW_TOKENS, InTransformers, assert_same, prompt_of
+from served_answers import (
+    ASK,
+    LEADING,
+    NEW_TOKENS,
+    SCORED,
+    InTransformers,
+    assert_same,
+    assert_same_mentions,
+    conversation,
+    grounded_in_transformers,
+    prompt_of,
+)
 
 from vlm_guard.builtin_model import BUILTIN_DIR
 from vlm_guard.eval.scenes.dataset import write_scenes
-from vlm_guard.serving.vllm import engine_options
+from vlm_guard.grounding import Grounding
+from vlm_guard.serving.vllm import engine_options, ground
 from vlm_guard.serving.vllm.declaration import ENVIRONMENT
+from vlm_guard.serving.vllm.grounding.lens_keys import LENS
+from vlm_guard.serving.vllm.grounding.lens_rows import kept_prompts
 from vlm_guard.serving.vllm.rows import PAIR
 
 pytest.importorskip("vllm", reason="vLLM is not installed; docs/serving.md says how to make an environment with it")
@@ -63,7 +77,12 @@ class Engine:
         self.pictures = pictures
         given = {"model": str(BUILTIN_DIR), "dtype": "float32", "enforce_eager": True, "max_num_seqs": 16, "seed": 0}
         given |= {"block_size": 32, "logprobs_mode": "processed_logprobs", "max_model_len": 256}
-        self.llm = LLM(**given | {"limit_mm_per_prompt": {"image": 2}} | engine_options(methods) | options)
+        self.llm = LLM(
+            **given
+            | {"limit_mm_per_prompt": {"image": 2}}
+            | engine_options(methods, grounding="lens,self_check")
+            | options
+        )
         self.scheduler = self.llm.llm_engine.engine_core.engine_core.scheduler
 
     def params(self, offer, **options):
@@ -90,6 +109,7 @@ class Engine:
         left = [scheduler.requests, scheduler.running, scheduler.waiting, scheduler._whole]
         for pairs in (scheduler._pairs, scheduler._beside):
             left += [pairs.held, pairs._partner, pairs._shadows, pairs._reserved]
+        left.append(kept_prompts(self.llm.llm_engine.vllm_config.instance_id))
         pool = scheduler.kv_cache_manager.block_pool
         return not any(map(len, left)) and pool.get_num_free_blocks() == pool.num_gpu_blocks - 1
 
@@ -276,6 +296,62 @@ def test_prompts_in_pieces_and_a_cache_for_two_pairs(tight, transformers, monkey
     assert tight.is_empty()
 
 
+def assert_grounded(engine, asked, settings=None):
+    found = ground(engine.llm, [conversation(images, text) for images, text in asked], settings)
+    for answer, expected in zip(found, grounded_in_transformers(asked, settings), strict=True):
+        assert answer.text == expected.text and answer.repaired == expected.repaired
+        assert_same_mentions([mention.to_dict() for mention in answer.mentions], expected.mentions)
+    assert engine.is_empty()
+    return found
+
+
+@pytest.mark.parametrize("parts", [("lens", "self_check"), ("lens",), ("self_check",)])
+def test_mentions_are_scored_as_in_transformers(engine, parts):
+    asked = [([picture], text) for picture, text in zip(engine.pictures, SCORED)]
+    settings = Grounding(parts=parts, repair="drop", repair_below=0.5)
+    found = assert_grounded(engine, asked, settings)
+    assert {mention.verdict for answer in found for mention in answer.mentions} == {"grounded", "doubtful"}
+    assert any(answer.repaired.removed for answer in found)
+
+
+def test_mentions_of_several_pictures_and_of_none(engine):
+    assert_grounded(engine, [(engine.pictures[:2], SCORED[1]), (engine.pictures[1:], SCORED[2])])
+    said = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "A dog."}]
+    (alone,) = ground(engine.llm, [said])
+    assert [mention.verdict for mention in alone.mentions] == ["unchecked"] and not alone.mentions[0].parts
+
+
+def test_the_lens_reads_prompts_in_pieces_that_are_taken_off_and_come_again(tight, transformers, monkeypatch):
+    """Beside guarded and plain requests, whose keys and answers stay what they are."""
+    scheduler, steps = tight.scheduler, []
+    schedule = scheduler.schedule
+
+    def preempting(*args):
+        steps.append(len(scheduler.running))
+        if len(steps) in (2, 5):  # in the middle of prompts
+            for request in scheduler.running.copy():
+                scheduler.running.remove(request)
+                scheduler._preempt_request(request, time.monotonic())
+        return schedule(*args)
+
+    monkeypatch.setattr(scheduler, "schedule", preempting)
+    assert_equal(tight.ask(["zerotuning"]), transformers.answers("zerotuning"))
+    steps.clear()
+    asked = [([picture], text) for picture, text in zip(tight.pictures, SCORED)]
+    assert_grounded(tight, asked)
+    assert len(steps) > 5 and any(steps[number - 1] for number in (2, 5))
+    assert_equal(tight.ask(["none"]), transformers.answers("none"))
+    assert_grounded(tight, asked)
+
+
+def test_nobody_else_may_have_hidden_states_kept(engine):
+    from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
+
+    with pytest.raises(VLLMValidationError, match="is not an argument of requests"):
+        engine.llm.generate(["a"], SamplingParams(extra_args={"vlm_guard": "none", LENS: "mine"}), use_tqdm=False)
+
+
 @pytest.mark.parametrize(
     ("methods", "options", "reason"),
     [
@@ -286,6 +362,8 @@ def test_prompts_in_pieces_and_a_cache_for_two_pairs(tight, transformers, monkey
         ("pai", {"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}, "--scheduler-cls"),
         ("pai", {"enable_lora": True}, "LoRA"),
         ("var", {"enforce_eager": False}, "--enforce-eager"),
+        ("pai", {"enforce_eager": False}, "the lens looks at the hidden states"),
+        ("pai", {"worker_extension_cls": ""}, "--worker-extension-cls"),
         ("m3id", {"num_gpu_blocks_override": 12}, "two of 256 tokens"),
     ],
 )

@@ -1,11 +1,15 @@
 """The server that `vlm-guard serve` starts, asked by many at once, by the wrong ones, and by those who leave."""
 
 import json
+import socket
 import time
+import urllib.error
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from PIL import Image
+from served_answers import SCORED, assert_same_mentions, grounded_in_transformers
 from server_process import ask, body, in_transformers, opened, running, served
 
 from vlm_guard.builtin_model import shipped_folder
@@ -21,6 +25,7 @@ pytest.importorskip("uvicorn", reason="vLLM's server needs uvicorn")
 pytestmark = pytest.mark.slow
 OFFERS = ["none", "pai", "m3id", "zerotuning", "strict"]
 STRICT = "pai:gain=0.5,guidance=1"
+GROUNDING = "--grounding", "lens,self_check"
 DECLARED = f"pai;m3id;zerotuning;strict={STRICT}"
 
 
@@ -33,7 +38,7 @@ def pictures(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """The address of a server of the built-in model."""
-    with served("builtin", DECLARED, tmp_path_factory.mktemp("log") / "server.log") as (address, _):
+    with served("builtin", DECLARED, tmp_path_factory.mktemp("log") / "server.log", *GROUNDING) as (address, _):
         yield address
 
 
@@ -82,6 +87,69 @@ def test_clients_that_leave_take_both_halves_along(server, pictures, expected):
     assert running(server) == 0
 
 
+def about(path, answer, **options):
+    """An answer to be scored."""
+    messages = [*body(path, None)["messages"], {"role": "assistant", "content": answer}]
+    return {"model": "builtin", "messages": messages, **options}
+
+
+def scored(server, given):
+    """What the server says of mentions, or the status of a refusal with its reason."""
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{server}/v1/vlm_guard/mentions", json.dumps(given).encode(), headers)
+    try:
+        with urllib.request.urlopen(request, timeout=120) as reply:
+            return json.load(reply)
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def assert_scored(server, pictures):
+    """All at once, each as in transformers."""
+    jobs = list(zip(pictures, SCORED, strict=False)) * 3
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        found = list(pool.map(lambda job: scored(server, about(*job)), jobs))
+    expected = grounded_in_transformers([([Image.open(path).convert("RGB")], text) for path, text in jobs[:3]])
+    for reply, answer in zip(found, expected * 3, strict=True):
+        assert reply["answer"] == answer.text and reply["measured"]
+        assert_same_mentions(reply["mentions"], answer.mentions)
+
+
+def test_answers_are_scored_as_in_transformers_beside_requests_of_all_kinds(server, pictures, expected):
+    with ThreadPoolExecutor(1) as beside:
+        asking = beside.submit(everybody, server, pictures)
+        assert_scored(server, pictures)
+        assert asking.result() == expected
+    assert everybody(server, pictures) == expected
+
+
+@pytest.mark.parametrize(
+    ("wrong", "status", "reason"),
+    [
+        ({"messages": []}, 400, "the last is the assistant's answer"),
+        ({"parts": ["logp"]}, 400, "logp is not measured by this engine; it measures lens, self_check"),
+        ({"model": "nosuch"}, 404, "does not exist"),
+        ({"vllm_xargs": {"vlm_guard_lens": "mine"}}, 400, "is not known here"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(server, pictures, wrong, status, reason):
+    found = scored(server, about(pictures[0], SCORED[0], **wrong))
+    assert found[0] == status and reason in found[1]
+    assert "mentions" in scored(server, about(pictures[0], SCORED[0]))
+
+
+def test_a_client_that_leaves_its_mentions_leaves_nothing_behind(server, pictures):
+    host, _, port = server.rpartition("//")[2].partition(":")
+    for _ in range(4):
+        with socket.create_connection((host, int(port)), timeout=30) as client:
+            content = json.dumps(about(pictures[0], SCORED[0])).encode()
+            head = f"POST /v1/vlm_guard/mentions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
+            client.sendall(head.encode() + content)
+            time.sleep(0.02)
+    assert_scored(server, pictures)
+    assert running(server) == 0
+
+
 def test_an_evaluation_through_the_server_has_the_records_of_one_in_transformers(server, tmp_path):
     """CHAIR and POPE, plain and guarded; what takes time, and what only logits show, is left out."""
     common = {"data": "scenes:common", "count": 4, "max_new_tokens": 48, "resamples": 100}
@@ -116,5 +184,7 @@ def test_a_real_language_model_answers_through_the_server_as_in_transformers(pic
 
 
 def test_two_engines_behind_one_server_share_the_requests(pictures, expected, tmp_path):
-    with served("builtin", DECLARED, tmp_path / "server.log", "--data-parallel-size", "2") as (address, _):
+    two = "--data-parallel-size", "2"
+    with served("builtin", DECLARED, tmp_path / "server.log", *GROUNDING, *two) as (address, _):
         assert everybody(address, pictures) == expected
+        assert_scored(address, pictures)

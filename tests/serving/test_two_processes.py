@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from served_answers import SCORED, assert_same_mentions, grounded_in_transformers
 
 from vlm_guard import builtin, wrap
 from vlm_guard.eval.scenes.dataset import write_scenes
@@ -42,7 +43,7 @@ OFFERS = [
 def test_two_processes_answer_as_transformers(tmp_path):
     paths = sorted(write_scenes(tmp_path / "scenes", "common", 3).rglob("*.png"))[:3]
     settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
-    settings |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    settings |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(RUN.parent.parent)}
     command = [sys.executable, str(RUN), ";".join(OFFERS), *map(str, paths)]
     done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -60,3 +61,6 @@ def test_two_processes_answer_as_transformers(tmp_path):
         if guard is not None:
             guard.remove()
         assert found[name] == answers, name
+    asked = [([Image.open(path).convert("RGB")], text) for path, text in zip(paths, SCORED)]
+    for mentions, answer in zip(found["mentions"], grounded_in_transformers(asked), strict=True):
+        assert_same_mentions(mentions, answer.mentions)

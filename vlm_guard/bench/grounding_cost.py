@@ -18,6 +18,7 @@ from vlm_guard.bench.random_models import SHAPES
 from vlm_guard.builtin_model import is_shipped
 from vlm_guard.grounding.lens import PromptLens, VisualStates
 from vlm_guard.grounding.presence import self_check
+from vlm_guard.grounding.readout import ModelReadout
 from vlm_guard.grounding.shared_prompt import AnsweredPrompt
 from vlm_guard.guard import Guard, wrap
 from vlm_guard.kernels.benchmark.measure import note_on_load, ratio_quantiles, tell_machine
@@ -118,7 +119,7 @@ class _Timing:
         with states.recording(target.architecture, inputs["input_ids"]):
             seconds = time_call(target.model, inputs, self._settings, target.model.device)
         begun = time.perf_counter()
-        PromptLens(states, self._guard, self._batch)
+        PromptLens(states, ModelReadout.of(self._guard), self._batch)
         return {**seconds, "reading": time.perf_counter() - begun}
 
     def asking(self, number: int) -> Seconds:

@@ -13,10 +13,16 @@ def command(
     model: Annotated[str, typer.Argument(help="builtin, smol, a folder or a Hugging Face id.")],
     methods: Annotated[
         str, typer.Option(help="What requests may name, between semicolons: 'pai;m3id;strict=pai:gain=0.5'.")
-    ],
+    ] = "",
     default: Annotated[
         str | None,
         typer.Option(help="The method of requests that name none; without it these are answered plainly."),
+    ] = None,
+    grounding: Annotated[
+        str | None,
+        typer.Option(
+            help="Score what answers mention, at POST /v1/vlm_guard/mentions: lens,self_check or one of them."
+        ),
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hugging Face id.")] = None,
     trust_remote_code: Annotated[
@@ -34,7 +40,7 @@ def command(
     from vlm_guard.serving.vllm.start.engine import server_flags
     from vlm_guard.serving.vllm.versions import installed_version, refuse_untested
 
-    declared = Declaration.read(methods, default)
+    declared = Declaration.read(methods, default, grounding)
     refuse_untested(installed_version())
     from vlm_guard.builtin_model import is_shipped, shipped_folder
     from vlm_guard.families.processor_needs import refuse_missing_folder

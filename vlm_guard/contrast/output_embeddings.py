@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from vlm_guard.families.architecture import GenerativeModel
 
-_FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "embedding_norm")
+FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "embedding_norm")
+"""What models call the norm in front of their output embeddings."""
 
 
 def final_norm(model: GenerativeModel) -> nn.Module:
@@ -19,7 +20,7 @@ def final_norm(model: GenerativeModel) -> nn.Module:
     """
     decoder = model.get_decoder()
     owners = (decoder, getattr(decoder, "model", None))
-    found = [getattr(owner, name, None) for owner in owners for name in _FINAL_NORMS]
+    found = [getattr(owner, name, None) for owner in owners for name in FINAL_NORMS]
     norm = next((module for module in found if isinstance(module, nn.Module)), None)
     if norm is None:
         raise ValueError(f"no final norm found in {type(decoder).__name__}; set final_norm=False")

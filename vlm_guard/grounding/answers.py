@@ -11,10 +11,10 @@ from torch import Tensor
 from vlm_guard.grounding.answer_text import answer_rows
 from vlm_guard.grounding.lens import VisualStates
 from vlm_guard.grounding.measured import Measured, ReadAnswer
-from vlm_guard.grounding.mention import Mention, Verdict
+from vlm_guard.grounding.mention import Box, Mention, Verdict
 from vlm_guard.grounding.repair import Repaired, drop_doubtful, to_take_out
 from vlm_guard.grounding.rewrite import Rewriter
-from vlm_guard.grounding.score import repair_below_of, score_of, weights_of
+from vlm_guard.grounding.score import not_measured, repair_below_of, score_of, weights_of
 from vlm_guard.grounding.settings import Grounding
 from vlm_guard.grounding.shared_prompt import AnsweredPrompt, require_prompt
 from vlm_guard.runtime.generate_arguments import generate_arguments
@@ -66,7 +66,8 @@ def ground(
     prompt = require_prompt(guard, inputs, "grounding")
     ids = answer_rows(sequences, prompt.input_ids, guard.target.model)
     repeats = len(ids) // len(prompt.input_ids)
-    answers = [ReadAnswer.of(guard, row, number // repeats, settings.find) for number, row in enumerate(ids)]
+    tokenizer = guard.target.processor.tokenizer
+    answers = [ReadAnswer.of(tokenizer, row, number // repeats, settings.find) for number, row in enumerate(ids)]
     with_image = prompt.has_image.tolist()
     nouns: list[list[str]] = [[] for _ in with_image]
     for answer in answers:
@@ -79,7 +80,10 @@ def ground(
     scored = [
         GroundedAnswer(
             text=answer.text,
-            mentions=[_mention(number, answer, index, measured, weights) for index in range(len(answer.found))],
+            mentions=[
+                scored_mention(answer, index, measured.of_mention(number, answer, index), settings, weights)
+                for index in range(len(answer.found))
+            ],
         )
         for number, answer in enumerate(answers)
     ]
@@ -144,15 +148,23 @@ def _is_plain(guard: "Guard", method: Any, kwargs: Mapping[str, Any]) -> bool:
     return isinstance(method, str) and method.strip() == "none"
 
 
-def _mention(
-    number: int,
+def scored_mention(
     answer: ReadAnswer,
     index: int,
-    measured: Measured,
+    measured: tuple[Mapping[str, float], Box | None],
+    settings: Grounding,
     weights: Mapping[str, float] | None,
 ) -> Mention:
-    found, settings = answer.found[index], measured.settings
-    parts, box = measured.of_mention(number, answer, index)
+    """A mention with its score and verdict.
+
+    Args:
+        answer: the answer.
+        index: of the mention in it.
+        measured: its parts, and where it was read; no part where it was not checked.
+        settings: which parts make a score, and what score is enough.
+        weights: see `score_of`.
+    """
+    found, (parts, box) = answer.found[index], measured
     score = score_of(parts, weights) if len(parts) == len(settings.parts) else None
     verdict: Verdict = "unchecked" if score is None else "grounded" if score >= settings.threshold else "doubtful"
     return Mention(
@@ -163,7 +175,7 @@ def _mention(
         token_span=answer.tokens[index],
         score=score,
         verdict=verdict,
-        parts=parts,
+        parts=dict(parts),
         box=box,
     )
 
@@ -171,8 +183,5 @@ def _mention(
 def _weights(guard: "Guard", settings: Grounding) -> dict[str, float] | None:
     weights = weights_of(guard.target.profile, settings.parts)
     if weights is None and {"lens", "self_check"} & set(settings.parts):
-        guard.reading.say(
-            "no profile says how far the grounding scores of this model can be trusted: they are taken as they are; "
-            f"the threshold {settings.threshold} was not measured; 'vlm-guard eval --task grounding' measures both"
-        )
+        guard.reading.say(not_measured(settings.threshold))
     return weights

@@ -16,17 +16,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vlm_guard.contrast.output_embeddings import after_output_embeddings, final_norm
 from vlm_guard.families.architecture import Architecture
+from vlm_guard.grounding.readout import Readout
 from vlm_guard.method.visual_tokens import visual_mask
-
-if TYPE_CHECKING:
-    from vlm_guard.guard import Guard
 
 BLOCK = 2**23
 """So many logits are held at once, and as many log-probabilities."""
@@ -174,7 +171,7 @@ class PromptLens:
 
     Args:
         states: hidden states, kept while the prompts were read.
-        guard: of the model.
+        readout: of the model.
         batch: B, the number of prompts.
 
     Attributes:
@@ -183,19 +180,16 @@ class PromptLens:
         rows: [T] the prompt of each visual token.
     """
 
-    def __init__(self, states: VisualStates, guard: "Guard", batch: int) -> None:
+    def __init__(self, states: VisualStates, readout: Readout, batch: int) -> None:
         if not states.complete:
             raise ValueError(
                 "no hidden states of visual tokens were kept: the prompts have not been read, or have none"
             )
-        model = guard.target.architecture.generator
-        self._head = model.get_output_embeddings()
-        if self._head is None:
-            raise ValueError(f"{type(model).__name__} has no output embeddings, so the lens cannot read its tokens")
-        self._finish = after_output_embeddings(model)
-        norm = final_norm(model)
+        self._readout = readout
         self.rows = states.rows
-        self._normed = self._prepared(norm, [states.found[layer] for layer in states.layers])
+        # All layers at once, [L, T, D]; they may lie on several devices.
+        found = [states.found[layer] for layer in states.layers]
+        self._normed = readout.normed(torch.stack([state.to(found[0].device) for state in found]))
         self._scale: list[Tensor] = []
         self.best = self._reduce(batch)
 
@@ -214,31 +208,16 @@ class PromptLens:
         mine = self.rows == row
         found = []
         for normed, scale in zip(self._normed, self._scale):
-            logits = self._logits(normed[mine.to(normed.device)])[:, list(best)]
+            logits = self._readout.logits(normed[mine.to(normed.device)])[:, list(best)]
             found.append((logits.cpu() - scale[mine][:, None]).mean(-1))
         return torch.stack(found).amax(0)
-
-    def _prepared(self, norm: nn.Module, states: Sequence[Tensor]) -> Tensor:
-        """[L, T, D] the states of L layers, each [T, D], normed all at once."""
-        weight = next(norm.parameters(), None)
-        device = states[0].device if weight is None else weight.device
-        with torch.no_grad():
-            return norm(torch.stack([state.to(device) for state in states]))
-
-    def _logits(self, normed: Tensor) -> Tensor:
-        """[n, V] float32 of normed states [n, D]."""
-        weight = getattr(self._head, "weight", None)
-        if isinstance(weight, Tensor) and weight.is_floating_point() and weight.device.type != "meta":
-            normed = normed.to(weight.device, weight.dtype)
-        with torch.no_grad():
-            return self._finish(self._head(normed).float())
 
     def _reduce(self, batch: int) -> Tensor:
         best: Tensor | None = None
         scale: list[Tensor] = []
         for row, start, stop in self._blocks():
             # All layers in one product: many small ones take longer.
-            logits = self._logits(self._normed[:, start:stop].flatten(0, 1))
+            logits = self._readout.logits(self._normed[:, start:stop].flatten(0, 1))
             if best is None:
                 best = torch.full((batch, logits.shape[1]), -math.inf)
             # In one operation: a logsumexp and a difference go over the table more often. From the largest entry of a
@@ -254,7 +233,7 @@ class PromptLens:
 
     def _blocks(self) -> Iterator[tuple[int, int, int]]:
         """(row, first visual token, behind the last) of blocks that belong to one prompt each."""
-        size = max(1, BLOCK // (self._width() * len(self._normed)))
+        size = max(1, BLOCK // (self._readout.width * len(self._normed)))
         start = 0
         while start < len(self.rows):
             row = int(self.rows[start])
@@ -262,9 +241,6 @@ class PromptLens:
             for begin in range(start, stop, size):
                 yield row, begin, min(stop, begin + size)
             start = stop
-
-    def _width(self) -> int:
-        return int(getattr(self._head, "out_features", 0) or self._head.weight.shape[0])
 
 
 Spell = Callable[[str], list[int]]

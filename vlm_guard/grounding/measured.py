@@ -13,6 +13,7 @@ from vlm_guard.grounding.lens import PromptLens, VisualStates, spellings
 from vlm_guard.grounding.likelihood import answer_log_probs
 from vlm_guard.grounding.mention import Box, FoundMention, MentionFinder
 from vlm_guard.grounding.presence import self_check
+from vlm_guard.grounding.readout import ModelReadout
 from vlm_guard.grounding.settings import Grounding
 from vlm_guard.grounding.shared_prompt import AnsweredPrompt, asked_inputs, read_alone, require_prompt
 from vlm_guard.method.visual_tokens import visual_mask
@@ -40,13 +41,13 @@ class ReadAnswer:
     tokens: list[tuple[int, int]]
 
     @classmethod
-    def of(cls, guard: "Guard", ids: list[int], prompt: int, find: MentionFinder) -> "ReadAnswer":
+    def of(cls, tokenizer: Any, ids: list[int], prompt: int, find: MentionFinder) -> "ReadAnswer":
         """Read the tokens of an answer.
 
         Raises:
             ValueError: the finder gave a mention that lies outside of the text.
         """
-        text, spans = token_spans(guard.target.processor.tokenizer, ids)
+        text, spans = token_spans(tokenizer, ids)
         found = sorted(find(text), key=lambda mention: mention.start)
         tokens = []
         for mention in found:
@@ -57,6 +58,19 @@ class ReadAnswer:
             mine = [n for n, (start, end) in enumerate(spans) if start < mention.end and end > mention.start]
             tokens.append((mine[0], mine[-1] + 1) if mine else (0, 0))
         return cls(prompt=prompt, ids=ids, text=text, found=found, tokens=tokens)
+
+    @classmethod
+    def of_text(cls, tokenizer: Any, text: str, find: MentionFinder) -> "ReadAnswer":
+        """Read an answer of which nothing but its text is known; its tokens are those that the tokenizer gives it.
+
+        Where the tokenizer cannot write it as it stands (characters that it does not know), mentions have no tokens.
+        """
+        stripped = text.strip()
+        read = cls.of(tokenizer, tokenizer.encode(stripped, add_special_tokens=False), 0, find)
+        if read.text == stripped:
+            return read
+        found = sorted(find(stripped), key=lambda mention: mention.start)
+        return cls(prompt=0, ids=[], text=stripped, found=found, tokens=[(0, 0)] * len(found))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -117,7 +131,10 @@ class Measured:
                 read_alone(guard, asked_inputs(guard, inputs, prompt.same()), wanted)
             if states is not None:
                 visual = visual_mask(prompt.input_ids, prompt.visual_token_ids)
-                lens, images = PromptLens(states, guard, len(nouns)), images_by_row(guard.target.model, inputs, visual)
+                lens, images = (
+                    PromptLens(states, ModelReadout.of(guard), len(nouns)),
+                    images_by_row(guard.target.model, inputs, visual),
+                )
         likely: dict[str, dict[int, Tensor]] = {part: {} for part in ("seen", "blind")}
         spoken = [number for number, answer in enumerate(answers) if answer.found and nouns[answer.prompt]]
         for name, pictures, needed in (

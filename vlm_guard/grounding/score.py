@@ -51,6 +51,14 @@ def weights_of(profile: Profile | None, parts: Sequence[str]) -> dict[str, float
     return {key: float(value) for key, value in weights.items()}
 
 
+def not_measured(threshold: float) -> str:
+    """What is said of scores for which no profile has weights."""
+    return (
+        "no profile says how far the grounding scores of this model can be trusted: they are taken as they are; "
+        f"the threshold {threshold} was not measured; 'vlm-guard eval --task grounding' measures both"
+    )
+
+
 def repair_below_of(profile: Profile | None, parts: Sequence[str]) -> float:
     """Below what score of a set of parts repair takes mentions out; `REPAIR_BELOW` where the profile does not say.
 

@@ -16,15 +16,19 @@ from typing import Any
 
 from vlm_guard import __version__
 from vlm_guard.environment import version_of
+from vlm_guard.grounding.settings import Part
 from vlm_guard.method.base import Method, Sign
 from vlm_guard.method.hooks import acts_in_model, hooks_of, needs_whole_prompt
 from vlm_guard.method.registry import resolve_methods
+from vlm_guard.serving.vllm.grounding.lens_keys import LENS, is_issued
 from vlm_guard.serving.vllm.versions import installed_version
 from vlm_guard.untrusted.printed_text import shown
 
 ENVIRONMENT = "VLM_GUARD_SERVE"
 PLAIN = "none"
 KEY = "vlm_guard"
+SERVED_PARTS: tuple[Part, ...] = ("lens", "self_check")
+"""The parts of a mention's score that are measured inside vLLM."""
 _NAMED = re.compile(r"\s*([A-Za-z][\w-]*)\s*=(.+)", re.DOTALL)
 
 # The hooks that run there. The last two are the paired scheduler's.
@@ -102,22 +106,27 @@ class Declaration:
     Attributes:
         offers: by the name that requests use.
         default: the offer of requests that name none, or `PLAIN`.
+        grounding: the parts of the score of mentions that it measures; none if it scores none.
     """
 
     offers: Mapping[str, Offer]
     default: str = PLAIN
+    grounding: tuple[Part, ...] = ()
 
     @classmethod
-    def read(cls, text: str, default: str | None = None) -> "Declaration":
-        """From `--methods` and `--default`.
+    def read(cls, text: str, default: str | None = None, grounding: str | None = None) -> "Declaration":
+        """From `--methods`, `--default` and `--grounding`.
 
         Args:
             text: offers between semicolons, each `METHODS` or `NAME=METHODS`.
             default: the name of the offer for requests that name none; none leaves these plain.
+            grounding: what is measured of mentions, such as "lens,self_check"; none if nobody asks for it.
 
         Raises:
-            ValueError: unknown methods or settings, a name twice, or a method that cannot be served, with the reason.
+            ValueError: unknown methods or settings, a name twice, or a method that cannot be served, with the reason;
+                unknown parts; or nothing is offered.
         """
+        parts = _grounding_parts(grounding or "")
         offers: dict[str, Offer] = {}
         for part in filter(None, (piece.strip() for piece in text.split(";"))):
             named = _NAMED.fullmatch(part)
@@ -129,12 +138,15 @@ class Declaration:
                     else f"--methods: {PLAIN!r} is the plain model, which every server offers; leave it out"
                 )
             offers[name] = Offer(name=name, text=methods, methods=served_methods(methods))
-        if not offers:
-            raise ValueError("--methods names no method; write for example --methods 'pai;m3id;strict=pai:gain=0.5'")
+        if not offers and not parts:
+            raise ValueError(
+                "--methods names no method; write for example --methods 'pai;m3id;strict=pai:gain=0.5', or --grounding "
+                f"{','.join(SERVED_PARTS)} to score what answers mention"
+            )
         chosen = default or PLAIN
         if chosen not in (PLAIN, *offers):
             raise ValueError(f"--default {shown(chosen)} is not offered; offered: {PLAIN}, {', '.join(offers)}")
-        return cls(offers=offers, default=chosen)
+        return cls(offers=offers, default=chosen, grounding=parts)
 
     @classmethod
     def of_environment(cls, environment: Mapping[str, str] | None = None) -> "Declaration | None":
@@ -144,7 +156,7 @@ class Declaration:
             return None
         if given.lstrip().startswith("{"):
             declared = json.loads(given)
-            return cls.read(declared["methods"], declared.get("default"))
+            return cls.read(declared["methods"], declared.get("default"), declared.get("grounding"))
         return cls.read(given)
 
     def write(self, environment: MutableMapping[str, str]) -> None:
@@ -152,14 +164,15 @@ class Declaration:
         methods = ";".join(
             offer.text if offer.text == offer.name else f"{offer.name}={offer.text}" for offer in self.offers.values()
         )
-        environment[ENVIRONMENT] = json.dumps({"methods": methods, "default": self.default})
+        declared = {"methods": methods, "default": self.default, "grounding": ",".join(self.grounding)}
+        environment[ENVIRONMENT] = json.dumps(declared)
 
     def describe(self) -> dict[str, Any]:
         """What a server tells its clients, as JSON can hold it.
 
         Returns:
             `offers`: by name every method with all its settings. `default`: the name for requests that name none.
-            `versions`: of the packages that make the answers.
+            `grounding`: what it measures of mentions. `versions`: of the packages that make the answers.
         """
         versions = {name: version_of(name) for name in ("torch", "transformers")} | {"vllm": installed_version()}
         return {
@@ -168,6 +181,7 @@ class Declaration:
                 for name, offer in self.offers.items()
             },
             "default": self.default,
+            "grounding": list(self.grounding),
             "versions": {"vlm_guard": __version__}
             | {name: version for name, version in versions.items() if version is not None},
         }
@@ -189,8 +203,8 @@ class Declaration:
 
     @property
     def observes(self) -> bool:
-        """Whether any offer looks at the hidden states that enter the layers."""
-        return any(offer.observes for offer in self.offers.values())
+        """Whether any offer, or the lens, looks at the hidden states between the layers."""
+        return "lens" in self.grounding or any(offer.observes for offer in self.offers.values())
 
     def asked(self, extra_args: Mapping[str, object] | None) -> Offer | None:
         """The offer of a request, from the `extra_args` of its sampling parameters; None for the plain model.
@@ -213,10 +227,26 @@ class Declaration:
         Raises:
             ValueError: it names something that is not offered, or says what only the engine may say.
         """
-        reserved = [name for name in extra_args or {} if str(name).startswith(KEY) and name != KEY]
+        given = extra_args or {}
+        reserved = [name for name in given if str(name).startswith(KEY) and name != KEY]
+        if reserved == [LENS] and is_issued(given[LENS]):
+            reserved = []
         if reserved:
             raise ValueError(f"{shown(reserved[0])} is not an argument of requests; {KEY!r} names the method")
         self.asked(extra_args)
+
+
+def _grounding_parts(text: str) -> tuple[Part, ...]:
+    """What is measured of mentions.
+
+    Raises:
+        ValueError: an unknown part, or one that is not measured inside vLLM.
+    """
+    parts = tuple(dict.fromkeys(filter(None, (part.strip() for part in text.split(",")))))
+    unknown = [part for part in parts if part not in SERVED_PARTS]
+    if unknown:
+        raise ValueError(f"--grounding {shown(unknown[0])} is not measured here; allowed: {', '.join(SERVED_PARTS)}")
+    return tuple(part for wanted in parts for part in SERVED_PARTS if part == wanted)
 
 
 def served_methods(text: str) -> tuple[Method, ...]:

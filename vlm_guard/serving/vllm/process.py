@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vlm_guard.serving.vllm.declaration import ENVIRONMENT, Declaration
 from vlm_guard.serving.vllm.served_guards import ServedGuards, meta_model
-from vlm_guard.serving.vllm.start.engine import SCHEDULER
+from vlm_guard.serving.vllm.start.engine import SCHEDULER, WORKER
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -121,10 +121,17 @@ def refuse_settings(vllm_config: "VllmConfig", declared: Declaration) -> None:
     if scheduler.async_scheduling:
         raise ValueError("guards need --no-async-scheduling: a step must know the tokens of the one before")
     observing = [offer.name for offer in declared.offers.values() if offer.observes]
+    observing += ["the lens"] if "lens" in declared.grounding else []
     if observing and not vllm_config.model_config.enforce_eager:
         raise ValueError(
             f"{observing[0]} looks at the hidden states between the layers, which a compiled model does not show: it "
             "needs --enforce-eager; 'vlm-guard serve' and engine_options set it"
+        )
+    extension = vllm_config.parallel_config.worker_extension_cls
+    if "lens" in declared.grounding and extension != WORKER:
+        raise ValueError(
+            f"the lens needs --worker-extension-cls {WORKER} (it is {extension or 'none'}); 'vlm-guard serve' and "
+            "engine_options set it"
         )
     whole = [offer.name for offer in declared.offers.values() if offer.whole_prompt]
     if whole and scheduler.max_num_batched_tokens < vllm_config.model_config.max_model_len:

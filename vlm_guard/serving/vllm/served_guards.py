@@ -7,12 +7,14 @@ methods' preparations, layers and facts; what runs is vLLM's own model.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vlm_guard.families.architecture import Architecture, describe_architecture, unwrap
 from vlm_guard.families.family import entry_of
+from vlm_guard.grounding.lens import lens_layers
 from vlm_guard.guard import Guard
 from vlm_guard.method.attention_calls import SLOT, BoundMethod, LayerSlot
 from vlm_guard.method.base import Sign
@@ -20,9 +22,8 @@ from vlm_guard.method.forward_call import ForwardCall
 from vlm_guard.method.split_heads import HeadSplit
 from vlm_guard.method.state import GenerationState
 from vlm_guard.serving.vllm.declaration import Declaration, Offer
-
-if TYPE_CHECKING:
-    from vlm_guard.families.architecture import Architecture
+from vlm_guard.serving.vllm.grounding.lens_keys import key_of
+from vlm_guard.serving.vllm.grounding.lens_rows import KeptPrompts, LensPlanner
 
 SIDES: tuple[Sign, Sign] = ("positive", "negative")
 
@@ -141,6 +142,7 @@ class ServedGuards:
                 "placeholder ids in an ordinary prompt, and that are tested, can; see 'vlm-guard models'"
             )
         self.by_name: dict[str, ServedGuard] = {}
+        self.lens_layers: tuple[int, ...] = ()
         architecture: Architecture | None = None
         for name, offer in declared.offers.items():
             guard = Guard(model, processor, offer.methods, architecture=architecture, split=split)
@@ -148,13 +150,26 @@ class ServedGuards:
             architecture = guard.target.architecture
             layers = {side: _edited_layers(guard, side) for side in SIDES}
             self.by_name[name] = ServedGuard(offer=offer, guard=guard, layers=layers)
+        self.architecture = architecture or describe_architecture(unwrap(model))
+        self.model = model
+        if "lens" in declared.grounding:
+            self.lens_layers = lens_layers(self.architecture)
 
     @cached_property
     def observed_layers(self) -> frozenset[int]:
-        """The decoder layers whose entering hidden states any method looks at."""
-        return frozenset(
-            layer for served in self.by_name.values() for layers in served.observers.values() for layer in layers
-        )
+        """The decoder layers whose entering hidden states somebody looks at; the depth for what leaves the last one."""
+        methods = (layer for served in self.by_name.values() for found in served.observers.values() for layer in found)
+        return frozenset((*methods, *self.lens_layers))
+
+    def lens_planner(self, kept: KeptPrompts) -> LensPlanner | None:
+        """What finds the prompts whose hidden states are kept; None where the lens is not offered."""
+        if not self.lens_layers:
+            return None
+        return LensPlanner(self.lens_layers, self.architecture.visual_token_ids, kept)
+
+    def follows(self, extra_args: Mapping[str, object] | None) -> bool:
+        """Whether anything is done for a request beyond what vLLM does."""
+        return self.asked(extra_args) is not None or key_of(extra_args) is not None
 
     def asked(self, extra_args: Mapping[str, object] | None) -> ServedGuard | None:
         """The guard of a request; None for the plain model."""

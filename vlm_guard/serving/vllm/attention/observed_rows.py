@@ -2,11 +2,27 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
 from vlm_guard.method.attention_calls import BoundMethod, HiddenCall
 from vlm_guard.method.state import GenerationState
+
+Entering = Callable[[slice | Tensor], Tensor]
+"""From rows of a step to the hidden states [Q, hidden size] that enter a layer, before its norm."""
+
+
+class LooksBetweenLayers(Protocol):
+    """Rows that somebody looks at."""
+
+    def show(self, layer: int, entering: Entering) -> None:
+        """Show them.
+
+        Args:
+            layer: index of the decoder layer that they enter; the depth for what leaves the last one.
+            entering: gives their hidden states.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,13 +39,8 @@ class ObservedRows:
     state: GenerationState
     rows: slice
 
-    def show(self, layer: int, entering: Callable[[slice], Tensor]) -> None:
-        """Show the methods what enters a layer.
-
-        Args:
-            layer: index of the decoder layer.
-            entering: from a slice of the step's rows to their hidden states [Q, hidden size], before the layer's norm.
-        """
+    def show(self, layer: int, entering: Entering) -> None:
+        """Show the methods what enters a layer; see `LooksBetweenLayers`."""
         observers = self.observers.get(layer)
         if not observers:
             return

@@ -16,7 +16,9 @@ from vlm_guard.method.state import GenerationState
 from vlm_guard.serving.vllm.attention.block_attention import BlockEdit
 from vlm_guard.serving.vllm.attention.block_layout import BlockLayout
 from vlm_guard.serving.vllm.attention.joint_rows import JointState
-from vlm_guard.serving.vllm.attention.observed_rows import ObservedRows
+from vlm_guard.serving.vllm.attention.observed_rows import LooksBetweenLayers, ObservedRows
+from vlm_guard.serving.vllm.grounding.lens_keys import GRIDS, key_of
+from vlm_guard.serving.vllm.grounding.lens_rows import LensPlanner, LensRows, StepPart
 from vlm_guard.serving.vllm.rows import GuardedRequest, RowTable
 from vlm_guard.serving.vllm.served_guards import ServedGuard, ServedGuards
 
@@ -94,12 +96,12 @@ class StepPlan:
     Attributes:
         ranges: rows that are edited request by request.
         groups: decoded rows that are edited together.
-        observed: rows of prompts that methods look at between the layers.
+        observed: rows of prompts that somebody looks at between the layers.
     """
 
     ranges: Sequence[RowRange]
     groups: Sequence[DecodeGroup]
-    observed: Sequence[ObservedRows]
+    observed: Sequence[LooksBetweenLayers]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -143,25 +145,34 @@ class StepPlanner:
         served: the guards.
         table: which request is in which row.
         layout: of the cache's blocks.
+        lens: finds the prompts whose hidden states are kept; None where none ever are.
     """
 
     KEPT = 64
     """So many sets of requests that decode together are remembered."""
 
-    def __init__(self, served: ServedGuards, table: RowTable, layout: BlockLayout) -> None:
+    def __init__(
+        self, served: ServedGuards, table: RowTable, layout: BlockLayout, lens: LensPlanner | None = None
+    ) -> None:
         self._served = served
         self._table = table
         self._layout = layout
+        self._lens = lens
         self._known: OrderedDict[tuple[int, ...], _KnownGroup] = OrderedDict()
 
     def plan(self, step: StepRows) -> StepPlan | None:
         """The plan of a step; None where nothing is guarded in it."""
         ranges: list[RowRange] = []
-        observed: list[ObservedRows] = []
+        observed: list[LooksBetweenLayers] = []
         decoded: dict[tuple[str, Sign], list[RowRange]] = {}
         for row, request in sorted(self._table.requests.items()):
+            if row >= len(step.lengths) or step.starts[row] == step.starts[row + 1]:
+                continue
+            kept = self._kept_rows(request, row, step)
+            if kept is not None:
+                observed.append(kept)
             served = self._served.asked(request.extra_args)
-            if served is None or row >= len(step.lengths) or step.starts[row] == step.starts[row + 1]:
+            if served is None:
                 continue
             observers = served.observers[request.side]
             if not served.layers[request.side] and not observers:
@@ -178,6 +189,16 @@ class StepPlanner:
                 ranges.append(found)
         groups = [self._group(alike, step) for found in decoded.values() for alike in _alike(found)]
         return StepPlan(ranges, groups, observed) if ranges or groups or observed else None
+
+    def _kept_rows(self, request: GuardedRequest, row: int, step: StepRows) -> LensRows | None:
+        """The rows of a request in this step whose hidden states are kept; None where none are."""
+        key = key_of(request.extra_args)
+        if self._lens is None or key is None:
+            return None
+        count = step.starts[row + 1] - step.starts[row]
+        offset, device = step.lengths[row] - count, step.block_table.device
+        part = StepPart(first=step.starts[row], count=count, offset=offset, device=device)
+        return self._lens.rows(key, request.prompt, request.extra_args.get(GRIDS, ()), part)
 
     def _range(
         self, row: int, request: GuardedRequest, served: ServedGuard, state: GenerationState, step: StepRows

@@ -11,6 +11,7 @@ from vllm.v1.attention.backend import AttentionType, CommonAttentionMetadata
 from vlm_guard.serving.vllm.attention.block_layout import BlockLayout, DecodeAttention
 from vlm_guard.serving.vllm.attention.paged_attention import LayerCall
 from vlm_guard.serving.vllm.attention.step_plan import PLAN, StepPlan, StepPlanner, StepRows
+from vlm_guard.serving.vllm.grounding.lens_rows import kept_prompts
 from vlm_guard.serving.vllm.process import ProcessGuards
 from vlm_guard.serving.vllm.rows import table_of
 
@@ -31,7 +32,8 @@ class GuardedSteps:
         with set_current_vllm_config(vllm_config):
             guards = ProcessGuards.of(vllm_config)
         self._table = table_of(vllm_config.instance_id)
-        self._planner = StepPlanner(guards.served, self._table, layout)
+        lens = guards.served.lens_planner(kept_prompts(vllm_config.instance_id))
+        self._planner = StepPlanner(guards.served, self._table, layout, lens)
         self._block_size = block_size
 
     def plan(self, metadata: Any, common: CommonAttentionMetadata) -> None:

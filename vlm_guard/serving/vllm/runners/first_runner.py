@@ -46,7 +46,7 @@ class GuardedRows(OffersOnly, LogitsProcessor):
             requests.pop(row, None)
         for row, params, prompt, answer in batch_update.added:
             requests.pop(row, None)
-            if self._guards.served.asked(params.extra_args) is not None and prompt is not None:
+            if self._guards.served.follows(params.extra_args) and prompt is not None:
                 requests[row] = GuardedRequest.of(params, prompt, answer)
         self._table.change()
         for source, target, direction in batch_update.moved:

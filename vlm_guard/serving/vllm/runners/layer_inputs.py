@@ -1,19 +1,21 @@
-"""What enters vLLM's decoder layers, shown to methods that look there.
+"""What enters vLLM's decoder layers and leaves the last of them, shown to whoever looks there.
 
 Its layers hand the residual stream on in two parts, which are added here.
 """
 
 import functools
 import inspect
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
-from vllm.forward_context import get_forward_context
+from vllm.forward_context import get_forward_context, is_forward_context_available
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.models.utils import extract_layer_index
 from vllm.platforms import current_platform
 from vllm.v1.attention.backend import AttentionType
 
+from vlm_guard.contrast.output_embeddings import FINAL_NORMS
 from vlm_guard.serving.vllm.attention.step_plan import PLAN
 from vlm_guard.serving.vllm.declaration import Declaration
 from vlm_guard.serving.vllm.process import ProcessGuards
@@ -39,9 +41,12 @@ def show_layer_inputs() -> None:
         if Declaration.of_environment() is None:  # a plain engine behind a guarded one in the same process
             return
         served = ProcessGuards.of(self.vllm_config).served
-        for layer, attention in decoder_layers(self.get_model()).values():
+        layers = decoder_layers(self.get_model())
+        for layer, attention in layers.values():
             if extract_layer_index(attention.layer_name) in served.observed_layers:
-                LayerInputs(layer, attention).attach()
+                LayerInputs.of_layer(layer, attention).attach()
+        if len(layers) in served.observed_layers:
+            LayerInputs.of_norm(norm_behind(self.get_model()), *layers.values()).attach()
 
     runner.load_model = load_model
     setattr(runner, _DONE, True)
@@ -76,46 +81,85 @@ def decoder_layers(model: nn.Module) -> dict[str, tuple[nn.Module, Attention]]:
     return found
 
 
-class LayerInputs:
-    """What enters one decoder layer.
-
-    Args:
-        layer: the layer. attention: its attention, by whose name vLLM keeps what it knows of a step.
+def norm_behind(model: nn.Module) -> nn.Module:
+    """The norm behind the last decoder layer of one of vLLM's models.
 
     Raises:
-        ValueError: the layer is not one that takes `hidden_states`.
+        ValueError: there is none by a known name.
+    """
+    owner = model.get_submodule(next(iter(decoder_layers(model))).rpartition(".")[0].rpartition(".")[0])
+    norm = next((module for name in FINAL_NORMS if isinstance(module := getattr(owner, name, None), nn.Module)), None)
+    if norm is None:
+        raise ValueError(f"{type(owner).__name__} has no norm behind its layers by a known name, which the lens needs")
+    return norm
+
+
+@dataclass(frozen=True, eq=False)
+class LayerInputs:
+    """What enters one decoder layer, or the norm behind the last one.
+
+    Attributes:
+        module: the layer or norm.
+        index: of the layer; the depth for the norm.
+        name: of an attention layer, by which vLLM keeps what it knows of a step.
+        hidden, residual: both parts of what enters, as a name and a place among the arguments; None for no such part.
     """
 
-    def __init__(self, layer: nn.Module, attention: Attention) -> None:
-        self._layer = layer
-        self._name = attention.layer_name
-        self._index = extract_layer_index(attention.layer_name)
+    module: nn.Module
+    index: int
+    name: str
+    hidden: tuple[str, int]
+    residual: tuple[str, int] | None
+
+    @classmethod
+    def of_layer(cls, layer: nn.Module, attention: Attention) -> "LayerInputs":
+        """What enters a layer.
+
+        Args:
+            layer: the layer.
+            attention: its attention.
+
+        Raises:
+            ValueError: the layer is not one that takes `hidden_states`.
+        """
         names = list(inspect.signature(layer.forward).parameters)
         if _HIDDEN not in names:
             raise ValueError(
-                f"methods that look at hidden states cannot be served inside vLLM for {type(layer).__name__}: its "
+                f"what looks at hidden states cannot be served inside vLLM for {type(layer).__name__}: its "
                 f"forward takes {', '.join(names)}, and {_HIDDEN!r} is not among them"
             )
-        self._places = {name: names.index(name) for name in (_HIDDEN, _RESIDUAL) if name in names}
+        hidden, residual = ((name, names.index(name)) if name in names else None for name in (_HIDDEN, _RESIDUAL))
+        index = extract_layer_index(attention.layer_name)
+        return cls(layer, index, attention.layer_name, hidden or (_HIDDEN, 0), residual)
+
+    @classmethod
+    def of_norm(cls, norm: nn.Module, *layers: tuple[nn.Module, Attention]) -> "LayerInputs":
+        """What leaves the last layer: the norm behind it is called with both parts, or with their sum alone."""
+        return cls(norm, len(layers), layers[-1][1].layer_name, ("x", 0), (_RESIDUAL, 1))
 
     def attach(self) -> None:
-        """From now on methods see it."""
-        self._layer.register_forward_pre_hook(self._show, with_kwargs=True)
+        """From now on it is seen."""
+        self.module.register_forward_pre_hook(self._show, with_kwargs=True)
 
     def _show(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not is_forward_context_available():  # the lens reads states out with the norm, outside of a step
+            return
         known = get_forward_context().attn_metadata
-        metadata = known.get(self._name) if isinstance(known, dict) else None
+        metadata = known.get(self.name) if isinstance(known, dict) else None
         plan: StepPlan | None = None if metadata is None else vars(metadata).get(PLAN)
         if plan is None or not plan.observed:
             return
-        hidden, residual = (self._given(name, args, kwargs) for name in (_HIDDEN, _RESIDUAL))
+        hidden, residual = (_given(part, args, kwargs) for part in (self.hidden, self.residual))
 
-        def entering(rows: slice) -> Tensor:
+        def entering(rows: slice | Tensor) -> Tensor:
             return hidden[rows] if residual is None else hidden[rows] + residual[rows]
 
         for found in plan.observed:
-            found.show(self._index, entering)
+            found.show(self.index, entering)
 
-    def _given(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        place = self._places.get(name)
-        return args[place] if place is not None and place < len(args) else kwargs.get(name)
+
+def _given(part: tuple[str, int] | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if part is None:
+        return None
+    name, place = part
+    return args[place] if place < len(args) else kwargs.get(name)

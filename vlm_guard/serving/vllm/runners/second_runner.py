@@ -79,7 +79,7 @@ class SlotKeeper:
         """
         self._table.slots.pop(slot, None)
         params, prompt = new.sampling_params, new.prompt_token_ids
-        if params is None or prompt is None or self._guards.served.asked(params.extra_args) is None:
+        if params is None or prompt is None or not self._guards.served.follows(params.extra_args):
             return
         known = self._known.get(name)
         if known is None:

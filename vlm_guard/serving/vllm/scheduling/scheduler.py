@@ -18,6 +18,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.request import Request, RequestStatus
 
 from vlm_guard.method.base import Sign
+from vlm_guard.serving.vllm.grounding.lens_requests import prepare_lens
 from vlm_guard.serving.vllm.process import ProcessGuards
 from vlm_guard.serving.vllm.rows import BESIDE, PAIR, SEED, SHADOW, SIDE
 from vlm_guard.serving.vllm.scheduling.pairs import Pairs
@@ -59,6 +60,7 @@ class GuardedScheduler(Scheduler):
 
     def add_request(self, request: Request) -> None:
         """Take a request in; see `Scheduler.add_request`."""
+        prepare_lens(request, self._served)
         params = request.sampling_params
         served = None if params is None else self._served.asked(params.extra_args)
         if served is None:

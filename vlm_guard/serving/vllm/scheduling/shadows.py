@@ -52,7 +52,7 @@ def make_shadow(served: ServedGuard, ids: Sequence[int], features: "Sequence[Mul
         return None
     target = served.guard.target
     prompt = _given(served, ids)
-    inputs, counts = _joint_inputs(features)
+    inputs, counts = joint_inputs(features)
     call = ContrastCall(
         prompt=prompt, inputs=inputs, model=target.model, processor=target.processor, prepared=bound.prepared
     )
@@ -104,7 +104,7 @@ def _given(served: ServedGuard, ids: Sequence[int]) -> GivenPrompt:
     )
 
 
-def _joint_inputs(features: "Sequence[MultiModalFeatureSpec]") -> tuple[dict[str, Tensor], dict[str, list[int]]]:
+def joint_inputs(features: "Sequence[MultiModalFeatureSpec]") -> tuple[dict[str, Tensor], dict[str, list[int]]]:
     """The model inputs of all pictures, as a processor gives them, and how many entries of each are every picture's.
 
     Inputs of pictures whose shapes differ are left out; a method that needs them says that it was given none.

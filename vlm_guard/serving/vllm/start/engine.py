@@ -9,18 +9,20 @@ from vlm_guard.serving.vllm.versions import installed_version, refuse_untested
 
 SCHEDULER = "vlm_guard.serving.vllm.scheduling.scheduler.GuardedScheduler"
 FRONT_DOOR = "vlm_guard.serving.vllm.start.front_door.FrontDoor"
+WORKER = "vlm_guard.serving.vllm.grounding.worker.LensWorker"
 RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 """vLLM's environment variable that says which of its model runners is taken; 1 is the second."""
 _RUNNERS = "vlm_guard.serving.vllm.runners"
 _ROWS = {False: f"{_RUNNERS}.first_runner:GuardedRows", True: f"{_RUNNERS}.second_runner:GuardedSlots"}
 
 
-def engine_options(methods: str, default: str | None = None) -> dict[str, Any]:
+def engine_options(methods: str = "", default: str | None = None, grounding: str | None = None) -> dict[str, Any]:
     """The arguments of `vllm.LLM(...)` that make it serve guards; also declares them to the processes it starts.
 
     Args:
         methods: what is offered, such as "pai;m3id;strict=pai:gain=0.5".
         default: the offer of requests that name none; none leaves these plain.
+        grounding: what is measured of mentions, such as "lens,self_check"; see `vlm_guard.serving.vllm.ground`.
 
     Returns:
         Keyword arguments for `vllm.LLM` or `vllm.AsyncEngineArgs`.
@@ -29,7 +31,7 @@ def engine_options(methods: str, default: str | None = None) -> dict[str, Any]:
         ValueError: an unknown method, or one that cannot be served; the message says why.
         ImportError: vLLM is not installed, or in a version that was not tested.
     """
-    declared = Declaration.read(methods, default)
+    declared = Declaration.read(methods, default, grounding)
     refuse_untested(installed_version())
     return guarded_options(declared)
 
@@ -42,6 +44,8 @@ def guarded_options(declared: Declaration) -> dict[str, Any]:
     options: dict[str, Any] = {"scheduler_cls": SCHEDULER, "async_scheduling": False, "logits_processors": [rows]}
     if declared.observes:
         options["enforce_eager"] = True
+    if "lens" in declared.grounding:
+        options["worker_extension_cls"] = WORKER
     device = this_device()
     if device.chosen:
         options["attention_backend"] = device.replaced
@@ -53,6 +57,8 @@ def server_flags(declared: Declaration) -> list[str]:
     flags = ["--no-async-scheduling", "--middleware", FRONT_DOOR]
     options = guarded_options(declared)
     flags += ["--scheduler-cls", options["scheduler_cls"], "--logits-processors", *options["logits_processors"]]
+    if "worker_extension_cls" in options:
+        flags += ["--worker-extension-cls", options["worker_extension_cls"]]
     if "attention_backend" in options:
         flags += ["--attention-backend", options["attention_backend"]]
     return [*flags, *(["--enforce-eager"] if options.get("enforce_eager") else [])]

@@ -2,19 +2,17 @@
 
 vLLM checks a request's arguments after it has taken in its pictures, and then believes that its engine has them: the
 next request with such a picture would be answered with an error. So the name is looked at first (`--middleware`). Here
-clients also read what may be named (`OFFERS`).
+clients also read what may be named (`OFFERS`), and have answers scored (`MENTIONS`).
 """
 
 import json
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import MutableMapping
 from typing import Any
 
-from vlm_guard.serving.vllm.declaration import KEY, Declaration
+from vlm_guard.serving.vllm.declaration import KEY, SERVED_PARTS, Declaration
+from vlm_guard.serving.vllm.grounding.endpoint import MENTIONS, MentionsEndpoint
+from vlm_guard.serving.vllm.start.asgi import App, Message, Receive, Send, error, send_json, whole_body
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 _NAMED = KEY.encode()
 OFFERS = "/v1/vlm_guard"
 """Where a server says what it offers, to whoever asks."""
@@ -30,6 +28,7 @@ class FrontDoor:
     def __init__(self, app: App) -> None:
         self._app = app
         self._declared = Declaration.of_environment()
+        self._mentions = MentionsEndpoint(app, () if self._declared is None else self._declared.grounding)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request, or hand it on."""
@@ -37,22 +36,24 @@ class FrontDoor:
             await self._app(scope, receive, send)
             return
         if scope["method"] == "GET" and scope["path"] == OFFERS:
-            await _send_json(send, 200, self._declared.describe())
+            await send_json(send, 200, self._declared.describe())
             return
         if scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
-        body = b""
-        while True:
-            message = await receive()
-            if message["type"] != "http.request":
-                return  # the client has left
-            body += message.get("body", b"")
-            if not message.get("more_body", False):
-                break
+        body = await whole_body(receive)
+        if body is None:
+            return
+        if scope["path"] == MENTIONS:
+            if not self._declared.grounding:
+                reason = f"this server scores no mentions; start it with --grounding {','.join(SERVED_PARTS)}"
+                await send_json(send, 400, error(reason))
+                return
+            await self._mentions(scope, body, receive, send)
+            return
         reason = self._refusal(body)
         if reason:
-            await _answer(send, reason)
+            await send_json(send, 400, error(reason, parameter="vllm_xargs"))
             return
         given: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -75,16 +76,3 @@ class FrontDoor:
         except ValueError as error:
             return str(error)
         return ""
-
-
-async def _answer(send: Send, reason: str) -> None:
-    """HTTP 400 in the form of the OpenAI interface."""
-    error = {"message": reason, "type": "BadRequestError", "param": "vllm_xargs", "code": 400}
-    await _send_json(send, 400, {"error": error})
-
-
-async def _send_json(send: Send, status: int, content: Mapping[str, Any]) -> None:
-    body = json.dumps(content).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
