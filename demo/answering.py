@@ -18,7 +18,8 @@ from vlm_guard.demo.words import Word, split_words
 from vlm_guard.eval.run.prompting import find_template
 from vlm_guard.families.architecture import inference_device
 from vlm_guard.grounding.answer_text import decode
-from vlm_guard.grounding.answers import GroundedAnswer, ground
+from vlm_guard.grounding.answers import ground
+from vlm_guard.grounding.grounded_answer import GroundedAnswer
 from vlm_guard.grounding.settings import Grounding
 from vlm_guard.guard import Guard
 from vlm_guard.method.base import Method

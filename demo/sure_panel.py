@@ -10,7 +10,7 @@ from vlm_guard.demo.answering import Answer
 from vlm_guard.demo.heat_maps import data_uri, enlarge
 from vlm_guard.demo.marked_answer import bare, escape, message_html
 from vlm_guard.demo.words import Word
-from vlm_guard.grounding.answers import GroundedAnswer
+from vlm_guard.grounding.grounded_answer import GroundedAnswer
 from vlm_guard.grounding.mention import Mention, Verdict
 from vlm_guard.grounding.presence import with_article
 from vlm_guard.grounding.repair import Removed, Repaired

@@ -26,6 +26,7 @@ class ChatStandIn:
 
     def __init__(self):
         self.answer, self.models, self.offers = scripted, ["small"], None
+        self.scores = {}  # what is said of mentions beside what is right
         self.key = None
         self.failures = []  # for the next requests: (status, body, headers), or "hang up"
         self.bodies, self.keys = [], []
@@ -54,12 +55,29 @@ class ChatStandIn:
                 self._at_once -= 1
 
     def _completion(self, body):
+        if body["messages"][-1]["role"] == "assistant":
+            return self._mentions(body)
         (message,) = body["messages"]
         picture, prompt = message["content"]
         method = body.get("vllm_xargs", {}).get("vlm_guard", "none")
         text, tokens, ended = self.answer(shown_bytes(picture), prompt["text"], method, body["max_tokens"])
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": ended}
+        if body.get("return_token_ids"):
+            choice["token_ids"] = [7, 8]
         return {"choices": [choice], "usage": {"completion_tokens": tokens}}
+
+    def _mentions(self, body):
+        """Every mention has a quarter, and the first goes."""
+        text = body["messages"][-1]["content"]
+        box = {"image": 0, "left": 0.0, "top": 0.0, "right": 0.5, "bottom": 1.0}
+        mentions = [
+            {**one, "text": text[one["start"] : one["end"]], "token_span": [0, 1], "score": 0.25, "verdict": "doubtful"}
+            | {"parts": {"lens": -1.0, "self_check": -1.0}, "box": box}
+            for one in body["mentions"]
+        ]
+        removed = [{"text": "a dog", "start": 0, "end": 5, "nouns": ["dog"], "how": "item"}]
+        repaired = {"text": "A car.", "removed": removed, "below": 0.06}
+        return {"answer": text, "mentions": mentions, "repaired": repaired, **self.scores}
 
     def next_failure(self):
         with self._lock:
@@ -109,7 +127,8 @@ def serving(stand_in):
             elif failure is not None:
                 self._send(*failure)
             elif not self._refused():
-                self._send(*(stand_in.post(body) if self.path == "/v1/chat/completions" else (404, {})))
+                known = self.path in ("/v1/chat/completions", "/v1/vlm_guard/mentions")
+                self._send(*(stand_in.post(body) if known else (404, {})))
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True

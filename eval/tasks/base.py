@@ -18,13 +18,13 @@ from vlm_guard.eval.tasks.shared.settings import TaskSettings
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
-    from torch import Tensor
 
     from vlm_guard.eval.data.datasets import EvaluationData
     from vlm_guard.eval.tasks.shared.drawing import Drawn
     from vlm_guard.eval.tasks.shared.fair import FairPair
     from vlm_guard.eval.tasks.shared.metric import Column, Metric
-    from vlm_guard.guard import Guard
+    from vlm_guard.grounding.grounded_answer import GroundedAnswer
+    from vlm_guard.grounding.settings import Grounding
 
 Record = dict[str, Any]
 """One line of samples.jsonl: the sample, its answer and its score (docs/results-schema.md)."""
@@ -157,18 +157,13 @@ class Task(ABC):
         """Everything that decides what the numbers mean, for results and resume: by default the settings."""
         return {**self.settings.model_dump(mode="json"), "max_new_tokens": self.max_new_tokens}
 
-    def measure(self, guard: Guard, inputs: Mapping[str, Any], sequences: Tensor) -> list[dict[str, Any]] | None:
-        """What is measured of a batch's answers while their model is at hand; None where nothing is.
-
-        Args:
-            guard: of the model, attached.
-            inputs: of `generate`, on the model's device.
-            sequences: [B, P + T] what it returned.
-
-        Returns:
-            For every answer what its record holds under `score` beside what `score` gives, as JSON can hold it.
-        """
+    def grounding(self) -> Grounding | None:
+        """How the mentions of answers are found and scored while their model is at hand; None where they are not."""
         return None
+
+    def scored(self, answer: GroundedAnswer) -> dict[str, Any]:
+        """What the record of an answer holds of its mentions under `score`, beside what `score` gives."""
+        return {}
 
     def picture(self, sample: Sample, read: Callable[[Path], Image]) -> Image:
         """The picture to show with a sample; `read` gives a file as RGB."""

@@ -9,7 +9,7 @@ from vlm_guard.demo.comparing import Comparison, compare
 from vlm_guard.demo.sure_panel import SURE_HINT, Checked, mention_html, sure_html, sure_words_html
 from vlm_guard.eval.scenes.recognise import SCORES_SAY_NOTHING
 from vlm_guard.grounding import Box, Mention
-from vlm_guard.grounding.answers import GroundedAnswer
+from vlm_guard.grounding.grounded_answer import GroundedAnswer
 from vlm_guard.grounding.presence import with_article
 from vlm_guard.grounding.repair import Removed, Repaired, drop_doubtful
 

@@ -54,7 +54,7 @@ def stable(folder):
 
 def refusal(coco, stand_in, out, **changes):
     with serving(stand_in) as address, pytest.raises((ValueError, OSError)) as refused:
-        evaluate(settings(coco, address, tasks=["chair"], **changes), out)
+        evaluate(settings(coco, address, **{"tasks": ["chair"], **changes}), out)
     assert not list(out.rglob("results.json")) and "\n" not in str(refused.value)
     return refused.value
 
@@ -256,6 +256,35 @@ def test_a_method_is_never_taken_for_granted(coco, stand_in, tmp_path):
     assert {body["vllm_xargs"]["vlm_guard"] for body in stand_in.bodies} == {"none"}
 
 
+def test_a_server_that_scores_no_mentions_is_not_asked_for_any(coco, stand_in, tmp_path):
+    for offers in (None, OFFERS):
+        stand_in.offers = offers
+        assert "gives none; start it with 'vlm-guard serve" in str(
+            refusal(coco, stand_in, tmp_path, tasks=["grounding"])
+        )
+    assert not stand_in.bodies
+
+
+def test_scores_of_mentions_are_the_servers(coco, stand_in, tmp_path):
+    stand_in.offers = OFFERS | {"grounding": ["lens", "self_check"]}
+    with serving(stand_in) as address:
+        results = evaluate(settings(coco, address, tasks=["grounding"]), tmp_path)
+    asked = [body for body in stand_in.bodies if body["messages"][-1]["role"] == "assistant"]
+    assert len(asked) == results.methods[0].samples["grounding"].answered == 4
+    for body in asked:
+        text = body["messages"][-1]["content"]
+        assert [text[one["start"] : one["end"]] for one in body["mentions"]][:2] == ["dog", "car"]
+        assert body["token_ids"] == [7, 8] and body["repair"] == "drop" and body["parts"] == ["lens", "self_check"]
+    records = read_records(tmp_path / "none" / "samples.jsonl")[0]
+    for record in records.values():
+        first = record["score"]["mentions"][0]
+        assert (first["noun"], first["score"], first["box"]["right"]) == ("dog", 0.25, 0.5)
+        assert record["score"]["repaired"]["text"] == "A car."
+    stand_in.scores = {"mentions": [{"text": "dog"}]}
+    said = str(refusal(coco, stand_in, tmp_path / "other", tasks=["grounding"]))
+    assert "says of 'grounding/" in said and "mentions.0" in said
+
+
 def test_an_answer_that_the_server_withheld_is_skipped_and_counted(coco, stand_in, tmp_path):
     stand_in.answer = lambda *asked: ("", 0, "content_filter")
     with serving(stand_in) as address:
@@ -272,7 +301,6 @@ def test_an_answer_that_the_server_withheld_is_skipped_and_counted(coco, stand_i
         ({"model": "smol"}, "--model cannot be used beside --endpoint: the server has its model"),
         ({"options": {"pai.gain": 1}}, "--set cannot be used"),
         ({"decoding": {"num_beams": 2}}, "--num-beams cannot be used"),
-        ({"tasks": ["grounding"], "data": "scenes:common"}, "reads the inside of the model"),
         ({"endpoint": None, "concurrency": 2}, "--concurrency is for a server's answers"),
     ],
 )

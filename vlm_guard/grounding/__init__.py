@@ -7,7 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vlm_guard.grounding.answers import GroundedAnswer, ground
+    from vlm_guard.grounding.answers import ground
+    from vlm_guard.grounding.grounded_answer import GroundedAnswer
     from vlm_guard.grounding.lens import PromptLens
     from vlm_guard.grounding.mention import Box, FoundMention, Mention
     from vlm_guard.grounding.nouns import find_mentions, word_finder
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from vlm_guard.grounding.settings import Grounding
 
 _HOMES = {
-    "answers": ("GroundedAnswer", "ground"),
+    "answers": ("ground",),
+    "grounded_answer": ("GroundedAnswer",),
     "lens": ("PromptLens",),
     "mention": ("Box", "FoundMention", "Mention"),
     "nouns": ("find_mentions", "word_finder"),

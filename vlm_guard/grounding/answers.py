@@ -2,17 +2,18 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from vlm_guard.grounding.answer_text import answer_rows
+from vlm_guard.grounding.grounded_answer import GroundedAnswer
 from vlm_guard.grounding.lens import VisualStates
 from vlm_guard.grounding.measured import Measured, ReadAnswer
 from vlm_guard.grounding.mention import Box, Mention, Verdict
-from vlm_guard.grounding.repair import Repaired, drop_doubtful, to_take_out
+from vlm_guard.grounding.repair import drop_doubtful, to_take_out
 from vlm_guard.grounding.rewrite import Rewriter
 from vlm_guard.grounding.score import not_measured, repair_below_of, score_of, weights_of
 from vlm_guard.grounding.settings import Grounding
@@ -21,21 +22,6 @@ from vlm_guard.runtime.generate_arguments import generate_arguments
 
 if TYPE_CHECKING:
     from vlm_guard.guard import Guard
-
-
-@dataclass(frozen=True, kw_only=True)
-class GroundedAnswer:
-    """An answer with its mentions.
-
-    Attributes:
-        text: the answer, without special tokens and surrounding blanks.
-        mentions: in order.
-        repaired: the answer after its repair, where one was asked for.
-    """
-
-    text: str
-    mentions: list[Mention] = field(default_factory=list)
-    repaired: Repaired | None = None
 
 
 def ground(

@@ -17,6 +17,7 @@ from vlm_guard.grounding.readout import ModelReadout
 from vlm_guard.grounding.settings import Grounding
 from vlm_guard.grounding.shared_prompt import AnsweredPrompt, asked_inputs, read_alone, require_prompt
 from vlm_guard.method.visual_tokens import visual_mask
+from vlm_guard.untrusted.printed_text import shown
 
 if TYPE_CHECKING:
     from vlm_guard.guard import Guard
@@ -48,29 +49,51 @@ class ReadAnswer:
             ValueError: the finder gave a mention that lies outside of the text.
         """
         text, spans = token_spans(tokenizer, ids)
-        found = sorted(find(text), key=lambda mention: mention.start)
+        found = _in_order(find, text)
         tokens = []
         for mention in found:
-            if not 0 <= mention.start < mention.end <= len(text):
-                raise ValueError(
-                    f"the finder of mentions gave {mention!r}, which lies outside of a text of {len(text)} characters"
-                )
             mine = [n for n, (start, end) in enumerate(spans) if start < mention.end and end > mention.start]
             tokens.append((mine[0], mine[-1] + 1) if mine else (0, 0))
         return cls(prompt=prompt, ids=ids, text=text, found=found, tokens=tokens)
 
     @classmethod
-    def of_text(cls, tokenizer: Any, text: str, find: MentionFinder) -> "ReadAnswer":
-        """Read an answer of which nothing but its text is known; its tokens are those that the tokenizer gives it.
+    def of_text(cls, tokenizer: Any, text: str, find: MentionFinder, ids: Sequence[int] | None = None) -> "ReadAnswer":
+        """Read an answer of which the text is known.
 
-        Where the tokenizer cannot write it as it stands (characters that it does not know), mentions have no tokens.
+        Args:
+            tokenizer: of the model.
+            text: the answer.
+            find: from a text to its mentions.
+            ids: its tokens, where they are known; else they are those that the tokenizer gives the text. Where it
+                cannot write the text as it stands (characters that it does not know), mentions have no tokens.
+
+        Raises:
+            ValueError: the ids spell another text, or the finder gave a mention that lies outside of it.
         """
         stripped = text.strip()
-        read = cls.of(tokenizer, tokenizer.encode(stripped, add_special_tokens=False), 0, find)
-        if read.text == stripped:
-            return read
-        found = sorted(find(stripped), key=lambda mention: mention.start)
+        given = tokenizer.encode(stripped, add_special_tokens=False) if ids is None else list(ids)
+        spelled, _ = token_spans(tokenizer, given)
+        if spelled == stripped:
+            return cls.of(tokenizer, given, 0, find)
+        if ids is not None:
+            raise ValueError(f"the answer's token ids spell {shown(spelled)}, and its text is {shown(stripped)}")
+        found = _in_order(find, stripped)
         return cls(prompt=0, ids=[], text=stripped, found=found, tokens=[(0, 0)] * len(found))
+
+
+def _in_order(find: MentionFinder, text: str) -> list[FoundMention]:
+    """The mentions of a text, the first ones first.
+
+    Raises:
+        ValueError: one lies outside of it.
+    """
+    found = sorted(find(text), key=lambda mention: mention.start)
+    for mention in found:
+        if not 0 <= mention.start < mention.end <= len(text):
+            raise ValueError(
+                f"the finder of mentions gave {mention!r}, which lies outside of a text of {len(text)} characters"
+            )
+    return found
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

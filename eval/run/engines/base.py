@@ -41,7 +41,7 @@ class SampleAnswer:
         memory_bytes: peak memory meanwhile.
         memory_kind: what that memory is.
         yes_margin: how much the model prefers yes to no where the answer begins; None where that was not read.
-        measured: what the task measured of it while the model was at hand (`Task.measure`).
+        measured: what is kept of its mentions, which were scored while the model was at hand (`Task.scored`).
     """
 
     sample: Sample

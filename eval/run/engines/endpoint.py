@@ -12,9 +12,12 @@ from vlm_guard.environment import processor_name
 from vlm_guard.eval.run.engines.base import Answered, Engine, Job, JobAnswers, SampleAnswer, unreadable_reason
 from vlm_guard.eval.run.engines.chat_server import KEY_VARIABLE, ChatServer, Refused, Stopped
 from vlm_guard.eval.run.engines.picture_urls import PictureUrls
+from vlm_guard.eval.run.engines.served_mentions import MENTIONS, mentions_body, read_mentions
 from vlm_guard.eval.run.environment import scoring_versions
 from vlm_guard.eval.run.received import first_problem
 from vlm_guard.eval.run.settings import MethodSpec, RunSettings, method_directories
+from vlm_guard.eval.tasks.base import Task
+from vlm_guard.eval.tasks.shared.registry import task_class
 from vlm_guard.untrusted.printed_text import one_line, shown
 
 PLAIN = "none"
@@ -37,6 +40,7 @@ class _Offers(BaseModel):
 
     offers: dict[str, list[_OfferedMethod]]
     default: str
+    grounding: list[str] = []
     versions: dict[str, str]
 
 
@@ -60,6 +64,7 @@ class Endpoint(Engine):
         self._server = ChatServer(address, _key(), settings.request_timeout)
         self._model = _served_model(self._server, settings.endpoint_model)
         offers = _offers(self._server)
+        _refuse_unscored(self._server.base, settings.tasks, offers)
         texts = settings.methods if "methods" in settings.model_fields_set else [PLAIN]
         self.specs = [
             MethodSpec(label=text, directory=directory, methods=())
@@ -155,6 +160,12 @@ class Endpoint(Engine):
         text, ended, tokens = _read(answer, self._server.base, sample.key)
         if ended not in ("stop", "length"):
             return JobAnswers(answers=(), broken={sample.key: f"the server gave no whole answer ({shown(ended)})"})
+        grounding = job.batch.task.grounding()
+        measured: dict[str, Any] = {}
+        if grounding is not None:
+            request = mentions_body(body, text.strip(), answer["choices"][0].get("token_ids"), grounding)
+            said, _ = self._server.post(MENTIONS, request, one_line(f"the scores of the answer to {shown(sample.key)}"))
+            measured = job.batch.task.scored(read_mentions(said, self._server.base, sample.key))
         found = SampleAnswer(
             sample=sample,
             text=text.strip(),
@@ -163,6 +174,7 @@ class Endpoint(Engine):
             seconds=seconds,
             memory_bytes=0,
             memory_kind=_NOT_KNOWN,
+            measured=measured,
         )
         return JobAnswers(answers=(found,), broken={})
 
@@ -178,6 +190,8 @@ class Endpoint(Engine):
         if decoding.do_sample:
             seed = job.batch.seed(self._settings.seed)
             body |= {"temperature": decoding.temperature, "top_p": decoding.top_p, "seed": seed}
+        if job.batch.task.grounding() is not None:
+            body["return_token_ids"] = True
         if self._named[job.method] is not None:
             body["vllm_xargs"] = {"vlm_guard": self._named[job.method]}
         return body
@@ -240,6 +254,20 @@ def _offers(server: ChatServer) -> _Offers | None:
         raise ValueError(
             f"{server.base}{_OFFERS} says what cannot be read ({first_problem(error)}); is it of another version?"
         ) from None
+
+
+def _refuse_unscored(base: str, tasks: Sequence[str], offers: _Offers | None) -> None:
+    """Refuse tasks for whose answers the server must give scores, where it gives none.
+
+    Raises:
+        ValueError: there is one.
+    """
+    scored = [name for name in tasks if task_class(name).grounding is not Task.grounding]
+    if scored and (offers is None or not offers.grounding):
+        raise ValueError(
+            f"the task {scored[0]} needs scores of what answers mention, and the server at {base} gives none; start it "
+            "with 'vlm-guard serve MODEL --grounding lens,self_check' (docs/serving.md), or run it without --endpoint"
+        )
 
 
 def _described(base: str, text: str, offers: _Offers | None) -> list[dict[str, Any]]:

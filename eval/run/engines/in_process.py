@@ -15,6 +15,7 @@ from vlm_guard.eval.run.generation import PreparedBatch, generate_batch, prepare
 from vlm_guard.eval.run.models import load_model
 from vlm_guard.eval.run.prompting import find_template
 from vlm_guard.eval.run.settings import MethodSpec, RunSettings
+from vlm_guard.grounding.answers import ground
 from vlm_guard.guard import Guard, wrap
 
 # Timing starts after one untimed answer of this many tokens, which pays for first-call set-up.
@@ -119,7 +120,11 @@ class InProcess(Engine):
             answered = generate_batch(
                 model, processor, prepared.inputs, settings.decoding, task.max_new_tokens, seed, watch
             )
-            measured = task.measure(guard, answered.inputs, answered.output) or [{}] * rows
+            grounding = task.grounding()
+            measured: list[dict[str, Any]] = [{}] * rows
+            if grounding is not None:
+                scored = ground(guard, answered.inputs, answered.output, grounding)
+                measured = [task.scored(answer) for answer in scored]
         margins = [None] * rows if watch is None else watch.margins()
         answers = [
             SampleAnswer(

@@ -54,7 +54,7 @@ def check_vllm_settings(settings: RunSettings, processes: int) -> None:
     if processes > 1:
         raise ValueError(f"--engine vllm with {processes} processes: start it once, it uses all cores by itself")
     for task in settings.tasks:
-        if task_class(task).measure is not Task.measure:
+        if task_class(task).grounding is not Task.grounding:
             raise ValueError(
                 f"the task {task} reads the inside of the model, which vLLM does not show; run it without --engine vllm"
             )

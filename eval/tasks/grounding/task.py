@@ -34,11 +34,10 @@ from vlm_guard.grounding.settings import PARTS, REPAIRS, Grounding
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from torch import Tensor
 
     from vlm_guard.eval.data.datasets import EvaluationData
     from vlm_guard.eval.tasks.shared.drawing import Drawn
-    from vlm_guard.guard import Guard
+    from vlm_guard.grounding.grounded_answer import GroundedAnswer
 
 # Points of the risk-coverage curve that results hold.
 _COVERAGES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -126,24 +125,19 @@ class GroundingTask(Task):
             for image_id in self.data.images
         ]
 
-    def measure(self, guard: Guard, inputs: Mapping[str, Any], sequences: Tensor) -> list[dict[str, Any]]:
-        """The scored mentions of every answer."""
-        from vlm_guard.grounding.answers import ground  # with torch, which those who only list tasks need not load
-
+    def grounding(self) -> Grounding:
+        """How mentions are found, scored and taken out."""
         repair = None if self.settings.repair == "none" else self.settings.repair
-        find = self._find
-        settings = Grounding(parts=tuple(self.settings.parts), find=find, repair=repair)
-        return [
-            {
-                "mentions": [mention.to_dict() for mention in answer.mentions],
-                "length": len(answer.text),
-                "repaired": None if answer.repaired is None else repair_record(answer.text, answer.repaired, find),
-            }
-            for answer in ground(guard, inputs, sequences, settings)
-        ]
+        return Grounding(parts=tuple(self.settings.parts), find=self._find, repair=repair)
+
+    def scored(self, answer: GroundedAnswer) -> dict[str, Any]:
+        """The scored mentions of an answer, and the answer without the doubtful ones."""
+        mended = None if answer.repaired is None else repair_record(answer.text, answer.repaired, self._find)
+        mentions = [mention.to_dict() for mention in answer.mentions]
+        return {"mentions": mentions, "length": len(answer.text), "repaired": mended}
 
     def score(self, sample: Sample, text: str) -> dict[str, Any]:
-        """The objects of the picture, None where it has no labels; what `measure` gave stands beside them."""
+        """The objects of the picture, None where it has no labels; what `scored` gave stands beside them."""
         return {"objects": sorted(self.data.objects[sample.image_id]) if self._labelled else None}
 
     @classmethod

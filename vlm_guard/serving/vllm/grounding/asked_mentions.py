@@ -7,7 +7,8 @@ from functools import cached_property
 from typing import Any
 
 from vlm_guard.families.profiles import Profile, find_profile
-from vlm_guard.grounding.answers import GroundedAnswer, scored_mention
+from vlm_guard.grounding.answers import scored_mention
+from vlm_guard.grounding.grounded_answer import GroundedAnswer
 from vlm_guard.grounding.lens import spellings
 from vlm_guard.grounding.measured import ReadAnswer
 from vlm_guard.grounding.mention import Box
@@ -62,12 +63,15 @@ class MentionReader:
         """The tokens that spell Yes, and those that spell No."""
         return answer_ids(self.tokenizer)
 
-    def read(self, conversation: Conversation, settings: Grounding | None = None) -> "AskedMentions":
+    def read(
+        self, conversation: Conversation, settings: Grounding | None = None, token_ids: Sequence[int] | None = None
+    ) -> "AskedMentions":
         """Find the mentions of an answer.
 
         Args:
             conversation: with the answer.
             settings: what is measured; by default all that the engine measures.
+            token_ids: of the answer, where they are known.
 
         Raises:
             ValueError: a part that the engine does not measure, too many things, or a repair that it cannot do.
@@ -81,7 +85,7 @@ class MentionReader:
             )
         if settings.repair == "rewrite":
             raise ValueError("repair 'rewrite' writes sentences again, which is not done inside vLLM; allowed: drop")
-        answer = ReadAnswer.of_text(self.tokenizer, conversation.answer, settings.find)
+        answer = ReadAnswer.of_text(self.tokenizer, conversation.answer, settings.find, token_ids)
         asked = AskedMentions(reader=self, conversation=conversation, settings=settings, answer=answer)
         if len(asked.things) > MOST_THINGS:
             raise ValueError(

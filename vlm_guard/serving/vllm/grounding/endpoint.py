@@ -10,29 +10,22 @@ find its keys in the prefix cache.
 import asyncio
 import json
 from collections.abc import Mapping, MutableMapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from vlm_guard.grounding.answers import GroundedAnswer
-from vlm_guard.grounding.nouns import find_mentions, word_finder
-from vlm_guard.grounding.settings import Grounding, Part
+from vlm_guard.grounding.grounded_answer import GroundedAnswer
+from vlm_guard.grounding.settings import Part
 from vlm_guard.serving.vllm.declaration import KEY, PLAIN
 from vlm_guard.serving.vllm.grounding.asked_mentions import AskedMentions, MentionReader
-from vlm_guard.serving.vllm.grounding.conversation import Conversation
 from vlm_guard.serving.vllm.grounding.lens_keys import LENS, lens_key
+from vlm_guard.serving.vllm.grounding.mentions_request import MentionsRequest
 from vlm_guard.serving.vllm.start.asgi import App, Message, Receive, Send, error, send_json
 from vlm_guard.untrusted.json_files import parse_json
-from vlm_guard.untrusted.printed_text import shown
 
 MENTIONS = "/v1/vlm_guard/mentions"
 _CHAT = "/v1/chat/completions"
-# What is handed on to the chat interface as it is.
-_HANDED_ON = ("model", "chat_template", "chat_template_kwargs", "mm_processor_kwargs", "media_io_kwargs", "user")
-_OWN = ("messages", "parts", "words", "question", "threshold", "repair", "repair_below")
 AT_ONCE = 16
 """So many answers are scored at once by a process of the server; an engine keeps several times that for the lens."""
-
-MOST_WORDS = 1000
 
 
 class _Refused(Exception):
@@ -104,15 +97,22 @@ class MentionsEndpoint:
             _Refused: the chat interface refuses a question.
         """
         given = parse_json(body.decode(errors="replace"), "the request")
-        conversation, settings, handed_on = _read(given, self._offered)
+        request = MentionsRequest.of(given, self._offered)
         async with self._places:
             engine = client.scope["app"].state.engine_client
             if self._reader is None:
                 self._reader = await asyncio.to_thread(
                     MentionReader.of_engine, engine.vllm_config.model_config, self._offered
                 )
-            asked = self._reader.read(conversation, settings)
-            return _told(await self._score(client, engine, asked, handed_on), asked)
+            asked = self._reader.read(request.conversation, request.settings, request.token_ids)
+            answer = await self._score(client, engine, asked, request.handed_on)
+        return {
+            "object": "vlm_guard.mentions",
+            **answer.to_dict(),
+            "parts": list(asked.settings.parts),
+            "threshold": asked.settings.threshold,
+            "measured": asked.weights is not None,
+        }
 
     async def _score(
         self, client: _Client, engine: Any, asked: AskedMentions, handed_on: Mapping[str, Any]
@@ -193,58 +193,3 @@ def _log_probs(reply: Any) -> dict[int, float]:
     """By token id, the log-probabilities of a reply's only token."""
     first = reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
     return {int(entry["token"].rpartition(":")[2]): entry["logprob"] for entry in first}
-
-
-def _read(given: Any, offered: tuple[Part, ...]) -> tuple[Conversation, Grounding, dict[str, Any]]:
-    """A request in parts: the conversation, what is measured of it, and what the chat interface is told.
-
-    Raises:
-        ValueError: it is not one; the message says what was given and what is allowed.
-    """
-    if not isinstance(given, dict):
-        raise ValueError(f"the request is {shown(given)}; it must be an object with {', '.join((*_HANDED_ON, *_OWN))}")
-    unknown = [name for name in given if name not in (*_HANDED_ON, *_OWN)]
-    if unknown:
-        raise ValueError(f"{shown(unknown[0])} is not known here; allowed: {', '.join((*_HANDED_ON, *_OWN))}")
-    conversation = Conversation.of(given.get("messages"))
-    settings: dict[str, Any] = {"parts": tuple(_texts(given, "parts") or offered)}
-    words = _texts(given, "words")
-    settings["find"] = find_mentions if words is None else word_finder(words)
-    for name, kinds, what in (
-        ("question", str, "text with {noun}"),
-        ("repair", str, "drop"),
-        ("threshold", (int, float), "a number, 0 to 1"),
-        ("repair_below", (int, float), "a number, 0 to 1"),
-    ):
-        value = given.get(name)
-        if value is None:
-            continue
-        blank = name == "question" and "{noun}" not in str(value)
-        if not isinstance(value, kinds) or isinstance(value, bool) or blank:
-            raise ValueError(f"{name}: given {shown(value)}; allowed: {what}")
-        settings[name] = value
-    return conversation, Grounding(**settings), {name: given[name] for name in _HANDED_ON if name in given}
-
-
-def _texts(given: Mapping[str, Any], name: str) -> list[str] | None:
-    value = given.get(name)
-    if value is None:
-        return None
-    if not isinstance(value, list) or not 0 < len(value) <= MOST_WORDS or not all(isinstance(i, str) for i in value):
-        raise ValueError(f"{name}: given {shown(value)}; allowed: a list of 1 to {MOST_WORDS} texts")
-    return value
-
-
-def _told(answer: GroundedAnswer, asked: AskedMentions) -> dict[str, Any]:
-    """The reply, as JSON can hold it."""
-    told: dict[str, Any] = {
-        "object": "vlm_guard.mentions",
-        "answer": answer.text,
-        "mentions": [mention.to_dict() for mention in answer.mentions],
-        "parts": list(asked.settings.parts),
-        "threshold": asked.settings.threshold,
-        "measured": asked.weights is not None,
-    }
-    if answer.repaired is not None:
-        told["repaired"] = asdict(answer.repaired)
-    return told

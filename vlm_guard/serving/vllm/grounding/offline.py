@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from vlm_guard.grounding.answers import GroundedAnswer
+from vlm_guard.grounding.grounded_answer import GroundedAnswer
 from vlm_guard.grounding.score import not_measured
 from vlm_guard.grounding.settings import Grounding
 from vlm_guard.serving.vllm.declaration import KEY, PLAIN, SERVED_PARTS, Declaration
