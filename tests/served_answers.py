@@ -7,8 +7,11 @@ import json
 from dataclasses import dataclass
 
 import torch
+from pytest import approx
 
 from vlm_guard import builtin, wrap
+from vlm_guard.eval.run.records import read_records
+from vlm_guard.eval.run.results import read_results
 from vlm_guard.grounding import ground
 
 ASK, LEADING = (
@@ -107,3 +110,24 @@ def assert_same_mentions(found, expected):
         score, reference = mine.pop("score"), other.pop("score")
         assert (score is None) == (reference is None) and abs((score or 0) - (reference or 0)) < ROUNDING
         assert json.loads(json.dumps(mine)) == json.loads(json.dumps(other))
+
+
+def assert_scored_alike(served, here):
+    """Hold the records and results of a run of the task `grounding` against those of one in transformers."""
+    for left, right in zip(read_results(served).methods, read_results(here).methods, strict=True):
+        records, expected = (
+            read_records(run / method.directory / "samples.jsonl")[0] for run, method in ((served, left), (here, right))
+        )
+        assert records.keys() == expected.keys()
+        for key, record in records.items():
+            mine, other = record["score"], expected[key]["score"]
+            assert record["text"] == expected[key]["text"] and mine["repaired"] == other["repaired"]
+            assert len(mine["mentions"]) == len(other["mentions"])
+            for mention, wanted in zip(mine["mentions"], other["mentions"], strict=True):
+                parts, reference = mention.pop("parts"), wanted.pop("parts")
+                assert parts == approx(reference, abs=ROUNDING)
+                assert mention.pop("score") == approx(wanted.pop("score"), abs=ROUNDING)
+                assert mention == wanted
+        assert any(record["score"]["mentions"] for record in records.values())
+        for name, estimate in left.estimates.items():
+            assert estimate.value == approx(right.estimates[name].value, abs=10 * ROUNDING), name

@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from served_answers import assert_scored_alike
 
 from vlm_guard.builtin_model import shipped_folder
 from vlm_guard.eval.report.compare import compare_runs
@@ -74,6 +75,15 @@ def records(folder):
 def answered(folder):
     fields = ("prompt", "text", "tokens", "finished", "score", "batch", "turn")
     return {key: [record[name] for name in fields] for key, record in records(folder).items()}
+
+
+def test_scored_captions_are_those_of_transformers(tmp_path):
+    """The task `grounding`: mentions, scores, boxes, repair and what is computed from them."""
+    common = {**COMMON, "tasks": ["grounding"], "grounding": {"max_new_tokens": 48}, "methods": ["none", "auto"]}
+    del common["max_new_tokens"]
+    evaluate(RunSettings(**common, engine="vllm", max_model_len=256), tmp_path / "inside")
+    evaluate(RunSettings(**common, device="cpu"), tmp_path / "here")
+    assert_scored_alike(tmp_path / "inside", tmp_path / "here")
 
 
 def test_records_and_results_are_those_of_transformers(here, inside):

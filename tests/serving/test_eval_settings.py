@@ -34,7 +34,8 @@ def test_without_vllm_it_names_the_extra(capsys, monkeypatch, tmp_path):
         (["--attention-backend", "torch"], "--attention-backend cannot be used"),
         (["--device", "cuda"], "on the CPU only"),
         (["--num-beams", "2"], "no beams"),
-        (["--task", "grounding"], "reads the inside of the model"),
+        (["--task", "grounding", "--set", "grounding.parts=logp"], "grounding.parts=logp cannot be used"),
+        (["--task", "grounding", "--set", "grounding.repair=rewrite"], "grounding.repair=rewrite cannot be used"),
         (["--engine", "other"], "engines are transformers, vllm"),
     ],
 )

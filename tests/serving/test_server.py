@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from PIL import Image
-from served_answers import ROUNDING, SCORED, assert_same_mentions, grounded_in_transformers
+from served_answers import SCORED, assert_same_mentions, assert_scored_alike, grounded_in_transformers
 from server_process import ask, body, in_transformers, opened, running, served
 
 from vlm_guard.builtin_model import shipped_folder
@@ -169,29 +169,10 @@ def test_scored_captions_through_the_server_are_those_of_one_in_transformers(ser
     common["grounding"] = {"max_new_tokens": 48}
     evaluate(RunSettings(**common, methods=["none", "strict"], endpoint=f"{server}/v1"), tmp_path / "served")
     evaluate(RunSettings(**common, methods=["none", STRICT], device="cpu"), tmp_path / "here")
-    served, here = (read_results(tmp_path / name).methods for name in ("served", "here"))
-    for left, right in zip(served, here, strict=True):
-        records, expected = (
-            read_records(tmp_path / name / method.directory / "samples.jsonl")[0]
-            for name, method in (("served", left), ("here", right))
-        )
-        assert records.keys() == expected.keys()
-        for key, record in records.items():
-            mine, other = record["score"], expected[key]["score"]
-            assert record["text"] == expected[key]["text"] and mine["repaired"] == other["repaired"]
-            assert len(mine["mentions"]) == len(other["mentions"]) > 0
-            for mention, wanted in zip(mine["mentions"], other["mentions"], strict=True):
-                parts, reference = mention.pop("parts"), wanted.pop("parts")
-                assert parts == pytest.approx(reference, abs=ROUNDING)
-                assert mention.pop("score") == pytest.approx(wanted.pop("score"), abs=ROUNDING)
-                assert mention == wanted
-        for name, estimate in left.estimates.items():
-            assert estimate.value == pytest.approx(right.estimates[name].value, abs=1e-3), name
-    rewriting = RunSettings(
-        **common | {"grounding": {"max_new_tokens": 9, "repair": "rewrite"}}, endpoint=f"{server}/v1"
-    )
+    assert_scored_alike(tmp_path / "served", tmp_path / "here")
+    common["grounding"] = {"max_new_tokens": 9, "repair": "rewrite"}
     with pytest.raises(ValueError, match="allowed: drop"):
-        evaluate(rewriting, tmp_path / "no")
+        evaluate(RunSettings(**common, endpoint=f"{server}/v1"), tmp_path / "no")
 
 
 def answered(folder):

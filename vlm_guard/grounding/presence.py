@@ -70,7 +70,7 @@ def self_check(
     lacking = next((row for row, _ in pairs if not askable[row]), None)
     if lacking is not None:
         raise ValueError(f"row {lacking} has no picture to ask about; give nouns only for rows with one")
-    questions = _Questions.of(guard, prompt.input_ids, prompt.attention_mask, question)
+    questions = Questions.of(guard, prompt.input_ids, prompt.attention_mask, question)
     asked = [questions.ask(row, noun) for row, noun in pairs]
     values = None
     # Markers are embedded together with their picture, so a text with one cannot be read without it.
@@ -121,7 +121,7 @@ def _first_tokens(tokenizer: Any, word: str) -> set[int]:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Questions:
+class Questions:
     """How a batch of prompts is asked about things.
 
     Attributes:
@@ -142,7 +142,8 @@ class _Questions:
     answers: tuple[list[int], list[int]]
 
     @classmethod
-    def of(cls, guard: "Guard", input_ids: Tensor, attention_mask: Tensor, text: str) -> "_Questions":
+    def of(cls, guard: "Guard", input_ids: Tensor, attention_mask: Tensor, text: str) -> "Questions":
+        """How the prompts `input_ids` [B, P], padded where `attention_mask` is 0, are asked `text` with `{noun}`."""
         target = guard.target
         tokenizer, opening = target.processor.tokenizer, answer_opening(target.processor)
         visual = target.architecture.visual_token_ids
@@ -172,10 +173,13 @@ class _Questions:
         )
 
     def ask(self, row: int, noun: str) -> Row:
-        """The ids behind the beginning of a row, and their places in the given prompt."""
+        """The ids behind the beginning of a row that ask about a thing, and their places in the given prompt."""
+        return self.put(row, self.text.replace("{noun}", with_article(noun)))
+
+    def put(self, row: int, text: str) -> Row:
+        """The same for a question in words."""
         front, back = self.spaces[row]
-        words = front + self.text.replace("{noun}", with_article(noun)) + back
-        ids = self.tokenizer.encode(words, add_special_tokens=False)
+        ids = self.tokenizer.encode(front + text + back, add_special_tokens=False)
         closing, places = self.closings[row]
         return ids + closing, [INSERTED] * len(ids) + places
 
@@ -206,7 +210,7 @@ def _first_opening(row: list[int], stop: int, tokenizer: Any, opening: str | Non
 def _ask_in_turn(
     guard: "Guard",
     inputs: Mapping[str, Any],
-    questions: _Questions,
+    questions: Questions,
     pairs: Sequence[tuple[int, str]],
 ) -> list[float]:
     """One pass over whole prompts for the first question of every row, one for the second ones, ..."""

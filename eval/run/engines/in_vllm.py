@@ -16,17 +16,22 @@ import torch
 from vlm_guard.builtin_model import is_shipped, shipped_folder
 from vlm_guard.eval.run.batches import Batch
 from vlm_guard.eval.run.engines.base import Answered, Engine, Job, JobAnswers, SampleAnswer, prepared_ahead
-from vlm_guard.eval.run.engines.vllm_settings import NAME, offer_texts, sampling_arguments
+from vlm_guard.eval.run.engines.vllm_settings import NAME, offer_texts, sampling_arguments, scores_mentions
 from vlm_guard.eval.run.environment import all_versions, decisive_versions, hardware
 from vlm_guard.eval.run.generation import MemoryPeak, ReadBatch, read_batch
 from vlm_guard.eval.run.models import choose_dtype, generation_settings, identify, prepare_processor
 from vlm_guard.eval.run.prompting import find_template
 from vlm_guard.eval.run.settings import MethodSpec, RunSettings
+from vlm_guard.eval.tasks.base import Sample, Task
 from vlm_guard.eval.tasks.pope.parsers import yes_no_token_ids
 from vlm_guard.families.processor_needs import refuse_missing_folder
 from vlm_guard.families.profiles import find_profile
+from vlm_guard.guard import Guard
 from vlm_guard.method.base import Method
-from vlm_guard.serving.vllm.declaration import PLAIN, Declaration
+from vlm_guard.method.registry import resolve_methods
+from vlm_guard.serving.vllm.declaration import PLAIN, SERVED_PARTS, Declaration
+from vlm_guard.serving.vllm.grounding.answered_ids import AnsweredIds
+from vlm_guard.serving.vllm.grounding.asked_mentions import MentionReader
 from vlm_guard.serving.vllm.offline import Completion, OfflineEngine, OfflineSettings, Prompt
 from vlm_guard.serving.vllm.served_guards import ServedGuards, meta_model
 from vlm_guard.serving.vllm.versions import installed_version
@@ -72,8 +77,10 @@ class InVLLM(Engine):
         self._profile = find_profile(model.config)
         self._offers = offer_texts(settings, specs, model)
         wanted = [text for text in dict.fromkeys(self._offers) if text != PLAIN]
-        declared = Declaration.read(";".join(wanted)) if wanted else None
+        parts = ",".join(SERVED_PARTS) if any(map(scores_mentions, settings.tasks)) else None
+        declared = Declaration.read(";".join(wanted), None, parts) if wanted or parts else None
         self._served = None if declared is None else ServedGuards(declared, model, self._processor)
+        self._plain = None if parts is None else Guard(model, self._processor, resolve_methods(PLAIN))
         dtype = str(choose_dtype(settings.dtype, "cpu")).removeprefix("torch.")
         self._identity = identify(settings.model, model, dtype=dtype, device="cpu") | {"engine": NAME}
         given = OfflineSettings(
@@ -147,6 +154,7 @@ class InVLLM(Engine):
         begin = time.perf_counter()
         found = self._llm.answer(prompts, limit, self._sampling, every)
         seconds, peak = (time.perf_counter() - begin) / len(prompts), memory.bytes()
+        scored = self._scored(task, prompts, found, read.samples)
         answers, broken = [], dict(read.broken)
         for sample, came in zip(read.samples, found, strict=True):
             if came.ended not in ("stop", "length"):
@@ -156,16 +164,35 @@ class InVLLM(Engine):
             answers.append(
                 SampleAnswer(
                     sample=sample,
-                    text=self._processor.decode(list(came.ids), skip_special_tokens=True).strip(),
+                    text=self._text(came),
                     tokens=len(came.ids),
                     finished=came.ended == "stop",
                     seconds=seconds,
                     memory_bytes=peak,
                     memory_kind=memory.kind,
                     yes_margin=_margin(came, *watched),
+                    measured=scored.get(sample.key, {}),
                 )
             )
         return JobAnswers(answers=answers, broken=broken)
+
+    def _text(self, came: Completion) -> str:
+        return self._processor.decode(list(came.ids), skip_special_tokens=True).strip()
+
+    def _scored(
+        self, task: Task, prompts: Sequence[Prompt], found: Sequence[Completion], samples: Sequence[Sample]
+    ) -> dict[str, dict[str, Any]]:
+        """By sample what the task keeps of its answer's mentions; nothing for tasks that have none scored."""
+        grounding = task.grounding()
+        if grounding is None or self._plain is None:
+            return {}
+        reader = MentionReader(tokenizer=self._processor.tokenizer, profile=self._profile, offered=SERVED_PARTS)
+        asked = [
+            reader.read(AnsweredIds(self._plain, one.ids, one.picture, self._text(came)), grounding, came.ids)
+            for one, came in zip(prompts, found, strict=True)
+        ]
+        answers = zip(samples, self._llm.score(asked), strict=True)
+        return {sample.key: task.scored(answer) for sample, answer in answers}
 
     def _prompts(self, job: Job, prepared: _Prepared) -> list[Prompt]:
         drawn = self._settings.decoding.do_sample

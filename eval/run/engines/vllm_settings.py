@@ -11,7 +11,7 @@ from vlm_guard.families.architecture import describe_architecture
 from vlm_guard.families.profiles import find_profile
 from vlm_guard.method.model_choice import AUTO, choice_of
 from vlm_guard.method.registry import read_method_text
-from vlm_guard.serving.vllm.declaration import PLAIN, Declaration
+from vlm_guard.serving.vllm.declaration import PLAIN, SERVED_PARTS, Declaration
 from vlm_guard.serving.vllm.versions import installed_version, refuse_untested
 
 NAME = "vllm"
@@ -54,15 +54,24 @@ def check_vllm_settings(settings: RunSettings, processes: int) -> None:
     if processes > 1:
         raise ValueError(f"--engine vllm with {processes} processes: start it once, it uses all cores by itself")
     for task in settings.tasks:
-        if task_class(task).grounding is not Task.grounding:
+        wanted = settings.of_task(task) if scores_mentions(task) else None
+        lacking = [part for part in getattr(wanted, "parts", ()) if part not in SERVED_PARTS]
+        if lacking or getattr(wanted, "repair", None) == "rewrite":
+            what = f"parts={lacking[0]}" if lacking else "repair=rewrite"
             raise ValueError(
-                f"the task {task} reads the inside of the model, which vLLM does not show; run it without --engine vllm"
+                f"{task}.{what} cannot be used beside --engine vllm, which measures {', '.join(SERVED_PARTS)} and "
+                "writes no sentence again; run it without --engine vllm"
             )
     for text in settings.methods:
         line = _with_options(text, settings, choice=None)
         if line not in (None, PLAIN):
             Declaration.read(str(line))
     refuse_untested(installed_version())
+
+
+def scores_mentions(task: str) -> bool:
+    """Whether a task has the mentions of its answers scored."""
+    return task_class(task).grounding is not Task.grounding
 
 
 def offer_texts(settings: RunSettings, specs: Sequence[MethodSpec], model: Any) -> list[str]:

@@ -7,12 +7,16 @@ values, and nothing from a cache of pictures.
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import Any
 
 import torch
 
+from vlm_guard.grounding.grounded_answer import GroundedAnswer
 from vlm_guard.serving.vllm.declaration import ENVIRONMENT, KEY, PLAIN, Declaration
+from vlm_guard.serving.vllm.grounding.asked_mentions import AskedMentions
+from vlm_guard.serving.vllm.grounding.offline import score
 from vlm_guard.serving.vllm.start.checkpoint_names import accept_new_names
 from vlm_guard.serving.vllm.start.engine import guarded_options
 from vlm_guard.serving.vllm.start.plugin import register, withdraw
@@ -133,6 +137,14 @@ class OfflineEngine:
             seed=settings.seed,
             **{"enforce_eager": True, **options},
         )
+
+    def score(self, answers: Sequence[AskedMentions]) -> list[GroundedAnswer]:
+        """Score the mentions of answers to prompts of token ids (`AnsweredIds`).
+
+        Raises:
+            ValueError: vLLM refuses a prompt.
+        """
+        return score(self._llm, answers, partial(self._llm.generate, use_tqdm=False))
 
     def answer(
         self, prompts: Sequence[Prompt], tokens: int, sampling: Mapping[str, Any], watched: Sequence[int] = ()

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 from vlm_guard.families.profiles import Profile, find_profile
 from vlm_guard.grounding.answers import scored_mention
@@ -17,11 +17,29 @@ from vlm_guard.grounding.repair import drop_doubtful, to_take_out
 from vlm_guard.grounding.score import repair_below_of, weights_of
 from vlm_guard.grounding.settings import Grounding, Part
 from vlm_guard.serving.vllm.declaration import SERVED_PARTS
-from vlm_guard.serving.vllm.grounding.conversation import Conversation, Message
 from vlm_guard.serving.vllm.start.chat_template import served_chat_template
 
 MOST_THINGS = 128
 """Of so many things of one answer a server asks at most: each of them is a request."""
+
+
+class AnsweredPrompt(Protocol):
+    """A prompt and its answer, in whatever form the engine takes prompts."""
+
+    @property
+    def answer(self) -> str:
+        """The text of the answer."""
+
+    @property
+    def shows_picture(self) -> bool:
+        """Whether the prompt has a picture."""
+
+    @property
+    def prompt(self) -> Any:
+        """The prompt."""
+
+    def question(self, text: str) -> Any:
+        """The same with `text` asked about its last picture in the place of what was."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,7 +82,7 @@ class MentionReader:
         return answer_ids(self.tokenizer)
 
     def read(
-        self, conversation: Conversation, settings: Grounding | None = None, token_ids: Sequence[int] | None = None
+        self, conversation: AnsweredPrompt, settings: Grounding | None = None, token_ids: Sequence[int] | None = None
     ) -> "AskedMentions":
         """Find the mentions of an answer.
 
@@ -107,7 +125,7 @@ class AskedMentions:
     """
 
     reader: MentionReader
-    conversation: Conversation
+    conversation: AnsweredPrompt
     settings: Grounding
     answer: ReadAnswer
 
@@ -138,13 +156,13 @@ class AskedMentions:
         return "lens" in self.settings.parts and bool(self.things)
 
     @cached_property
-    def requests(self) -> list[list[Message]]:
-        """The conversations that must be answered with one token each, one for every thing.
+    def requests(self) -> list[Any]:
+        """The prompts that must be answered with one token each, one for every thing.
 
         Without a self-check a single one, which is read for the lens alone.
         """
         if "self_check" not in self.settings.parts:
-            return [list(self.conversation.prompt)] if self.reads_lens else []
+            return [self.conversation.prompt] if self.reads_lens else []
         asked = [self.settings.question.replace("{noun}", with_article(thing)) for thing in self.things]
         return [self.conversation.question(text) for text in asked]
 

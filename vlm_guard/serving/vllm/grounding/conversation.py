@@ -1,6 +1,6 @@
 """A conversation whose last answer is to be scored, in the form of OpenAI's chat interface."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ class Conversation:
         answer: its text, as it was given.
     """
 
-    prompt: Sequence[Message]
+    prompt: list[Message]
     answer: str
 
     @classmethod

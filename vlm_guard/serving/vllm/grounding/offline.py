@@ -1,8 +1,9 @@
 """Scores for answers with vLLM's `LLM`, without a server."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from vlm_guard.grounding.grounded_answer import GroundedAnswer
@@ -15,6 +16,7 @@ from vlm_guard.serving.vllm.grounding.lens_keys import LENS, lens_key
 from vlm_guard.serving.vllm.grounding.lens_rows import KEPT
 
 _TOGETHER = KEPT // 2
+Send = Callable[[list[Any], list[Any]], list[Any]]
 
 
 def ground(
@@ -51,18 +53,29 @@ def ground(
     for threshold in sorted(unmeasured):
         warnings.warn(not_measured(threshold), stacklevel=2)
     chat = {"chat_template": reader.chat_template, **chat}
+    return score(llm, asked, partial(llm.chat, use_tqdm=False, **chat))
+
+
+def score(llm: Any, answers: Sequence[AskedMentions], send: Send) -> list[GroundedAnswer]:
+    """Have an engine answer what has to be asked about some answers.
+
+    Args:
+        llm: a `vllm.LLM`.
+        answers: read.
+        send: has it answer prompts, each with its own sampling parameters, and returns its outputs.
+    """
     found: list[GroundedAnswer] = []
-    for start in range(0, len(asked), _TOGETHER):
-        found += _score(llm, asked[start : start + _TOGETHER], chat)
+    for start in range(0, len(answers), _TOGETHER):
+        found += _score(llm, answers[start : start + _TOGETHER], send)
     return found
 
 
-def _score(llm: Any, answers: Sequence[AskedMentions], chat: Mapping[str, Any]) -> Iterator[GroundedAnswer]:
+def _score(llm: Any, answers: Sequence[AskedMentions], send: Send) -> Iterator[GroundedAnswer]:
     """Score some answers together: the first questions of all, then all others, which find their prompts' keys."""
     with ExitStack() as keys:
         lens = {number: keys.enter_context(lens_key()) for number, asked in enumerate(answers) if asked.reads_lens}
         places = [(number, 0) for number, asked in enumerate(answers) if asked.requests]
-        values = _ask(llm, answers, places, lens, chat)
+        values = _ask(answers, places, lens, send)
         said = {
             number: next(
                 (one for one in llm.collective_rpc("vlm_guard_lens", args=(key, answers[number].words)) if one), None
@@ -72,7 +85,7 @@ def _score(llm: Any, answers: Sequence[AskedMentions], chat: Mapping[str, Any]) 
     if any(one is None for one in said.values()):
         raise RuntimeError("the hidden states of a picture were not kept, which must never be")
     places = [(number, turn) for number, asked in enumerate(answers) for turn in range(1, len(asked.requests))]
-    values |= _ask(llm, answers, places, {}, chat)
+    values |= _ask(answers, places, {}, send)
     for number, asked in enumerate(answers):
         checked = "self_check" in asked.settings.parts
         own = [values[number, turn] for turn in range(len(asked.requests))] if checked else []
@@ -80,11 +93,10 @@ def _score(llm: Any, answers: Sequence[AskedMentions], chat: Mapping[str, Any]) 
 
 
 def _ask(
-    llm: Any,
     answers: Sequence[AskedMentions],
     places: Sequence[tuple[int, int]],
     lens: Mapping[int, str],
-    chat: Mapping[str, Any],
+    send: Send,
 ) -> dict[tuple[int, int], float]:
     """What the self-check says, by the number of the answer and of the question."""
     from vllm import SamplingParams
@@ -105,8 +117,7 @@ def _ask(
                 extra_args={KEY: PLAIN, **key},
             )
         )
-    messages = [answers[number].requests[turn] for number, turn in places]
-    outputs = llm.chat(messages, params, use_tqdm=False, **chat)
+    outputs = send([answers[number].requests[turn] for number, turn in places], params)
     found = {}
     for place, output in zip(places, outputs, strict=True):
         if "self_check" in answers[place[0]].settings.parts:
