@@ -176,7 +176,7 @@ def _retrieval(
     """[layers, H, 2] nouns that each head's patch reads as, and all nouns; [] the share of patches that do."""
     hits, total, chances = torch.zeros(rows.shape[:2]), 0, []
     with wrap(model, processor, "none") as guard:
-        lens = PromptLens(states, ModelReadout.of(guard), 1)
+        lens = PromptLens(states, ModelReadout.of(guard), 1, [set(answer.tolist())])
     text, spans = token_spans(processor.tokenizer, answer.tolist())
     looked = rows[..., visual].argmax(-1).cpu()
     for mention in find_mentions(text):

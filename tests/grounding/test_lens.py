@@ -25,9 +25,9 @@ def record(zoo, inputs, layers=None, **settings):
     return states
 
 
-def lens_of(zoo, states, rows):
+def lens_of(zoo, states, rows, watched=()):
     with wrap(zoo.model, None, "none") as guard:
-        return PromptLens(states, ModelReadout.of(guard), rows)
+        return PromptLens(states, ModelReadout.of(guard), rows, watched)
 
 
 @pytest.mark.parametrize("family", sorted(GUARDED - {"mllama"}))
@@ -74,7 +74,7 @@ def test_the_largest_over_layers_and_tokens_and_where_it_is(zoo_model):
         hook.remove()
     every = [entered for entered, _ in captured] + [captured[-1][1]]
     head, norm, finish = zoo.model.get_output_embeddings(), final_norm(zoo.model), after_output_embeddings(zoo.model)
-    lens = lens_of(zoo, states, 2)
+    lens = lens_of(zoo, states, 2, [{17, 18, 19}, {19, 18, 17, 3}])
     visual = inputs["input_ids"] == zoo.image_token_id
     for row in range(2):
         with torch.no_grad():
@@ -84,6 +84,10 @@ def test_the_largest_over_layers_and_tokens_and_where_it_is(zoo_model):
             max(float(table[..., 17].max()), float((table[..., 18].max() + table[..., 19].max()) / 2)), abs=1e-4
         )
         assert torch.allclose(lens.patch_log_probs(row, [[17]]), table[..., 17].amax(0), atol=1e-4)
+        both = table[..., [18, 19]].mean(-1).amax(0)
+        assert torch.allclose(lens.patch_log_probs(row, [[18, 19]]), both, atol=1e-4)
+        with pytest.raises(ValueError, match="nothing is kept of token 20 in row"):
+            lens.patch_log_probs(row, [[20]])
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ never exists.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -173,6 +173,7 @@ class PromptLens:
         states: hidden states, kept while the prompts were read.
         readout: of the model.
         batch: B, the number of prompts.
+        watched: for each prompt the token ids whose log-probabilities are kept patch by patch; none by default.
 
     Attributes:
         best: [B, V] float32, the largest log-probability of each vocabulary entry over layers and visual tokens; minus
@@ -180,7 +181,9 @@ class PromptLens:
         rows: [T] the prompt of each visual token.
     """
 
-    def __init__(self, states: VisualStates, readout: Readout, batch: int) -> None:
+    def __init__(
+        self, states: VisualStates, readout: Readout, batch: int, watched: Sequence[Collection[int]] = ()
+    ) -> None:
         if not states.complete:
             raise ValueError(
                 "no hidden states of visual tokens were kept: the prompts have not been read, or have none"
@@ -190,7 +193,8 @@ class PromptLens:
         # All layers at once, [L, T, D]; they may lie on several devices.
         found = [states.found[layer] for layer in states.layers]
         self._normed = readout.normed(torch.stack([state.to(found[0].device) for state in found]))
-        self._scale: list[Tensor] = []
+        self._places = [{token: place for place, token in enumerate(sorted(ids))} for ids in watched]
+        self._patches: dict[int, list[Tensor]] = {}
         self.best = self._reduce(batch)
 
     def log_prob(self, row: int, spellings: Sequence[Sequence[int]]) -> float:
@@ -203,32 +207,34 @@ class PromptLens:
         return max(float(self.best[row, list(ids)].mean()) for ids in spellings)
 
     def patch_log_probs(self, row: int, spellings: Sequence[Sequence[int]]) -> Tensor:
-        """[n] of a prompt's n visual tokens: the largest log-probability over layers of the word's best spelling."""
+        """[n] of a prompt's n visual tokens: the largest log-probability over layers of the word's best spelling.
+
+        Raises:
+            ValueError: a token of the word is not watched in this prompt, or the prompt has no visual tokens.
+        """
         best = max(spellings, key=lambda ids: float(self.best[row, list(ids)].mean()))
-        mine = self.rows == row
-        found = []
-        for normed, scale in zip(self._normed, self._scale):
-            logits = self._readout.logits(normed[mine.to(normed.device)])[:, list(best)]
-            found.append((logits.cpu() - scale[mine][:, None]).mean(-1))
-        return torch.stack(found).amax(0)
+        places = self._places[row] if row < len(self._places) else {}
+        unknown = [token for token in best if token not in places]
+        if unknown or row not in self._patches:
+            raise ValueError(f"patch by patch nothing is kept of token {unknown[0] if unknown else best} in row {row}")
+        kept = torch.cat(self._patches[row], 1)
+        return kept[..., [places[token] for token in best]].mean(-1).amax(0)
 
     def _reduce(self, batch: int) -> Tensor:
         best: Tensor | None = None
-        scale: list[Tensor] = []
         for row, start, stop in self._blocks():
             # All layers in one product: many small ones take longer.
             logits = self._readout.logits(self._normed[:, start:stop].flatten(0, 1))
             if best is None:
                 best = torch.full((batch, logits.shape[1]), -math.inf)
-            # In one operation: a logsumexp and a difference go over the table more often. From the largest entry of a
-            # row it can be told exactly enough what was taken off.
+            # In one operation: a logsumexp and a difference go over the table more often.
             log_probs = logits.log_softmax(-1)
             torch.maximum(best[row], log_probs.amax(0).cpu(), out=best[row])
-            total = logits.amax(-1) - log_probs.amax(-1)
-            scale.append(total.view(len(self._normed), -1).cpu())
+            if row < len(self._places) and self._places[row]:
+                kept = log_probs[:, list(self._places[row])].view(len(self._normed), stop - start, -1)
+                self._patches.setdefault(row, []).append(kept.cpu())
         if best is None:
             raise ValueError("the lens has no layer to read")
-        self._scale = list(torch.cat(scale, 1))
         return best
 
     def _blocks(self) -> Iterator[tuple[int, int, int]]:

@@ -80,6 +80,17 @@ class ReadAnswer:
         found = _in_order(find, stripped)
         return cls(prompt=0, ids=[], text=stripped, found=found, tokens=[(0, 0)] * len(found))
 
+    def words(self, tokenizer: Any) -> list[list[list[int]]]:
+        """Of each mention its spellings, see `spellings`."""
+
+        def spell(text: str) -> list[int]:
+            return tokenizer.encode(text, add_special_tokens=False)
+
+        return [
+            spellings(self.text[found.start : found.end], found.noun, spell, self.ids[first:last])
+            for found, (first, last) in zip(self.found, self.tokens, strict=True)
+        ]
+
 
 def _in_order(find: MentionFinder, text: str) -> list[FoundMention]:
     """The mentions of a text, the first ones first.
@@ -102,7 +113,7 @@ class Measured:
 
     Attributes:
         settings: what was asked for.
-        tokenizer: of the model.
+        words: of every answer its mentions' spellings; none without a lens.
         with_image: for each prompt, whether it has a picture.
         asked: for each prompt the self-check of its answers' things.
         lens: what the visual tokens say, if that was asked for and there is a mention.
@@ -111,7 +122,7 @@ class Measured:
     """
 
     settings: Grounding
-    tokenizer: Any
+    words: list[list[list[list[int]]]]
     with_image: list[bool]
     asked: list[dict[str, float]]
     lens: PromptLens | None = None
@@ -145,6 +156,7 @@ class Measured:
         asked: list[dict[str, float]] = [{} for _ in nouns]
         lens = None
         images: list[list[PlacedImage]] = [[] for _ in nouns]
+        words: list[list[list[list[int]]]] = []
         if any(nouns):
             wanted = None if states is None or states.complete else states
             if "self_check" in settings.parts:
@@ -154,10 +166,12 @@ class Measured:
                 read_alone(guard, asked_inputs(guard, inputs, prompt.same()), wanted)
             if states is not None:
                 visual = visual_mask(prompt.input_ids, prompt.visual_token_ids)
-                lens, images = (
-                    PromptLens(states, ModelReadout.of(guard), len(nouns)),
-                    images_by_row(guard.target.model, inputs, visual),
-                )
+                images = images_by_row(guard.target.model, inputs, visual)
+                words = [answer.words(guard.target.processor.tokenizer) for answer in answers]
+                watched: list[set[int]] = [set() for _ in nouns]
+                for answer, ways in zip(answers, words, strict=True):
+                    watched[answer.prompt] |= {token for mention in ways for way in mention for token in way}
+                lens = PromptLens(states, ModelReadout.of(guard), len(nouns), watched)
         likely: dict[str, dict[int, Tensor]] = {part: {} for part in ("seen", "blind")}
         spoken = [number for number, answer in enumerate(answers) if answer.found and nouns[answer.prompt]]
         for name, pictures, needed in (
@@ -170,7 +184,7 @@ class Measured:
                 likely[name] = dict(zip(spoken, values_of, strict=True))
         return cls(
             settings=settings,
-            tokenizer=guard.target.processor.tokenizer,
+            words=words,
             with_image=prompt.has_image.tolist(),
             asked=asked,
             lens=lens,
@@ -189,13 +203,13 @@ class Measured:
         """
         if not self.with_image[answer.prompt]:
             return {}, None
-        found, (first, last) = answer.found[index], answer.tokens[index]
+        found, (first, _) = answer.found[index], answer.tokens[index]
         parts: dict[str, float] = {"position": -float(first)}
         box = None
         if found.noun in self.asked[answer.prompt]:
             parts["self_check"] = self.asked[answer.prompt][found.noun]
         if self.lens is not None:
-            ways = spellings(answer.text[found.start : found.end], found.noun, self._spell, answer.ids[first:last])
+            ways = self.words[number][index]
             parts["lens"] = self.lens.log_prob(answer.prompt, ways)
             box = box_around_peak(self.lens.patch_log_probs(answer.prompt, ways), self.images[answer.prompt])
         seen, blind = self.seen.get(number), self.blind.get(number)
@@ -204,6 +218,3 @@ class Measured:
             if blind is not None:
                 parts["dependence"] = float(seen[first] - blind[first])
         return {part: parts[part] for part in self.settings.parts if part in parts}, box
-
-    def _spell(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False)

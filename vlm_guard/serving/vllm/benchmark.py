@@ -38,7 +38,7 @@ METHODS = (
 ASK = "Please describe this image in detail."
 TOKENS = 40
 PICTURES = 8
-_SETTINGS = {
+SETTINGS = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -127,13 +127,14 @@ def measure(
 def shares_of_plain(seconds: Mapping[str, Mapping[int, list[float]]]) -> dict[str, dict[str, dict[str, float]]]:
     """By offer and number of prompts at once, what is left of the plain model's throughput, round by round."""
     return {
-        name: {str(count): _rounded(ratio_quantiles(seconds[PLAIN][count], own)) for count, own in counts.items()}
+        name: {str(count): rounded(ratio_quantiles(seconds[PLAIN][count], own)) for count, own in counts.items()}
         for name, counts in seconds.items()
         if name != PLAIN
     }
 
 
-def _rounded(values: Mapping[str, float]) -> dict[str, float]:
+def rounded(values: Mapping[str, float]) -> dict[str, float]:
+    """The values with three digits behind the point."""
     return {name: round(value, 3) for name, value in values.items()}
 
 
@@ -151,7 +152,7 @@ def main() -> None:
     parser.add_argument("--together", type=int, nargs="+", default=[1, 4, 16], help="prompts at once")
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
-    for name, value in _SETTINGS.items():
+    for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     folder, offers = str(shipped_folder(given.model)), Declaration.read(given.methods).offers
     model, processor = builtin(given.model, dtype=getattr(torch, given.dtype))

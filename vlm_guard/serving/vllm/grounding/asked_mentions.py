@@ -3,13 +3,12 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Protocol
 
 from vlm_guard.families.profiles import Profile, find_profile
 from vlm_guard.grounding.answers import scored_mention
 from vlm_guard.grounding.grounded_answer import GroundedAnswer
-from vlm_guard.grounding.lens import spellings
 from vlm_guard.grounding.measured import ReadAnswer
 from vlm_guard.grounding.mention import Box
 from vlm_guard.grounding.presence import answer_ids, with_article
@@ -61,17 +60,11 @@ class MentionReader:
     @classmethod
     def of_engine(cls, model_config: Any, offered: tuple[Part, ...]) -> "MentionReader":
         """From vLLM's description of the model."""
-        from transformers import AutoConfig, AutoProcessor
-
-        options: dict[str, Any] = {
-            "revision": model_config.revision,
-            "trust_remote_code": model_config.trust_remote_code,
-        }
-        processor = AutoProcessor.from_pretrained(model_config.model, **options)
-        profile = find_profile(AutoConfig.from_pretrained(model_config.model, **options))
+        named = model_config.model, model_config.revision, model_config.trust_remote_code
+        config, processor = _config_and_processor(*named)
         return cls(
             tokenizer=processor.tokenizer,
-            profile=profile,
+            profile=find_profile(config),
             offered=offered,
             chat_template=served_chat_template(processor),
         )
@@ -144,11 +137,7 @@ class AskedMentions:
     @cached_property
     def words(self) -> list[list[list[int]]]:
         """Of each mention its spellings, as token ids."""
-        found = []
-        for mention, (first, last) in zip(self.answer.found, self.answer.tokens, strict=True):
-            text, generated = self.answer.text[mention.start : mention.end], self.answer.ids[first:last]
-            found.append(spellings(text, mention.noun, self._spell, generated))
-        return found
+        return self.answer.words(self.reader.tokenizer)
 
     @property
     def reads_lens(self) -> bool:
@@ -199,8 +188,14 @@ class AskedMentions:
         repaired = replace(drop_doubtful(answer.text, to_take_out(mentions, below)), below=below)
         return replace(answer, repaired=repaired)
 
-    def _spell(self, text: str) -> list[int]:
-        return self.reader.tokenizer.encode(text, add_special_tokens=False)
+
+@cache
+def _config_and_processor(name: str, revision: str | None, trust_remote_code: bool) -> tuple[Any, Any]:
+    """Of a model that is not loaded; read once in a process."""
+    from transformers import AutoConfig, AutoProcessor
+
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    return AutoConfig.from_pretrained(name, **options), AutoProcessor.from_pretrained(name, **options)
 
 
 def _log_sum(values: Sequence[float]) -> float:

@@ -40,7 +40,7 @@ class LensWorker:
             images.append(PlacedImage(row=0, index=index, grid=(rows, columns), places=places))
             start += rows * columns
         with torch.inference_mode():
-            lens = PromptLens(states, readout, 1)
+            lens = PromptLens(states, readout, 1, [{token for ways in words for way in ways for token in way}])
             boxes = [box_around_peak(lens.patch_log_probs(0, ways), images) for ways in words]
             log_probs = [lens.log_prob(0, ways) for ways in words]
         return {"log_probs": log_probs, "boxes": [None if box is None else vars(box) for box in boxes]}
