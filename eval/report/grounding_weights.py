@@ -10,6 +10,7 @@ from vlm_guard.eval.tasks.grounding.finders import coco_mentions
 from vlm_guard.eval.tasks.grounding.repair_threshold import RECALL_SLACK, repair_threshold
 from vlm_guard.eval.tasks.grounding.unlabelled import has_truth
 from vlm_guard.families.profiles import Fact
+from vlm_guard.grounding.lens import LENS_FACT
 from vlm_guard.grounding.score import FACT, REPAIR_FACT, fit_weights, name_of
 
 
@@ -25,8 +26,7 @@ def weights_facts(folders: Sequence[Path], known: Mapping[str, Fact]) -> dict[st
         FileNotFoundError: a folder holds no finished run.
         ValueError: no scored mentions, or runs that do not belong together.
     """
-    parts: list[str] | None = None
-    model = None
+    kind: tuple[Any, ...] | None = None
     mentions = []
     captions: list[tuple[str, Mapping[str, Any]]] = []
     names = []
@@ -37,11 +37,13 @@ def weights_facts(folders: Sequence[Path], known: Mapping[str, Fact]) -> dict[st
             raise ValueError(
                 f"{folder} has no grounding scores; run 'vlm-guard eval --task grounding --out {folder}' first"
             )
-        if parts is not None and (described["parts"] != parts or compared.results.model["name"] != model):
+        own = compared.results.model["name"], described["parts"], described.get("lens_layers")
+        if kind is not None and own != kind:
             raise ValueError(
-                f"{folder} was made with another model or other parts than {folders[0]}; give runs of one kind"
+                f"{folder} was made with another model, other parts or other lens layers than {folders[0]}; give runs "
+                "of one kind"
             )
-        parts, model = described["parts"], compared.results.model["name"]
+        kind = own
         names.append(f"{compared.results.data['name']} ({compared.results.data['images']} pictures)")
         records = compared.records[compared.results.baseline]
         answered = [record for record in records if record["task"] == "grounding" and "error" not in record]
@@ -51,8 +53,9 @@ def weights_facts(folders: Sequence[Path], known: Mapping[str, Fact]) -> dict[st
                 "weights can be fitted; give a run on --data coco:FOLDER or scenes:SPLIT"
             )
         captions += [(record["text"], record["score"]) for record in answered]
-    if parts is None:
+    if kind is None:
         raise ValueError("give at least one folder that 'vlm-guard eval --task grounding' has written")
+    _, parts, layers = kind
     mentions = [mention for _, score in captions for mention in judged(score)]
     fitted = fit_weights(
         [{part: mention.values[part] for part in parts} for mention in mentions],
@@ -65,7 +68,9 @@ def weights_facts(folders: Sequence[Path], known: Mapping[str, Fact]) -> dict[st
     # Labelled pictures know MSCOCO's objects only.
     below = repair_threshold(captions, rounded, coco_mentions)
     repair_note = f"the highest that costs at most {100 * RECALL_SLACK:g} points of recall on {runs}"
-    return {
+    # Weights belong to the layers that were read.
+    chosen = {LENS_FACT: Fact(value=layers, source="calibrated", note=f"given to {runs}")} if layers else {}
+    return chosen | {
         FACT: _with(known.get(FACT), parts, rounded, note),
         REPAIR_FACT: _with(known.get(REPAIR_FACT), parts, below, repair_note),
     }

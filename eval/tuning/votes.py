@@ -86,6 +86,7 @@ def collect_votes(
     raw: dict[str, dict[tuple[int, str], float]] = {kind: {} for kind in kinds}
     for numbers, inputs in batches:
         nouns = [[*sorted(named[number]), *foreign[number]] for number in numbers]
+        # Layers that annotations have chosen (the profile's) are not for a choice without any.
         states = VisualStates.of(guard.target.architecture) if LENS in kinds else None
         answers = self_check(guard, inputs, nouns, states=states)
         lens = (

@@ -115,7 +115,7 @@ class _Timing:
     def with_lens(self, number: int) -> Seconds:
         """The same with the lens, and what it takes to read the states that it kept."""
         target, inputs = self._guard.target, self._prompts(self._batch, number)
-        states = VisualStates.of(target.architecture)
+        states = VisualStates.of(target.architecture, profile=target.profile)
         with states.recording(target.architecture, inputs["input_ids"]):
             seconds = time_call(target.model, inputs, self._settings, target.model.device)
         begun = time.perf_counter()

@@ -60,7 +60,8 @@ def ground(
         if with_image[answer.prompt]:
             nouns[answer.prompt] += [found.noun for found in answer.found if found.noun not in nouns[answer.prompt]]
     if states is None and "lens" in settings.parts:
-        states = VisualStates.of(guard.target.architecture, settings.lens_layers)
+        target = guard.target
+        states = VisualStates.of(target.architecture, settings.lens_layers, target.profile)
     measured = Measured.of(guard, inputs, answers, nouns, settings, states, answered)
     weights = _weights(guard, settings)
     scored = [
@@ -105,7 +106,8 @@ def grounded_generate(
     require_prompt(guard, named, "grounding")
     states = None
     if "lens" in settings.parts:
-        states = VisualStates.of(guard.target.architecture, settings.lens_layers)
+        target = guard.target
+        states = VisualStates.of(target.architecture, settings.lens_layers, target.profile)
     # The plain model's own reading of the prompt serves lens and self-check; under a method it is read once more.
     answered = AnsweredPrompt(guard.target.architecture) if _is_plain(guard, method, named) else None
     with guard.reading.holding(), ExitStack() as recording:

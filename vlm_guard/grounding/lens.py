@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm_guard.families.architecture import Architecture
+from vlm_guard.families.profiles import Profile
 from vlm_guard.grounding.readout import Readout
 from vlm_guard.method.visual_tokens import visual_mask
 
@@ -32,12 +33,20 @@ LAYERS = 4
 """By default so many states are read: what enters the decoder, what leaves it, and between."""
 
 
-def lens_layers(architecture: Architecture, wanted: Sequence[int] | None = None) -> tuple[int, ...]:
+LENS_FACT = "grounding_lens_layers"
+"""The fact of a profile that says which states of a model are worth reading."""
+
+
+def lens_layers(
+    architecture: Architecture, wanted: Sequence[int] | None = None, profile: Profile | None = None
+) -> tuple[int, ...]:
     """The states that the lens reads: numbers of layers, and the depth for what leaves the last one.
 
     Args:
         architecture: of the model.
-        wanted: the layers to read; by default `LAYERS` of them, evenly from the first to the last that has all tokens.
+        wanted: the layers to read; by default those of the profile, and without any `LAYERS` of them, evenly from the
+            first to the last that has all tokens.
+        profile: of the model.
 
     Raises:
         ValueError: the family has no visual tokens among its decoder's, or a layer cannot be read.
@@ -50,10 +59,14 @@ def lens_layers(architecture: Architecture, wanted: Sequence[int] | None = None)
     partial_layers = {entry.index for entry in architecture.layers if entry.last_rows_only}
     # The layer in front of one that computes only the last rows still has them all.
     last = architecture.depth if not partial_layers else min(partial_layers)
+    known = None if wanted is not None or profile is None else profile.value(LENS_FACT)
+    if isinstance(known, list):
+        wanted = known
     if wanted is None:
         return tuple(sorted({round(last * step / (LAYERS - 1)) for step in range(LAYERS)}))
-    if not wanted or not all(0 <= layer <= last for layer in wanted):
-        raise ValueError(f"lens layers are {list(wanted)}; allowed are 0 (entering the first layer) to {last}")
+    if not wanted or not all(type(layer) is int and 0 <= layer <= last for layer in wanted):
+        origin = "" if known is None or profile is None else f" ({LENS_FACT} of profile {profile.name!r})"
+        raise ValueError(f"lens layers are {list(wanted)}{origin}; allowed are 0 (entering the first layer) to {last}")
     return tuple(sorted(set(wanted)))
 
 
@@ -73,13 +86,16 @@ class VisualStates:
     found: dict[int, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, architecture: Architecture, layers: Sequence[int] | None = None) -> "VisualStates":
-        """For a model, with nothing in it yet.
+    def of(
+        cls, architecture: Architecture, layers: Sequence[int] | None = None, profile: Profile | None = None
+    ) -> "VisualStates":
+        """For a model, with nothing in it yet; the arguments are those of `lens_layers`.
 
         Raises:
             ValueError: the model's visual tokens cannot be read.
         """
-        return cls(layers=lens_layers(architecture, layers), visual_token_ids=architecture.visual_token_ids)
+        chosen = lens_layers(architecture, layers, profile)
+        return cls(layers=chosen, visual_token_ids=architecture.visual_token_ids)
 
     @property
     def complete(self) -> bool:

@@ -33,7 +33,8 @@ class Grounding:
             lets the model write such a sentence once more, without them. None leaves answers as they are.
         repair_below: a mention is taken out if its score is below this. None takes what the model's profile says,
             measured so that hardly anything true goes too (`vlm-guard calibrate --grounding`), else 0.06.
-        lens_layers: the layers that the lens reads, see `lens_layers`; None for the default.
+        lens_layers: the layers that the lens reads (0: what enters the decoder; the depth: what leaves it); None for
+            those of the model's profile, or four from the first to the last where it names none.
     """
 
     parts: tuple[Part, ...] = ("lens", "self_check")

@@ -41,5 +41,6 @@ class GroundingDescribed(Received):
     prompt: str
     max_new_tokens: Count
     parts: list[Name]
+    lens_layers: list[Count] = []
     labels: bool = True
     words: str = "coco"

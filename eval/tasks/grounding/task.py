@@ -52,6 +52,9 @@ class GroundingSettings(TaskSettings):
     words: Literal["coco", "nouns"] = setting(
         "coco", "What counts as a mention: MSCOCO's objects, or on pictures without labels nouns of any kind."
     )
+    lens_layers: list[int] = setting(
+        [], "Layers that the lens reads, 0 to the model's depth; none for those of its profile, or four of them."
+    )
     repair: str = setting("drop", f"How doubtful mentions are taken out: {', '.join(REPAIRS)}, or none.")
 
     @field_validator("repair")
@@ -113,6 +116,8 @@ class GroundingTask(Task):
     def describe(self) -> dict[str, Any]:
         """The settings; without labels that there are none, and which words count."""
         described = super().describe()
+        if not self.settings.lens_layers:
+            del described["lens_layers"]  # the model's own; runs of earlier versions do not say it either
         if self._labelled:
             del described["words"]  # always the same there, and runs of earlier versions do not say it
             return described
@@ -128,7 +133,8 @@ class GroundingTask(Task):
     def grounding(self) -> Grounding:
         """How mentions are found, scored and taken out."""
         repair = None if self.settings.repair == "none" else self.settings.repair
-        return Grounding(parts=tuple(self.settings.parts), find=self._find, repair=repair)
+        layers = tuple(self.settings.lens_layers) or None
+        return Grounding(parts=tuple(self.settings.parts), find=self._find, repair=repair, lens_layers=layers)
 
     def scored(self, answer: GroundedAnswer) -> dict[str, Any]:
         """The scored mentions of an answer, and the answer without the doubtful ones."""

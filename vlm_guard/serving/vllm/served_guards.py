@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vlm_guard.families.architecture import Architecture, describe_architecture, unwrap
 from vlm_guard.families.family import entry_of
+from vlm_guard.families.profiles import find_profile
 from vlm_guard.grounding.lens import lens_layers
 from vlm_guard.guard import Guard
 from vlm_guard.method.attention_calls import SLOT, BoundMethod, LayerSlot
@@ -153,7 +154,7 @@ class ServedGuards:
         self.architecture = architecture or describe_architecture(unwrap(model))
         self.model = model
         if "lens" in declared.grounding:
-            self.lens_layers = lens_layers(self.architecture)
+            self.lens_layers = lens_layers(self.architecture, profile=find_profile(model.config))
 
     @cached_property
     def observed_layers(self) -> frozenset[int]:
