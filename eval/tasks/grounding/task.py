@@ -64,6 +64,13 @@ class GroundingSettings(TaskSettings):
             raise ValueError(f"repair is {value!r}; allowed: {', '.join(REPAIRS)}, none")
         return value
 
+    @field_validator("lens_layers", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any) -> Any:
+        """The command line gives texts."""
+        given = value if isinstance(value, list) else [value]
+        return [int(layer) if isinstance(layer, str) and layer.strip().isdecimal() else layer for layer in given]
+
     @field_validator("parts")
     @classmethod
     def _known(cls, value: list[str]) -> list[str]:
