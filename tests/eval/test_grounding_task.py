@@ -203,6 +203,20 @@ def test_weights_go_into_a_profile(finished, tmp_path, capsys):
         repair_below_of(profile, ("lens",))
 
 
+def test_weights_bring_the_layers_that_their_lens_has_read(finished, tmp_path):
+    given = {"data": "scenes:common", "count": 4, "tasks": ["grounding"], "resamples": 100, "device": "cpu"}
+    sure = {"max_new_tokens": 40, "lens_layers": ["0", 3]}
+    evaluate(RunSettings(**given, methods=["none"], grounding=sure), tmp_path / "run")
+    assert read_results(tmp_path / "run").tasks["grounding"]["lens_layers"] == [0, 3]
+    assert "lens_layers" not in read_results(finished).tasks["grounding"]
+    facts = weights_facts([tmp_path / "run"], {})
+    assert facts["grounding_lens_layers"].value == [0, 3] and "4 pictures" in facts["grounding_lens_layers"].note
+    with pytest.raises(ValueError, match="other lens layers"):
+        weights_facts([tmp_path / "run", finished], {})
+    with pytest.raises(ValueError, match=r"lens layers are \[0, 9\]; allowed are 0"):
+        evaluate(RunSettings(**given, methods=["none"], grounding={"lens_layers": [0, 9]}), tmp_path / "wrong")
+
+
 def caption_with(*scores):
     """A caption of one thing a sentence, each with a score, as a record has it; the first two things are there."""
     nouns = ("dog", "cat", "bus", "car")[: len(scores)]

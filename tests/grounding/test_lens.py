@@ -6,7 +6,8 @@ import torch
 from vlm_guard import wrap
 from vlm_guard.contrast.output_embeddings import after_output_embeddings, final_norm
 from vlm_guard.families.architecture import describe_architecture
-from vlm_guard.grounding.lens import PromptLens, VisualStates, lens_layers, spellings
+from vlm_guard.families.profiles import Fact, Profile
+from vlm_guard.grounding.lens import LENS_FACT, PromptLens, VisualStates, lens_layers, spellings
 from vlm_guard.grounding.readout import ModelReadout
 from vlm_guard.method.visual_tokens import visual_mask
 from zoo import FAMILIES, UNEQUAL_PROMPTS, Prompt, assert_pristine, families
@@ -116,6 +117,18 @@ def test_a_padded_batch_is_each_prompt_alone(zoo_model):
     for row, prompt in enumerate(PROMPTS):
         alone = lens_of(zoo, record(zoo, zoo.make_inputs([prompt])), 1)
         assert torch.allclose(together.best[row], alone.best[0], atol=1e-3)
+
+
+def test_a_profile_may_name_the_layers(zoo_model):
+    architecture = describe_architecture(zoo_model("llava").model)
+    profile = Profile(name="mine", match={}, facts={LENS_FACT: Fact(value=[1, 0], source="calibrated")})
+    assert VisualStates.of(architecture, profile=profile).layers == (0, 1)
+    assert VisualStates.of(architecture, (2,), profile).layers == (2,), "what is asked for comes first"
+    assert VisualStates.of(architecture, profile=Profile(name="no", match={})).layers == lens_layers(architecture)
+    for wrong in ([], [0, 99], ["0"], [True], 3.5):
+        profile.facts[LENS_FACT] = Fact(value=wrong, source="calibrated")
+        with pytest.raises(ValueError, match=f"{LENS_FACT} of profile 'mine'"):
+            lens_layers(architecture, None, profile)
 
 
 def test_hooks_are_gone_before_the_answer_is_decoded(zoo_model):

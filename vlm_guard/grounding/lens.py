@@ -60,8 +60,8 @@ def lens_layers(
     # The layer in front of one that computes only the last rows still has them all.
     last = architecture.depth if not partial_layers else min(partial_layers)
     known = None if wanted is not None or profile is None else profile.value(LENS_FACT)
-    if isinstance(known, list):
-        wanted = known
+    if known is not None:
+        wanted = known if isinstance(known, list) else [known]
     if wanted is None:
         return tuple(sorted({round(last * step / (LAYERS - 1)) for step in range(LAYERS)}))
     if not wanted or not all(type(layer) is int and 0 <= layer <= last for layer in wanted):
