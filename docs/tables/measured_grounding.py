@@ -20,7 +20,8 @@ def grounding_markdown() -> str:
     """How well scores tell true mentions from false ones, what repair does, and what both parts cost."""
     files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(EVALUATIONS.glob("grounding_*.json"))]
     paths = [path.relative_to(ROOT) for path in sorted(EVALUATIONS.glob("grounding_*.json"))]
-    return "\n".join([*_score_lines(files), *_repair_lines(files), *_sources(files, paths), *_cost_lines()]) + "\n"
+    lines = [*_score_lines(files), *_repair_lines(files), *_sources(files, paths), *_layer_lines(), *_cost_lines()]
+    return "\n".join(lines) + "\n"
 
 
 def _score_lines(files: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -94,6 +95,28 @@ def _sources(files: Sequence[Mapping[str, Any]], paths: Sequence[Any]) -> list[s
     notes = {results["model"]["name"]: results["profile"]["facts"]["grounding_score"]["note"] for results in files}
     lines += [f"of `{model}` {note}." for model, note in notes.items()]
     return [*lines, ""]
+
+
+def _layer_lines() -> list[str]:
+    """How well the lens does with one set of layers and another, from `eval/results/lens_layers.json`."""
+    measured = json.loads((EVALUATIONS / "lens_layers.json").read_text(encoding="utf-8"))
+    runs = measured["runs"]
+    places = list(dict.fromkeys((run["model"], run["data"]) for run in runs))
+    lines = [
+        "The layers that the lens reads: AUROC of the lens alone, in percent, on scenes to which weights are fitted.",
+        "",
+        f"| layers | {' | '.join(f'`{model}`, `{data}`' for model, data in places)} |",
+        "|---" * (1 + len(places)) + "|",
+    ]
+    for model, layers in dict.fromkeys((run["model"], tuple(run["lens_layers"])) for run in runs):
+        same = [run for run in runs if (run["model"], tuple(run["lens_layers"])) == (model, layers)]
+        found = {(model, run["data"]): run["auroc"] for run in same}
+        lines.append(
+            f"| {', '.join(map(str, layers))} | {' | '.join(_interval(found.get(place)) for place in places)} |"
+        )
+    commands = "; ".join(f"`{command}`" for command in measured["commands"])
+    source = f"{commands} (eval/results/lens_layers.json; {measured['hardware']['processor']})"
+    return [*lines, "", source, ""]
 
 
 def _place(results: Mapping[str, Any]) -> str:

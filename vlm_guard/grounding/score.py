@@ -21,7 +21,7 @@ THRESHOLD = 0.5
 """Of a verdict: as likely as not."""
 REPAIR_FACT = "grounding_repair_below"
 REPAIR_BELOW = 0.06
-"""Of a model whose profile does not say below what score repair takes mentions out; the built-in model's."""
+"""Of a model whose profile does not say below what score repair takes mentions out."""
 _LARGEST = 30.0
 _RIDGE = 1e-3
 _STEPS = 50
