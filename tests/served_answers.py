@@ -12,7 +12,9 @@ from pytest import approx
 from vlm_guard import builtin, wrap
 from vlm_guard.eval.run.records import read_records
 from vlm_guard.eval.run.results import read_results
+from vlm_guard.families.profiles import Fact, Profile, all_profiles
 from vlm_guard.grounding import ground
+from vlm_guard.grounding.lens import LENS_FACT
 
 ASK, LEADING = (
     "Please describe this image in detail.",
@@ -77,6 +79,15 @@ SCORED = (
     "A person stands beside an umbrella and a dining table.",
     "There is a cat in front of a tv.",
 )
+
+
+def lens_profiles(folder, layers=(0, 3, 6)):
+    """A folder of profiles, with which the built-in model's lens reads these layers, by default the last, too."""
+    shipped = all_profiles(shipped_only=True)
+    own = next(profile for profile in shipped if profile.name == "builtin")
+    fact = Fact(value=list(layers), source="code")
+    Profile(name="builtin", match=own.match, facts={LENS_FACT: fact}).save(folder / "builtin.json")
+    return str(folder)
 
 
 def conversation(images, answer):

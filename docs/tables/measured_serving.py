@@ -14,6 +14,7 @@ _GOAL, _GOAL_OF_CONTRASTS = 0.85, 0.70
 def serving_markdown() -> str:
     """Every measured model with its table, then the load."""
     parts = [_throughput(path) for path in sorted(TIMINGS.glob("serving_*.json")) if "load" not in path.name]
+    parts += [_mentions(path) for path in sorted(TIMINGS.glob("mentions_*.json"))]
     return "\n".join([*parts, *(_load(path) for path in sorted(TIMINGS.glob("serving_load*.json")))])
 
 
@@ -43,6 +44,37 @@ def _throughput(path: Path) -> str:
         f"The plain model: {plain} tokens/s. Peak memory of the process: {memory}. {machine['processor']}, "
         f"{machine['torch_threads']} threads, torch {versions['torch']}, vLLM {versions['vllm']}, transformers "
         f"{versions['transformers']}; `{result['command']}` ({path.relative_to(ROOT)}).",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _mentions(path: Path) -> str:
+    """What scores of mentions take, in times of the captions that they are about."""
+    result = json.loads(path.read_text(encoding="utf-8"))
+    machine, engine = result["machine"], result["engine"]
+    versions = machine["versions"]
+    columns = [(where, count) for where in ("inside", "transformers") for count in result[where]]
+    names = {"inside": "vLLM", "transformers": "transformers"}
+    lines = [
+        f"Scores of mentions, `{result['model']}`, {engine['dtype']}: how long they take, in times of the captions of "
+        f"drawn scenes that they are about, median of {result['rounds']} rounds (20th to 80th percentile), "
+        f"{result['inside'][columns[0][1]]['things_a_caption']:.1f} things a caption.",
+        "",
+        f"| part | {' | '.join(f'{names[where]}, {count} at once' for where, count in columns)} |",
+        f"|---|{'---|' * len(columns)}",
+    ]
+    for part in result["inside"][columns[0][1]]["times_captions"]:
+        found = [result[where][count]["times_captions"][part] for where, count in columns]
+        cells = [f"{times['median']:.2f} ({times['p20']:.2f}-{times['p80']:.2f})" for times in found]
+        lines.append(f"| {part.replace('+', ' and ')} | {' | '.join(cells)} |")
+    captions = [f"{result[where][count]['milliseconds_a_caption']['captions']:.0f}" for where, count in columns]
+    lines += [
+        f"| a caption alone, ms | {' | '.join(captions)} |",
+        "",
+        f"{machine['processor']}, {machine['torch_threads']} threads, torch {versions['torch']}, vLLM "
+        f"{versions['vllm']}, transformers {versions['transformers']}; `{result['command']}` "
+        f"({path.relative_to(ROOT)}).",
         "",
     ]
     return "\n".join(lines)

@@ -12,7 +12,14 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from served_answers import SCORED, InTransformers, assert_same, assert_same_mentions, grounded_in_transformers
+from served_answers import (
+    SCORED,
+    InTransformers,
+    assert_same,
+    assert_same_mentions,
+    grounded_in_transformers,
+    lens_profiles,
+)
 
 from vlm_guard.eval.scenes.dataset import write_scenes
 
@@ -33,6 +40,13 @@ OFFERS = [
     "gift:strength=20,saliency_layer=1",
     "vhr",
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _profiles(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLM_GUARD_PROFILES", lens_profiles(tmp_path_factory.mktemp("profiles")))
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from served_answers import (
     assert_same_mentions,
     conversation,
     grounded_in_transformers,
+    lens_profiles,
     prompt_of,
 )
 
@@ -28,6 +29,7 @@ from vlm_guard.serving.vllm import engine_options, ground
 from vlm_guard.serving.vllm.declaration import ENVIRONMENT
 from vlm_guard.serving.vllm.grounding.lens_keys import LENS
 from vlm_guard.serving.vllm.grounding.lens_rows import kept_prompts
+from vlm_guard.serving.vllm.process import ProcessGuards
 from vlm_guard.serving.vllm.rows import PAIR
 
 pytest.importorskip("vllm", reason="vLLM is not installed; docs/serving.md says how to make an environment with it")
@@ -122,9 +124,9 @@ def assert_equal(outputs, answers):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _settings():
+def _settings(tmp_path_factory):
     kept = dict(os.environ)
-    os.environ.update(SETTINGS)
+    os.environ.update(SETTINGS | {"VLM_GUARD_PROFILES": lens_profiles(tmp_path_factory.mktemp("profiles"))})
     yield
     os.environ.clear()
     os.environ.update(kept)
@@ -312,6 +314,11 @@ def test_mentions_are_scored_as_in_transformers(engine, parts):
     found = assert_grounded(engine, asked, settings)
     assert {mention.verdict for answer in found for mention in answer.mentions} == {"grounded", "doubtful"}
     assert any(answer.repaired.removed for answer in found)
+
+
+def test_the_lens_reads_the_layers_of_the_profile(engine):
+    served = ProcessGuards.of(engine.llm.llm_engine.vllm_config).served
+    assert served.lens_layers == (0, 3, 6), "the last is what leaves the decoder"
 
 
 def test_mentions_of_several_pictures_and_of_none(engine):
