@@ -18,6 +18,7 @@ from vlm_guard import builtin, wrap
 
 ASK = "Please describe this image in detail."
 TOKENS = 48
+CHAT = "/v1/chat/completions"
 PATIENCE = 600
 
 
@@ -70,9 +71,9 @@ def body(picture, offer, **options):
     return given | ({} if offer is None else {"vllm_xargs": {"vlm_guard": offer}}) | options
 
 
-def opened(server, given, timeout=120):
+def opened(server, given, timeout=120, path=CHAT):
     data, headers = json.dumps(given).encode(), {"Content-Type": "application/json"}
-    request = urllib.request.Request(f"{server}/v1/chat/completions", data, headers)
+    request = urllib.request.Request(f"{server}{path}", data, headers)
     return urllib.request.urlopen(request, timeout=timeout)
 
 

@@ -88,7 +88,7 @@ def _share(share: dict[str, float], goal: float) -> str:
 def _load(path: Path) -> str:
     result = json.loads(path.read_text(encoding="utf-8"))
     counts: dict[str, Any] = result["counts"]
-    kinds = ", ".join(f"{counts[kind]} {words}" for kind, words in _KINDS.items())
+    kinds = ", ".join(f"{counts[kind]} {words}" for kind, words in _KINDS.items() if kind in counts)
     memory = result["memory_mib"]
     steady = memory[len(memory) // 5 :]
     # The first such run asked for nine methods, and its file does not name them.
@@ -97,7 +97,7 @@ def _load(path: Path) -> str:
         [
             f"Random load on the server of the built-in model, {result['minutes']:g} minutes, {result['clients']} "
             f"clients, {methods} methods and the plain model: {result['requests']} requests ({kinds}); "
-            f"{len(result['wrong'])} answers other than transformers', {counts.get('sent again', 0)} sent again "
+            f"{len(result['wrong'])} other than transformers', {counts.get('sent again', 0)} sent again "
             f"because vLLM had lost a picture of a client that left, {result['left_in_the_server']:g} requests left "
             f"in the server, the slowest took {result['slowest_seconds']:g} s. Memory of all its processes: "
             f"{memory[0]} MiB at the start, {steady[0]} MiB after a fifth of the time, {steady[-1]} MiB at the end "
@@ -114,4 +114,6 @@ _KINDS = {
     "stopped": "ended by a stop string",
     "leaves": "clients that left",
     "bad": "refused",
+    "scored": "answers scored",
+    "leaves_scores": "clients that left their scores",
 }

@@ -2,15 +2,16 @@
 
 python tests/serving/random_load.py OUT.json --minutes 60
 
-Clients ask with methods, lengths, stop strings and pictures drawn at random. Some leave in the middle of an answer,
-some ask for what is not offered. Every whole answer is held against transformers'. At the end nothing may be left in
-the server, and its memory must have stopped growing.
+Clients ask with methods, lengths, stop strings and pictures drawn at random, and have answers scored. Some leave in the
+middle of an answer or of its scores, some ask for what is not offered. Every whole answer and every score is held
+against transformers'. At the end nothing may be left in the server, and its memory must have stopped growing.
 """
 
 import argparse
 import json
 import random
 import shlex
+import socket
 import sys
 import tempfile
 import threading
@@ -21,7 +22,9 @@ from urllib.error import HTTPError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
-from server_process import body, in_transformers, opened, running, served
+from PIL import Image
+from served_answers import ROUNDING, grounded_in_transformers
+from server_process import CHAT, body, in_transformers, opened, running, served
 
 from vlm_guard.eval.scenes.dataset import write_scenes
 from vlm_guard.kernels.benchmark.measure import describe_machine
@@ -43,7 +46,8 @@ METHODS = {
     "vcd": "vcd",
     "softpag": "softpag",
 }
-KINDS = {"whole": 6, "short": 3, "stopped": 2, "leaves": 3, "bad": 1}
+KINDS = {"whole": 6, "short": 3, "stopped": 2, "leaves": 3, "bad": 1, "scored": 3, "leaves_scores": 1}
+MENTIONS = "/v1/vlm_guard/mentions"
 STOPS = (" with", ".", " and")
 SAMPLE_SECONDS = 20
 
@@ -55,12 +59,14 @@ class Load:
         address: of the server.
         pictures: paths.
         expected: by method and picture, the token ids of the whole answer. text_of: makes them a text.
+        scores: by method and picture, what transformers says of its mentions.
         seconds: how long.
         seed: of the draws.
     """
 
-    def __init__(self, address, pictures, expected, text_of, seconds, seed):
+    def __init__(self, address, pictures, expected, text_of, scores, seconds, seed):
         self.address, self.pictures, self.expected, self.text_of = address, pictures, expected, text_of
+        self.scores = scores
         self.end, self.seed = time.monotonic() + seconds, seed
         self.counts, self.wrong, self.slowest = Counter(), [], 0.0
         self.lock = threading.Lock()
@@ -115,6 +121,29 @@ class Load:
             if error.code != 400:
                 self.note_wrong("bad", method, picture, "HTTP 400", f"HTTP {error.code}")
 
+    def scored(self, draw, method, picture):
+        """The scores of an answer that somebody has had."""
+        with self.sent(self.about(method, picture), MENTIONS) as reply:
+            found = [(one["noun"], one["score"]) for one in json.load(reply)["mentions"]]
+        expected = self.scores[method, picture]
+        close = [abs(score - wanted) < ROUNDING for (_, score), (_, wanted) in zip(found, expected)]
+        if [noun for noun, _ in found] != [noun for noun, _ in expected] or not all(close):
+            self.note_wrong("scored", method, picture, expected, found)
+
+    def leaves_scores(self, draw, method, picture):
+        """A client that asks for scores and does not wait for them."""
+        host, _, port = self.address.rpartition("//")[2].partition(":")
+        content = json.dumps(self.about(method, picture)).encode()
+        head = f"POST {MENTIONS} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(content)}\r\n\r\n"
+        with socket.create_connection((host, int(port)), timeout=600) as stream:
+            stream.sendall(head.encode() + content)
+            time.sleep(draw.choice((0, 0.01, 0.1, 0.5)))
+
+    def about(self, method, picture):
+        """The request that has an answer scored."""
+        messages = [*body(picture, None)["messages"], {"role": "assistant", "content": self.answer(method, picture)}]
+        return {"model": "builtin", "messages": messages}
+
     def answer(self, method, picture, limit=None):
         """What transformers answers, up to a number of tokens."""
         return self.text_of(self.expected[method, picture][:limit])
@@ -124,20 +153,20 @@ class Load:
         with self.sent(given) as found:
             return json.load(found)["choices"][0]["message"]["content"].strip()
 
-    def sent(self, given):
+    def sent(self, given, path=CHAT):
         """An open answer. What the server says to send again is sent again, up to three times.
 
         vLLM's front end takes a picture for known that a client had sent who left before the engine saw it.
         """
         for _ in range(3):
             try:
-                return opened(self.address, given, timeout=600)
+                return opened(self.address, given, timeout=600, path=path)
             except HTTPError as error:
                 if error.code < 500:
                     raise
                 with self.lock:
                     self.counts["sent again"] += 1
-        return opened(self.address, given, timeout=600)
+        return opened(self.address, given, timeout=600, path=path)
 
     def check(self, kind, method, picture, found, expected):
         """Note an answer that is not the expected one."""
@@ -184,9 +213,16 @@ def run(minutes, clients, seed, folder):
     """The result of a load, as JSON can hold it."""
     pictures = sorted(write_scenes(folder / "scenes", "common", 6).rglob("*.png"))[:6]
     expected, text_of = in_transformers("builtin", METHODS, pictures)
+    shown = {path: [Image.open(path).convert("RGB")] for path in pictures}
+    answers = grounded_in_transformers([(shown[path], text_of(ids)) for (_, path), ids in expected.items()])
+    scores = {
+        key: [(mention.noun, mention.score) for mention in answer.mentions]
+        for key, answer in zip(expected, answers, strict=True)
+    }
     declared = ";".join(f"{name}={methods}" for name, methods in METHODS.items() if methods)
-    with served("builtin", declared, folder / "server.log") as (address, process):
-        load = Load(address, pictures, expected, text_of, 60 * minutes, seed)
+    scoring = "--grounding", "lens,self_check"
+    with served("builtin", declared, folder / "server.log", *scoring) as (address, process):
+        load = Load(address, pictures, expected, text_of, scores, 60 * minutes, seed)
         threads = [threading.Thread(target=load.client, args=(number,)) for number in range(clients)]
         memory = [memory_mib(process)]
         for thread in threads:

@@ -4,7 +4,6 @@ import json
 import socket
 import time
 import urllib.error
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -95,10 +94,8 @@ def about(path, answer, **options):
 
 def scored(server, given):
     """What the server says of mentions, or the status of a refusal with its reason."""
-    headers = {"Content-Type": "application/json"}
-    request = urllib.request.Request(f"{server}/v1/vlm_guard/mentions", json.dumps(given).encode(), headers)
     try:
-        with urllib.request.urlopen(request, timeout=120) as reply:
+        with opened(server, given, path="/v1/vlm_guard/mentions") as reply:
             return json.load(reply)
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()

@@ -75,21 +75,23 @@ class MentionsEndpoint:
         client = _Client(scope, asyncio.Event())
         work = asyncio.ensure_future(self._answer(client, body))
         leaving = asyncio.ensure_future(_left(receive))
-        await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
+        try:
+            await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():  # nobody waits for it any more
+                return
+            status, reply = 200, work.result()
+        except _Refused as refused:
+            status, reply = refused.status, refused.body
+        except ValueError as wrong:
+            status, reply = 400, error(str(wrong))
+        finally:
             client.gone.set()
             work.cancel()
-        leaving.cancel()
-        try:
-            await send_json(send, 200, await work)
-        except asyncio.CancelledError:
-            return
-        except _Refused as refused:
-            await send_json(send, refused.status, refused.body)
-        except ValueError as wrong:
-            await send_json(send, 400, error(str(wrong)))
+            leaving.cancel()
+            await asyncio.gather(work, leaving, return_exceptions=True)
+        await send_json(send, status, reply)
 
-    async def _answer(self, client: _Client, body: bytes) -> dict[str, Any]:
+    async def _answer(self, client: _Client, body: bytes) -> Mapping[str, Any] | bytes:
         """What the client is told.
 
         Raises:
