@@ -280,6 +280,9 @@ def test_scores_of_mentions_are_the_servers(coco, stand_in, tmp_path):
         first = record["score"]["mentions"][0]
         assert (first["noun"], first["score"], first["box"]["right"]) == ("dog", 0.25, 0.5)
         assert record["score"]["repaired"]["text"] == "A car."
+    for given, name in (({"lens_layers": [0]}, "lens_layers"), ({"parts": ["logp"]}, "parts=logp")):
+        said = str(refusal(coco, stand_in, tmp_path / "no", tasks=["grounding"], grounding=given))
+        assert f"grounding.{name} cannot be used beside --endpoint" in said
     stand_in.scores = {"mentions": [{"text": "dog"}]}
     said = str(refusal(coco, stand_in, tmp_path / "other", tasks=["grounding"]))
     assert "says of 'grounding/" in said and "mentions.0" in said

@@ -112,6 +112,7 @@ def test_characters_that_the_tokenizer_does_not_know_leave_the_words_alone(reade
     [
         (Grounding(parts=("logp",)), "A dog.", "logp is not measured by this engine; it measures lens, self_check"),
         (Grounding(repair="rewrite"), "A dog.", "allowed: drop"),
+        (Grounding(lens_layers=(0, 2)), "A dog.", "lens_layers is \\[0, 2\\]: inside vLLM"),
         (
             Grounding(find=word_finder([f"thing{number}" for number in range(MOST_THINGS + 1)])),
             " ".join(f"thing{number}" for number in range(MOST_THINGS + 1)),

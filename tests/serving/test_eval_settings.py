@@ -36,6 +36,7 @@ def test_without_vllm_it_names_the_extra(capsys, monkeypatch, tmp_path):
         (["--num-beams", "2"], "no beams"),
         (["--task", "grounding", "--set", "grounding.parts=logp"], "grounding.parts=logp cannot be used"),
         (["--task", "grounding", "--set", "grounding.repair=rewrite"], "grounding.repair=rewrite cannot be used"),
+        (["--task", "grounding", "--set", "grounding.lens_layers=0"], "grounding.lens_layers cannot be used"),
         (["--engine", "other"], "engines are transformers, vllm"),
     ],
 )

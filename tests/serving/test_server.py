@@ -168,7 +168,7 @@ def test_scored_captions_through_the_server_are_those_of_one_in_transformers(ser
     evaluate(RunSettings(**common, methods=["none", STRICT], device="cpu"), tmp_path / "here")
     assert_scored_alike(tmp_path / "served", tmp_path / "here")
     common["grounding"] = {"max_new_tokens": 9, "repair": "rewrite"}
-    with pytest.raises(ValueError, match="allowed: drop"):
+    with pytest.raises(ValueError, match="repair=rewrite cannot be used beside --endpoint"):
         evaluate(RunSettings(**common, endpoint=f"{server}/v1"), tmp_path / "no")
 
 

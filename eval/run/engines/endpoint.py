@@ -12,12 +12,16 @@ from vlm_guard.environment import processor_name
 from vlm_guard.eval.run.engines.base import Answered, Engine, Job, JobAnswers, SampleAnswer, unreadable_reason
 from vlm_guard.eval.run.engines.chat_server import KEY_VARIABLE, ChatServer, Refused, Stopped
 from vlm_guard.eval.run.engines.picture_urls import PictureUrls
-from vlm_guard.eval.run.engines.served_mentions import MENTIONS, mentions_body, read_mentions
+from vlm_guard.eval.run.engines.served_mentions import (
+    MENTIONS,
+    mentions_body,
+    read_mentions,
+    refuse_unserved,
+    scores_mentions,
+)
 from vlm_guard.eval.run.environment import scoring_versions
 from vlm_guard.eval.run.received import first_problem
 from vlm_guard.eval.run.settings import MethodSpec, RunSettings, method_directories
-from vlm_guard.eval.tasks.base import Task
-from vlm_guard.eval.tasks.shared.registry import task_class
 from vlm_guard.untrusted.printed_text import one_line, shown
 
 PLAIN = "none"
@@ -64,7 +68,7 @@ class Endpoint(Engine):
         self._server = ChatServer(address, _key(), settings.request_timeout)
         self._model = _served_model(self._server, settings.endpoint_model)
         offers = _offers(self._server)
-        _refuse_unscored(self._server.base, settings.tasks, offers)
+        _refuse_unscored(self._server.base, settings, offers)
         texts = settings.methods if "methods" in settings.model_fields_set else [PLAIN]
         self.specs = [
             MethodSpec(label=text, directory=directory, methods=())
@@ -256,18 +260,20 @@ def _offers(server: ChatServer) -> _Offers | None:
         ) from None
 
 
-def _refuse_unscored(base: str, tasks: Sequence[str], offers: _Offers | None) -> None:
-    """Refuse tasks for whose answers the server must give scores, where it gives none.
+def _refuse_unscored(base: str, settings: RunSettings, offers: _Offers | None) -> None:
+    """Refuse tasks for whose answers the server must give scores, where it gives none, or not those.
 
     Raises:
         ValueError: there is one.
     """
-    scored = [name for name in tasks if task_class(name).grounding is not Task.grounding]
+    scored = list(filter(scores_mentions, settings.tasks))
     if scored and (offers is None or not offers.grounding):
         raise ValueError(
             f"the task {scored[0]} needs scores of what answers mention, and the server at {base} gives none; start it "
             "with 'vlm-guard serve MODEL --grounding lens,self_check' (docs/serving.md), or run it without --endpoint"
         )
+    if scored and offers is not None:
+        refuse_unserved(settings, offers.grounding, "--endpoint")
 
 
 def _described(base: str, text: str, offers: _Offers | None) -> list[dict[str, Any]]:

@@ -16,7 +16,8 @@ import torch
 from vlm_guard.builtin_model import is_shipped, shipped_folder
 from vlm_guard.eval.run.batches import Batch
 from vlm_guard.eval.run.engines.base import Answered, Engine, Job, JobAnswers, SampleAnswer, prepared_ahead
-from vlm_guard.eval.run.engines.vllm_settings import NAME, offer_texts, sampling_arguments, scores_mentions
+from vlm_guard.eval.run.engines.served_mentions import scores_mentions
+from vlm_guard.eval.run.engines.vllm_settings import NAME, offer_texts, sampling_arguments
 from vlm_guard.eval.run.environment import all_versions, decisive_versions, hardware
 from vlm_guard.eval.run.generation import MemoryPeak, ReadBatch, read_batch
 from vlm_guard.eval.run.models import choose_dtype, generation_settings, identify, prepare_processor

@@ -6,6 +6,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vlm_guard.eval.run.received import first_problem
+from vlm_guard.eval.run.settings import RunSettings
+from vlm_guard.eval.tasks.base import Task
+from vlm_guard.eval.tasks.shared.registry import task_class
 from vlm_guard.grounding.grounded_answer import GroundedAnswer
 from vlm_guard.grounding.mention import Box, Mention
 from vlm_guard.grounding.repair import Removed, Repaired
@@ -13,6 +16,38 @@ from vlm_guard.grounding.settings import Grounding
 from vlm_guard.untrusted.printed_text import shown
 
 MENTIONS = "/vlm_guard/mentions"
+
+
+def scores_mentions(task: str) -> bool:
+    """Whether a task has the mentions of its answers scored."""
+    return task_class(task).grounding is not Task.grounding
+
+
+def refuse_unserved(settings: RunSettings, measured: Sequence[str], beside: str) -> None:
+    """Refuse settings of mentions that only transformers follows.
+
+    Args:
+        settings: of the run.
+        measured: the parts of a score that the engine measures.
+        beside: the option that chose the engine.
+
+    Raises:
+        ValueError: there is one; the message says which.
+    """
+    for task in filter(scores_mentions, settings.tasks):
+        wanted = settings.of_task(task)
+        lacking = [part for part in getattr(wanted, "parts", ()) if part not in measured]
+        unserved = {
+            f"parts={lacking[0] if lacking else ''}": bool(lacking),
+            "repair=rewrite": getattr(wanted, "repair", None) == "rewrite",
+            "lens_layers": bool(getattr(wanted, "lens_layers", ())),
+        }
+        found = next((name for name, given in unserved.items() if given), None)
+        if found is not None:
+            raise ValueError(
+                f"{task}.{found} cannot be used beside {beside}: it measures {', '.join(measured)}, reads the layers "
+                f"that the model's profile names, and writes no sentence again; run it without {beside}"
+            )
 
 
 class _Received(BaseModel):

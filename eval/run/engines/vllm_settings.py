@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from vlm_guard.eval.run.decoding import CheckpointDecoding, Decoding
+from vlm_guard.eval.run.engines.served_mentions import refuse_unserved
 from vlm_guard.eval.run.settings import MethodSpec, RunSettings
-from vlm_guard.eval.tasks.base import Task
-from vlm_guard.eval.tasks.shared.registry import task_class
 from vlm_guard.families.architecture import describe_architecture
 from vlm_guard.families.profiles import find_profile
 from vlm_guard.method.model_choice import AUTO, choice_of
@@ -53,25 +52,12 @@ def check_vllm_settings(settings: RunSettings, processes: int) -> None:
         raise ValueError("--num-beams cannot be used beside --engine vllm: guards follow no beams there")
     if processes > 1:
         raise ValueError(f"--engine vllm with {processes} processes: start it once, it uses all cores by itself")
-    for task in settings.tasks:
-        wanted = settings.of_task(task) if scores_mentions(task) else None
-        lacking = [part for part in getattr(wanted, "parts", ()) if part not in SERVED_PARTS]
-        if lacking or getattr(wanted, "repair", None) == "rewrite":
-            what = f"parts={lacking[0]}" if lacking else "repair=rewrite"
-            raise ValueError(
-                f"{task}.{what} cannot be used beside --engine vllm, which measures {', '.join(SERVED_PARTS)} and "
-                "writes no sentence again; run it without --engine vllm"
-            )
+    refuse_unserved(settings, SERVED_PARTS, "--engine vllm")
     for text in settings.methods:
         line = _with_options(text, settings, choice=None)
         if line not in (None, PLAIN):
             Declaration.read(str(line))
     refuse_untested(installed_version())
-
-
-def scores_mentions(task: str) -> bool:
-    """Whether a task has the mentions of its answers scored."""
-    return task_class(task).grounding is not Task.grounding
 
 
 def offer_texts(settings: RunSettings, specs: Sequence[MethodSpec], model: Any) -> list[str]:

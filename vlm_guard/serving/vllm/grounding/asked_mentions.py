@@ -94,6 +94,11 @@ class MentionReader:
                 f"{lacking[0]} is not measured by this engine; it measures {', '.join(self.offered) or 'nothing'} "
                 f"(--grounding {','.join(SERVED_PARTS)})"
             )
+        if settings.lens_layers is not None:
+            raise ValueError(
+                f"lens_layers is {list(settings.lens_layers)}: inside vLLM the lens reads the layers that the model's "
+                "profile names when the engine starts (grounding_lens_layers)"
+            )
         if settings.repair == "rewrite":
             raise ValueError("repair 'rewrite' writes sentences again, which is not done inside vLLM; allowed: drop")
         answer = ReadAnswer.of_text(self.tokenizer, conversation.answer, settings.find, token_ids)
