@@ -12,6 +12,7 @@ from vlm_guard.grounding import Box, Mention
 from vlm_guard.grounding.grounded_answer import GroundedAnswer
 from vlm_guard.grounding.presence import with_article
 from vlm_guard.grounding.repair import Removed, Repaired, drop_doubtful
+from vlm_guard.grounding.score import repair_below_of
 
 
 @pytest.fixture
@@ -51,7 +52,8 @@ def test_both_answers_are_scored_and_shown(context, compared):
     assert sure_html(sides, checked, False, None, SCORES_SAY_NOTHING).count("they say nothing about it") == 1
     repaired = sure_html(sides, checked, repair=True)
     assert repaired.count("Repair") == 2, "one line below each answer"
-    assert repaired.count("below 0.06 only") == 2
+    below = repair_below_of(context.profile, ("lens", "self_check"))
+    assert repaired.count(f"below {below:.2f} only") == 2
     mention = checked.answers["plain"].mentions[0]
     weights = context.score_weights(mention)
     total = weights["bias"] + sum(weights[name] * value for name, value in mention.parts.items())

@@ -1,8 +1,10 @@
-"""What scores of mentions cost inside vLLM: python -m vlm_guard.serving.vllm.grounding.benchmark OUT.json
+"""What scores of mentions cost inside vLLM:
 
-Drawn scenes are described by the plain model, and their captions scored, round after round in one engine, and then in
-transformers. Every round has its own pictures, so nothing of it comes from an earlier one. Run it on an otherwise idle
-machine.
+    python -m vlm_guard.serving.vllm.grounding.benchmark OUT.json --images FOLDER
+
+Pictures (such as `vlm-guard scenes` draws) are described by the plain model, and their captions scored, round after
+round in one engine, and then in transformers. Every round has its own pictures, so nothing of it comes from an earlier
+one. Run it on an otherwise idle machine.
 """
 
 import argparse
@@ -10,7 +12,6 @@ import json
 import os
 import shlex
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +21,6 @@ import torch
 from PIL import Image
 
 from vlm_guard.builtin_model import builtin, shipped_folder
-from vlm_guard.eval.scenes.dataset import write_scenes
 from vlm_guard.grounding.grounded_answer import GroundedAnswer
 from vlm_guard.grounding.settings import Grounding, Part
 from vlm_guard.guard import wrap
@@ -29,6 +29,7 @@ from vlm_guard.serving.vllm.benchmark import ASK, SETTINGS, rounded
 from vlm_guard.serving.vllm.grounding.offline import ground
 from vlm_guard.serving.vllm.start.engine import engine_options
 from vlm_guard.serving.vllm.versions import installed_version
+from vlm_guard.untrusted.picture_reader import read_picture
 from vlm_guard.whole_files import write_atomically
 
 PARTS: tuple[tuple[Part, ...], ...] = (("lens",), ("self_check",), ("lens", "self_check"))
@@ -127,11 +128,17 @@ def main() -> None:
     """Measure a model that comes with the package, and write the figures down."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--images", type=Path, required=True, help="a folder with PNG files, at any depth")
     parser.add_argument("--model", default="builtin", help="builtin or smol")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--together", type=int, nargs="+", default=[1, 16], help="captions at once")
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
+    needed = sum(count * (given.rounds + 1) for count in given.together)
+    paths = sorted(given.images.rglob("*.png"))[:needed]
+    if len(paths) < needed:
+        parser.error(f"{given.images} has {len(paths)} PNG files, and {needed} are needed")
+    pictures = [read_picture(path) for path in paths]
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     model, processor = builtin(given.model, dtype=getattr(torch, given.dtype))
@@ -141,10 +148,6 @@ def main() -> None:
 
     llm = LLM(str(shipped_folder(given.model)), **options | engine)
     found: dict[str, Any] = {"inside": {}, "transformers": {}}
-    with tempfile.TemporaryDirectory() as folder:
-        needed = sum(count * (given.rounds + 1) for count in given.together)
-        paths = sorted(write_scenes(Path(folder) / "scenes", "common", needed).rglob("*.png"))
-        pictures = [Image.open(path).convert("RGB") for path in paths]
     for place, both in (("inside", inside_vllm(llm)), ("transformers", in_transformers(model, processor))):
         start = 0
         for count in given.together:
