@@ -7,7 +7,7 @@ import pytest
 
 from vlm_guard import __version__
 from vlm_guard.serving.vllm.declaration import ENVIRONMENT, Declaration
-from vlm_guard.serving.vllm.start.front_door import OFFERS, FrontDoor
+from vlm_guard.serving.vllm.front.front_door import OFFERS, FrontDoor
 
 
 @pytest.fixture

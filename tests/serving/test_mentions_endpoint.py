@@ -9,9 +9,9 @@ import pytest
 
 from vlm_guard.builtin_model import BUILTIN_DIR
 from vlm_guard.serving.vllm.declaration import ENVIRONMENT, Declaration
-from vlm_guard.serving.vllm.grounding.endpoint import MENTIONS
+from vlm_guard.serving.vllm.front.front_door import FrontDoor
+from vlm_guard.serving.vllm.front.mentions_endpoint import MENTIONS
 from vlm_guard.serving.vllm.grounding.lens_keys import LENS, is_issued
-from vlm_guard.serving.vllm.start.front_door import FrontDoor
 
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
 MESSAGES = [

@@ -2,6 +2,6 @@
 
 The self-check asks about every thing in a request of its own, one token long; all of them share their prompt's keys.
 The lens needs the hidden states of the picture's tokens, which are kept while the first of these requests is read
-(`lens_rows`), and read out when the worker is asked for them (`worker`). A server offers both at `POST
-/v1/vlm_guard/mentions` (`endpoint`), `ground` does the same with vLLM's `LLM`.
+(`lens_rows`), and read out when the worker is asked for them (`worker`). A server offers both at an address of its own
+(`front.mentions_endpoint`), `ground` does the same with vLLM's `LLM`.
 """

@@ -8,7 +8,7 @@ from vlm_guard.serving.vllm.start.devices import this_device
 from vlm_guard.serving.vllm.versions import installed_version, refuse_untested
 
 SCHEDULER = "vlm_guard.serving.vllm.scheduling.scheduler.GuardedScheduler"
-FRONT_DOOR = "vlm_guard.serving.vllm.start.front_door.FrontDoor"
+FRONT_DOOR = "vlm_guard.serving.vllm.front.front_door.FrontDoor"
 WORKER = "vlm_guard.serving.vllm.grounding.worker.LensWorker"
 RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 """vLLM's environment variable that says which of its model runners is taken; 1 is the second."""

@@ -10,8 +10,8 @@ from collections.abc import MutableMapping
 from typing import Any
 
 from vlm_guard.serving.vllm.declaration import KEY, SERVED_PARTS, Declaration
-from vlm_guard.serving.vllm.grounding.endpoint import MENTIONS, MentionsEndpoint
-from vlm_guard.serving.vllm.start.asgi import App, Message, Receive, Send, error, send_json, whole_body
+from vlm_guard.serving.vllm.front.asgi import App, Message, Receive, Send, error, send_json, whole_body
+from vlm_guard.serving.vllm.front.mentions_endpoint import MENTIONS, MentionsEndpoint
 
 _NAMED = KEY.encode()
 OFFERS = "/v1/vlm_guard"

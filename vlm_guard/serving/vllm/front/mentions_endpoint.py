@@ -16,10 +16,10 @@ from typing import Any
 from vlm_guard.grounding.grounded_answer import GroundedAnswer
 from vlm_guard.grounding.settings import Part
 from vlm_guard.serving.vllm.declaration import KEY, PLAIN
+from vlm_guard.serving.vllm.front.asgi import App, Message, Receive, Send, error, send_json
+from vlm_guard.serving.vllm.front.mentions_request import MentionsRequest
 from vlm_guard.serving.vllm.grounding.asked_mentions import AskedMentions, MentionReader
 from vlm_guard.serving.vllm.grounding.lens_keys import LENS, lens_key
-from vlm_guard.serving.vllm.grounding.mentions_request import MentionsRequest
-from vlm_guard.serving.vllm.start.asgi import App, Message, Receive, Send, error, send_json
 from vlm_guard.untrusted.json_files import parse_json
 
 MENTIONS = "/v1/vlm_guard/mentions"
