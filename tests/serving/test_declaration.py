@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -243,3 +245,9 @@ def test_a_hook_that_nobody_has_thought_of_is_refused(monkeypatch):
     monkeypatch.setattr(PAI, "describe", lambda self: {}, raising=False)
     with pytest.raises(ValueError, match="pai cannot be served inside vLLM: nothing of vLLM's asks for describe"):
         Declaration.read("pai")
+
+
+def test_declaring_methods_loads_no_model_library():
+    ask = "import sys; from vlm_guard.serving.vllm.declaration import Declaration; Declaration.read('', None, 'lens');"
+    ask += "sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", ask]).returncode == 0
