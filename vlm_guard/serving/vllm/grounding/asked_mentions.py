@@ -22,7 +22,7 @@ MOST_THINGS = 128
 """Of so many things of one answer a server asks at most: each of them is a request."""
 
 
-class AnsweredPrompt(Protocol):
+class PromptToAsk(Protocol):
     """A prompt and its answer, in whatever form the engine takes prompts."""
 
     @property
@@ -75,7 +75,7 @@ class MentionReader:
         return answer_ids(self.tokenizer)
 
     def read(
-        self, conversation: AnsweredPrompt, settings: Grounding | None = None, token_ids: Sequence[int] | None = None
+        self, conversation: PromptToAsk, settings: Grounding | None = None, token_ids: Sequence[int] | None = None
     ) -> "AskedMentions":
         """Find the mentions of an answer.
 
@@ -123,7 +123,7 @@ class AskedMentions:
     """
 
     reader: MentionReader
-    conversation: AnsweredPrompt
+    conversation: PromptToAsk
     settings: Grounding
     answer: ReadAnswer
 
