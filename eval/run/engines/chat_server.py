@@ -178,7 +178,10 @@ class ChatServer:
         elif status == 404:
             advice = "check --endpoint (it usually ends in /v1) and --endpoint-model"
         elif status in (400, 413, 422):
-            advice = "change what was sent (--max-new-tokens, --method), or what the server allows (--max-model-len)"
+            advice = (
+                "change what was sent (--max-new-tokens, --set TASK.max_new_tokens, --method), or what the server "
+                "allows (--max-model-len)"
+            )
         return Refused(f"{self.base} refused {about} with HTTP {status}{said}; {advice}", status)
 
     def _clean(self, text: str) -> str:
