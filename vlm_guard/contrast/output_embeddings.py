@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from vlm_guard.families.architecture import GenerativeModel
 
-FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "embedding_norm")
-"""What models call the norm in front of their output embeddings."""
+_FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "embedding_norm")
 
 
 def final_norm(model: GenerativeModel) -> nn.Module:
@@ -19,12 +18,16 @@ def final_norm(model: GenerativeModel) -> nn.Module:
         ValueError: there is none by a known name.
     """
     decoder = model.get_decoder()
-    owners = (decoder, getattr(decoder, "model", None))
-    found = [getattr(owner, name, None) for owner in owners for name in FINAL_NORMS]
-    norm = next((module for module in found if isinstance(module, nn.Module)), None)
+    norm = named_norm(decoder, getattr(decoder, "model", None))
     if norm is None:
         raise ValueError(f"no final norm found in {type(decoder).__name__}; set final_norm=False")
     return norm
+
+
+def named_norm(*owners: object) -> nn.Module | None:
+    """The first module of these that has one of the names models give their final norm; None where none has."""
+    found = [getattr(owner, name, None) for owner in owners for name in _FINAL_NORMS]
+    return next((module for module in found if isinstance(module, nn.Module)), None)
 
 
 def after_output_embeddings(model: GenerativeModel) -> Callable[[Tensor], Tensor]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from vlm_guard.families.profiles import Profile
 from vlm_guard.grounding.answer_text import answer_rows
 from vlm_guard.grounding.grounded_answer import GroundedAnswer
 from vlm_guard.grounding.lens import VisualStates
@@ -76,9 +77,7 @@ def ground(
     ]
     if settings.repair is None:
         return scored
-    below = settings.repair_below
-    if below is None:
-        below = repair_below_of(guard.target.profile, settings.parts)
+    below = repair_limit(settings, guard.target.profile)
     taken_out = [to_take_out(answer.mentions, below) for answer in scored]
     if settings.repair == "drop":
         repaired = [drop_doubtful(answer.text, mentions) for answer, mentions in zip(scored, taken_out)]
@@ -134,6 +133,11 @@ def _is_plain(guard: "Guard", method: Any, kwargs: Mapping[str, Any]) -> bool:
     if method is None:
         return all(bound.method.name == "none" for bound in guard.methods)
     return isinstance(method, str) and method.strip() == "none"
+
+
+def repair_limit(settings: Grounding, profile: Profile | None) -> float:
+    """Below what score mentions are taken out: as the settings say, else as the model's profile does."""
+    return repair_below_of(profile, settings.parts) if settings.repair_below is None else settings.repair_below
 
 
 def scored_mention(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from vlm_guard.families.patch_grid import PlacedImage
-from vlm_guard.grounding.answer_text import token_spans
+from vlm_guard.grounding.answer_text import decode, token_spans
 from vlm_guard.grounding.boxes import box_around_peak, images_by_row
 from vlm_guard.grounding.lens import PromptLens, VisualStates, spellings
 from vlm_guard.grounding.likelihood import answer_log_probs
@@ -72,7 +72,7 @@ class ReadAnswer:
         """
         stripped = text.strip()
         given = tokenizer.encode(stripped, add_special_tokens=False) if ids is None else list(ids)
-        spelled, _ = token_spans(tokenizer, given)
+        spelled = decode(tokenizer, given).strip()
         if spelled == stripped:
             return cls.of(tokenizer, given, 0, find)
         if ids is not None:

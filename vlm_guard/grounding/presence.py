@@ -99,6 +99,11 @@ def with_article(noun: str) -> str:
     return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
 
 
+def question_about(question: str, noun: str) -> str:
+    """The question with a thing, and its article, in the place of `{noun}`."""
+    return question.replace("{noun}", with_article(noun))
+
+
 def answer_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
     """The tokens that spell Yes, and those that spell No.
 
@@ -174,7 +179,7 @@ class Questions:
 
     def ask(self, row: int, noun: str) -> Row:
         """The ids behind the beginning of a row that ask about a thing, and their places in the given prompt."""
-        return self.put(row, self.text.replace("{noun}", with_article(noun)))
+        return self.put(row, question_about(self.text, noun))
 
     def put(self, row: int, text: str) -> Row:
         """The same for a question in words."""

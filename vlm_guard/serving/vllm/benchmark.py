@@ -138,6 +138,19 @@ def rounded(values: Mapping[str, float]) -> dict[str, float]:
     return {name: round(value, 3) for name, value in values.items()}
 
 
+def circumstances(given: argparse.Namespace, engine: Mapping[str, Any]) -> dict[str, Any]:
+    """What figures from inside vLLM depend on: machine, versions, model, the engine's arguments and rounds."""
+    machine = describe_machine(torch.device("cpu"))
+    machine["versions"]["vllm"] = installed_version()
+    return {
+        "machine": machine,
+        "note": note_on_load(machine),
+        "model": given.model,
+        "engine": engine,
+        "rounds": given.rounds,
+    }
+
+
 def _peak_mib() -> int:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
@@ -170,15 +183,9 @@ def main() -> None:
     guarded_mib = _peak_mib()
     most = max(given.together)
     outside = measure(in_transformers(model, processor, size, offers), names, [most], max(1, given.rounds // 2))
-    machine = describe_machine(torch.device("cpu"))
-    machine["versions"]["vllm"] = installed_version()
     found = {
-        "machine": machine,
-        "note": note_on_load(machine),
-        "model": given.model,
-        "engine": options,
+        **circumstances(given, options),
         "new_tokens": TOKENS,
-        "rounds": given.rounds,
         "plain_tokens_per_second": {
             str(count): round(count * TOKENS / statistics.median(seconds)) for count, seconds in inside[PLAIN].items()
         },

@@ -7,13 +7,13 @@ from functools import cache, cached_property
 from typing import Any, Protocol
 
 from vlm_guard.families.profiles import Profile, find_profile
-from vlm_guard.grounding.answers import scored_mention
+from vlm_guard.grounding.answers import repair_limit, scored_mention
 from vlm_guard.grounding.grounded_answer import GroundedAnswer
 from vlm_guard.grounding.measured import ReadAnswer
 from vlm_guard.grounding.mention import Box
-from vlm_guard.grounding.presence import answer_ids, with_article
+from vlm_guard.grounding.presence import answer_ids, question_about
 from vlm_guard.grounding.repair import drop_doubtful, to_take_out
-from vlm_guard.grounding.score import repair_below_of, weights_of
+from vlm_guard.grounding.score import weights_of
 from vlm_guard.grounding.settings import Grounding, Part
 from vlm_guard.serving.vllm.declaration import SERVED_PARTS
 from vlm_guard.serving.vllm.start.chat_template import served_chat_template
@@ -157,7 +157,7 @@ class AskedMentions:
         """
         if "self_check" not in self.settings.parts:
             return [self.conversation.prompt] if self.reads_lens else []
-        asked = [self.settings.question.replace("{noun}", with_article(thing)) for thing in self.things]
+        asked = [question_about(self.settings.question, thing) for thing in self.things]
         return [self.conversation.question(text) for text in asked]
 
     def value(self, log_probs: Mapping[int, float]) -> float:
@@ -187,9 +187,7 @@ class AskedMentions:
         answer = GroundedAnswer(text=self.answer.text, mentions=mentions)
         if self.settings.repair is None:
             return answer
-        below = self.settings.repair_below
-        if below is None:
-            below = repair_below_of(self.reader.profile, self.settings.parts)
+        below = repair_limit(self.settings, self.reader.profile)
         repaired = replace(drop_doubtful(answer.text, to_take_out(mentions, below)), below=below)
         return replace(answer, repaired=repaired)
 

@@ -24,11 +24,10 @@ from vlm_guard.builtin_model import builtin, shipped_folder
 from vlm_guard.grounding.grounded_answer import GroundedAnswer
 from vlm_guard.grounding.settings import Grounding, Part
 from vlm_guard.guard import wrap
-from vlm_guard.kernels.benchmark.measure import describe_machine, note_on_load, ratio_quantiles
-from vlm_guard.serving.vllm.benchmark import ASK, SETTINGS, rounded
+from vlm_guard.kernels.benchmark.measure import ratio_quantiles
+from vlm_guard.serving.vllm.benchmark import ASK, SETTINGS, circumstances, rounded
 from vlm_guard.serving.vllm.grounding.offline import ground
 from vlm_guard.serving.vllm.start.engine import engine_options
-from vlm_guard.serving.vllm.versions import installed_version
 from vlm_guard.untrusted.picture_reader import read_picture
 from vlm_guard.whole_files import write_atomically
 
@@ -154,14 +153,8 @@ def main() -> None:
             stop = start + count * (given.rounds + 1)
             found[place][str(count)] = measure(*both, pictures[start:stop], count)
             start = stop
-    machine = describe_machine(torch.device("cpu"))
-    machine["versions"]["vllm"] = installed_version()
     found = {
-        "machine": machine,
-        "note": note_on_load(machine),
-        "model": given.model,
-        "engine": options,
-        "rounds": given.rounds,
+        **circumstances(given, options),
         **found,
         "command": shlex.join(["python", "-m", "vlm_guard.serving.vllm.grounding.benchmark", *sys.argv[1:]]),
     }

@@ -15,7 +15,7 @@ from vllm.model_executor.models.utils import extract_layer_index
 from vllm.platforms import current_platform
 from vllm.v1.attention.backend import AttentionType
 
-from vlm_guard.contrast.output_embeddings import FINAL_NORMS
+from vlm_guard.contrast.output_embeddings import named_norm
 from vlm_guard.serving.vllm.attention.step_plan import PLAN
 from vlm_guard.serving.vllm.declaration import Declaration
 from vlm_guard.serving.vllm.process import ProcessGuards
@@ -88,7 +88,7 @@ def norm_behind(model: nn.Module) -> nn.Module:
         ValueError: there is none by a known name.
     """
     owner = model.get_submodule(next(iter(decoder_layers(model))).rpartition(".")[0].rpartition(".")[0])
-    norm = next((module for name in FINAL_NORMS if isinstance(module := getattr(owner, name, None), nn.Module)), None)
+    norm = named_norm(owner)
     if norm is None:
         raise ValueError(f"{type(owner).__name__} has no norm behind its layers by a known name, which the lens needs")
     return norm
